@@ -1,0 +1,16 @@
+"""The list of commands, in the order in which a user meets them."""
+
+import typer
+
+from inat_ft.cli import compare, demo, evaluate, fetch, split, strategies, train
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the app its commands."""
+    app.command()(demo.demo)
+    app.command()(fetch.fetch)
+    app.command()(split.split)
+    app.command()(train.train)
+    app.command("eval")(evaluate.evaluate)
+    app.command()(compare.compare)
+    app.command()(strategies.strategies)

@@ -1,0 +1,65 @@
+"""The `inat-ft` command: its subcommands, and the one place where an error becomes an exit code."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from inat_ft import __version__
+from inat_ft.cli import commands, render
+from inat_ft.errors import InatFtError
+
+app = typer.Typer(
+    name="inat-ft",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+commands.add_to(app)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"inat-ft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only: no progress, no remarks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Fine-tune a pretrained image classifier, and learn which way is best and by how much.
+
+    split -> train -> sweep -> eval -> compare; `inat-ft demo` runs the whole line on embedded images.
+    """
+
+
+def run() -> None:
+    """Run the command line; `--quiet` and `--debug` may stand anywhere in it."""
+    debug = "--debug" in sys.argv or bool(os.environ.get("INAT_FT_DEBUG"))
+    render.set_quiet(bool({"--quiet", "-q"} & set(sys.argv)))
+    sys.argv[1:] = [word for word in sys.argv[1:] if word not in ("--debug", "--quiet", "-q")]
+    try:
+        app()
+    except InatFtError as error:
+        if debug:
+            raise
+        render.error(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        fault = InatFtError(
+            f"{type(error).__name__}: {error}", "this is a fault of inat-ft; `inat-ft --debug ...` shows where"
+        )
+        render.error(fault)
+        sys.exit(fault.exit_code)

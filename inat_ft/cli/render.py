@@ -1,0 +1,124 @@
+"""How things look in a terminal: the home of rich. Results go to stdout, everything else to stderr."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from inat_ft.errors import InatFtError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Tick = Callable[[int, int], None]
+"""Called with (done, total) as work goes on."""
+
+_PLAIN_EVERY_S = 10.0
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Silence progress and remarks; results and errors still show."""
+    global _quiet  # noqa: PLW0603 - one terminal, one setting
+    _quiet = quiet
+
+
+def console(stderr: bool = False) -> "Console":
+    """A rich console; without a terminal it neither colours nor folds lines at 80 columns."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else 160)
+
+
+def remark(text: str) -> None:
+    """A line for a person, on stderr."""
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """A warning, on stderr, in quiet mode too."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def result(text: str) -> None:
+    """A line of the result, on stdout."""
+    print(text, flush=True)
+
+
+def as_json(value: Any) -> None:
+    """The result for a script: JSON alone on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def error(problem: InatFtError) -> None:
+    """What was wrong and what to do next, on stderr."""
+    lines = problem.message.splitlines()
+    print(f"inat-ft: {lines[0]}", *lines[1:], sep="\n  ", file=sys.stderr)
+    for line in problem.hint.splitlines():
+        print(f"  {line}", file=sys.stderr)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> None:
+    """A table on stdout; the columns named in `right` are aligned to the right. Cells are shown as they are."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column in columns:
+        drawn.add_column(column, justify="right" if column in right else "left")
+    for row in rows:
+        drawn.add_row(*(Text(str(cell)) for cell in row))
+    console().print(drawn)
+
+
+@contextmanager
+def progress(what: str, unit: str = "images") -> Iterator[Tick]:
+    """A progress bar with rate and time left on a terminal, plain lines elsewhere, nothing when quiet."""
+    if _quiet:
+        yield lambda done, total: None
+    elif sys.stderr.isatty():
+        with _bar(what, unit) as tick:
+            yield tick
+    else:
+        yield _plain_lines(what, unit)
+
+
+@contextmanager
+def _bar(what: str, unit: str) -> Iterator[Tick]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    start = time.monotonic()
+    with Progress(*columns, console=console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None, rate="")
+
+        def tick(done: int, total: int) -> None:
+            rate = f"{done / max(time.monotonic() - start, 1e-6):,.0f} {unit}/s"
+            bar.update(task, completed=done, total=total, rate=rate)
+
+        yield tick
+
+
+def _plain_lines(what: str, unit: str) -> Tick:
+    start = last = time.monotonic()
+
+    def tick(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _PLAIN_EVERY_S or (done == total and now - start > 1):
+            last = now
+            remark(f"{what}: {done:,} of {total:,} {unit}, {done / max(now - start, 1e-6):,.0f}/s")
+
+    return tick

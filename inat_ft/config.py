@@ -1,0 +1,259 @@
+"""The configuration of a run: every key, its range, its default and what it means.
+
+Values of plugins (backbones, strategies) stand in the sections `model` and `strategy` and are validated by the plugin.
+How a file, flags and `--set` become one RunConfig is told in settings.py.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from inat_ft.errors import ConfigError, PluginError, did_you_mean
+from inat_ft.registry import BACKBONES, STRATEGIES, find, plugins
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, with no key that it does not know. A string below a field is its documentation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class OpenSection(Section):
+    """A section whose further keys belong to a plugin, which validates them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that belong to the plugin."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class DataConfig(Section):
+    """Which images, and how they are shown to the network."""
+
+    split: str | None = None
+    """The manifest that `inat-ft split` wrote. Default: the one written last under splits/."""
+    root: str | None = None
+    """Folder of the images, when they have moved since the split."""
+    image_size: Annotated[int, Field(ge=16, le=1024)] | None = None
+    """Side of the square images, in pixels. Default: what the weights were made for (224 for ResNet50)."""
+    augment: Literal["none", "flip", "standard"] = "none"
+    """none; flip (left-right at random); standard (random resized crop, flip, colour jitter). Training images only."""
+    balance: Literal["none", "weights", "sampler"] = "none"
+    """Against class imbalance: weights in the loss, or a sampler that draws every class equally often."""
+    changed: Literal["error", "ignore"] = "error"
+    """What to do when image files changed since the split."""
+
+
+class ModelConfig(OpenSection):
+    """The network; further keys are the backbone's own options (`inat-ft train --backbone NAME --show-config`)."""
+
+    backbone: str = "resnet50"
+    """resnet50, any torchvision classifier, efficientnet_lite0, cnn, or a plugin's name."""
+    weights: str | None = None
+    """imagenet, none, a torchvision weights name, or a file. Default: imagenet where the backbone has them."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Share of the features dropped before the last layer."""
+
+
+class StrategyConfig(OpenSection):
+    """What learns; further keys are the strategy's own options (`inat-ft strategies NAME`)."""
+
+    name: str = "head"
+    """head, partial, full, or a plugin's name. Default: full for a network without pretrained weights."""
+
+
+class OptimConfig(Section):
+    """How it learns."""
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 5
+    """Passes over the training images, at most."""
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Images per step."""
+    lr: Annotated[float, Field(gt=0, le=100)] = 1e-4
+    """Learning rate."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """adam, adamw, or sgd (with Nesterov momentum)."""
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Weight decay, on weights and not on biases or normalisation."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of sgd."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target spread evenly over all classes."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or a half cosine down to zero."""
+    warmup_epochs: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """Epochs over which the learning rate rises linearly from zero."""
+    accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Parts that a batch is split into, one after the other, to save memory."""
+
+
+class StopConfig(Section):
+    """When to end before the last epoch."""
+
+    patience: Annotated[int, Field(ge=0, le=10_000)] = 3
+    """Epochs without a better validation accuracy before training stops; 0 never stops."""
+    min_delta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Rise in validation accuracy that counts as better."""
+
+
+class TrackConfig(Section):
+    """Who else hears of the run."""
+
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Log the run to Weights & Biases."""
+    project: str | None = None
+    """W&B project. Default: W&B's own."""
+    entity: str | None = None
+    """W&B user or team. Default: W&B's own."""
+
+
+class ComputeConfig(Section):
+    """Where and how the arithmetic is done."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto, fp32 (exact), or bf16 (faster where the hardware has it)."""
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    """Threads that decode images; 0 is one a core."""
+    cache: Literal["auto", "none", "packed", "prefix"] = "auto"
+    """Keep decoded images (packed), the frozen layers' output (prefix), whichever pays (auto), or nothing."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time, on a GPU too (slower there; a CPU always does)."""
+
+
+class RunConfig(Section):
+    """All that decides what a run computes."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
+    """Name of the run and of its folder. Default: backbone, strategy and a number."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides the new head's start, the order of images, dropout and augmentation."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    optim: OptimConfig = OptimConfig()
+    stop: StopConfig = StopConfig()
+    track: TrackConfig = TrackConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plugin_defaults(cls, raw: Any) -> Any:
+        """Fill in what depends on the backbone: its weights, and the strategy that makes sense with them."""
+        if not isinstance(raw, Mapping):
+            return raw
+        model, chosen = _mapping(raw.get("model")), _mapping(raw.get("strategy"))
+        if model is None or chosen is None:
+            return raw  # of a wrong type, which the field itself reports
+        if model.get("weights") is None:
+            named = model.get("backbone", ModelConfig().backbone)
+            model["weights"] = "imagenet" if backbone_class(str(named)).pretrained else "none"
+        chosen.setdefault("name", "full" if model["weights"] == "none" else "head")
+        return {**raw, "model": model, "strategy": chosen}
+
+    @field_validator("model")
+    @classmethod
+    def _backbone_options(cls, section: ModelConfig) -> ModelConfig:
+        return section.model_copy(update=build_backbone(section).model_dump(mode="json", exclude={"variant"}))
+
+    @field_validator("strategy")
+    @classmethod
+    def _strategy_options(cls, section: StrategyConfig) -> StrategyConfig:
+        return section.model_copy(update=build_strategy(section).model_dump(mode="json"))
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "RunConfig":
+        if self.optim.warmup_epochs > self.optim.epochs:
+            raise ValueError(f"optim.warmup_epochs is longer than optim.epochs, {self.optim.epochs}")
+        return self
+
+
+def _mapping(section: Any) -> dict[str, Any] | None:
+    if section is None:
+        return {}
+    if isinstance(section, BaseModel):
+        return section.model_dump(exclude_unset=True)
+    return dict(section) if isinstance(section, Mapping) else None
+
+
+def _family(name: str) -> tuple[str, str | None]:
+    """A backbone's entry point and variant: `timm:resnet10t` has both, torchvision's go by their own names."""
+    family, colon, variant = name.partition(":")
+    if colon:
+        return family, variant
+    return (name, None) if name in plugins(BACKBONES) else ("torchvision", name)
+
+
+def backbone_class(name: str) -> type[Any]:
+    """The plugin class of a backbone's name. Raises ConfigError when unknown, PluginError when broken."""
+    return _section_class(BACKBONES, _family(name)[0])
+
+
+def build_backbone(section: ModelConfig) -> Any:
+    """The backbone of a model section, holding its options. Raises ConfigError or PluginError."""
+    family, variant = _family(section.backbone)
+    options = section.options if variant is None else {**section.options, "variant": variant}
+    return _build(_section_class(BACKBONES, family), options, "model", ModelConfig)
+
+
+def build_strategy(section: StrategyConfig) -> Any:
+    """The strategy of a strategy section, holding its options. Raises ConfigError or PluginError."""
+    return _build(_section_class(STRATEGIES, section.name), section.options, "strategy", StrategyConfig)
+
+
+def _section_class(group: str, name: str) -> type[Section]:
+    plugin = find(group, name)
+    loaded = plugin.load()
+    if not issubclass(loaded, Section):
+        raise PluginError(
+            f"'{name}' of package '{plugin.package}' breaks the contract: {plugin.target} is not derived from "
+            f"{'Strategy' if group == STRATEGIES else 'Backbone'}"
+        )
+    return loaded
+
+
+def _build(plugin: type[Section], options: dict[str, Any], where: str, section: type[Section]) -> Section:
+    try:
+        return plugin(**options)
+    except ValidationError as error:
+        raise explain(error, plugin, where, tuple(section.model_fields)) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str = "", also: tuple[str, ...] = ()) -> ConfigError:
+    """Pydantic's findings as one ConfigError: each with its key, its value and the nearest right one.
+
+    where: dotted key of `model` in the whole; also: further keys that are known at its top level.
+    """
+    lines = []
+    for finding in error.errors():
+        *sections, key = [str(part) for part in finding["loc"]] or [""]
+        dotted = ".".join(part for part in (where, *sections, key) if part)
+        got = finding["input"]
+        if finding["type"] == "extra_forbidden":
+            home = ".".join(part for part in (where, *sections) if part)
+            known = (*_fields(model, sections), *(also if not sections else ()))
+            near = did_you_mean(key, known) or f"; known: {', '.join(known)}"
+            lines.append(f"unknown key '{key}'{f' in {home}' if home else ''}{near}")
+        elif finding["type"] == "literal_error":
+            choices = tuple(word.strip("'") for word in re.findall(r"'[^']*'", finding["ctx"]["expected"]))
+            near = did_you_mean(str(got), choices)
+            lines.append(f"{dotted}: {got!r} is not one of {', '.join(choices)}{near}")
+        elif finding["type"] == "value_error":
+            lines.append(f"{finding['ctx']['error']}")
+        else:
+            lines.append(f"{dotted}: {finding['msg'][0].lower()}{finding['msg'][1:]} (got {got!r})")
+    return ConfigError("\n".join(lines), "every key: inat-ft train --show-config")
+
+
+def _fields(model: type[BaseModel], sections: list[str]) -> tuple[str, ...]:
+    for name in sections:
+        inner = model.model_fields[name].annotation if name in model.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return ()
+        model = inner
+    return tuple(model.model_fields)

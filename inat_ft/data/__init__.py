@@ -1,0 +1,1 @@
+"""Images: found, checked, split, decoded once and handed over in batches."""

@@ -1,0 +1,209 @@
+"""Run records: the JSON that everything after training reads, ours or of another code base."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from inat_ft.config import explain
+from inat_ft.errors import InatFtError, RecordError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    """Part of a record: frozen; unknown keys are kept, since other code bases write what they like."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, strict=False)
+
+
+class Epoch(_Part):
+    """What one pass over the training images came to. The history may come from other tools, so only `epoch` is a must."""
+
+    epoch: Annotated[int, Field(ge=1)]
+    """Counted from 1."""
+    train_loss: float | None = None
+    """Mean over the training images, in nats, while learning."""
+    train_accuracy: Share | None = None
+    """Share of training images that were right while learning."""
+    val_loss: float | None = None
+    """Mean over the validation images, in nats."""
+    val_accuracy: Share | None = None
+    """Share of validation images that are right after the epoch."""
+    lr: float | None = None
+    """Learning rate of the last step."""
+    seconds: float | None = None
+    """Wall time, validation included."""
+
+
+class Metric(_Part):
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    method: str | None = None
+    """How the interval was found: wilson, bootstrap."""
+
+
+class ClassMetrics(_Part):
+    """How well one class is recognised."""
+
+    name: str
+    num_images: int
+    precision: Metric
+    recall: Metric
+    f1: Metric
+
+
+class Evaluation(_Part):
+    """What `inat-ft eval` found on one subset."""
+
+    subset: Literal["val", "test"]
+    num_images: Annotated[int, Field(ge=1)]
+    fingerprint: str
+    """Of the images and labels of the subset: equal means the same images with the same labels."""
+    metrics: dict[str, Metric]
+    """By name: accuracy, balanced_accuracy, top3_accuracy, macro_f1, log_loss, brier, ece ..."""
+    per_class: list[ClassMetrics] = []
+    confusion: list[list[int]] = []
+    """Rows: true class; columns: predicted class; in the order of `classes`."""
+    predictions: str | None = None
+    """CSV of predictions, relative to the record."""
+    look: int | None = None
+    """Which look at the test set of this manifest it was, counted from 1."""
+
+
+class SplitInfo(_Part):
+    """The data that a run saw."""
+
+    manifest: str
+    """Path of the manifest, relative to the record."""
+    fingerprint: str
+    """Of the manifest."""
+    counts: dict[str, int]
+    """Images by subset: train, val, test."""
+    subset_fingerprints: dict[str, str] = {}
+    """Of the images and labels of each subset."""
+
+
+class Parameters(_Part):
+    """How large the network is."""
+
+    total: Annotated[int, Field(ge=0)]
+    trained: Annotated[int, Field(ge=0)]
+    """Those that learned in at least one epoch."""
+
+
+class RunRecord(_Part):
+    """One trained classifier: what it was, how it came about and what it reached.
+
+    The least that `inat-ft compare` takes from another code base is `name` and `test_accuracy`; each further key that is
+    there is used. Unknown keys are kept and ignored.
+    """
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    created: str | None = None
+    """UTC, ISO 8601."""
+    test_accuracy: Share | None = None
+    """Share of the test images that are right; null until the run has been evaluated on the test set."""
+    num_test: Annotated[int, Field(ge=1)] | None = None
+    """Images that `test_accuracy` was measured on."""
+    val_accuracy: Share | None = None
+    """Of the best epoch, which it also chose."""
+    classes: list[str] = []
+    config: dict[str, Any] = {}
+    """The resolved configuration; `inat-ft train --config` takes it back."""
+    seed: int | None = None
+    split: SplitInfo | None = None
+    history: list[Epoch] = []
+    best_epoch: Annotated[int, Field(ge=1)] | None = None
+    stopped_early: bool = False
+    parameters: Parameters | None = None
+    seconds: dict[str, float] = {}
+    """Wall time by part: data, prefix, training, validation, total."""
+    images_per_s: float | None = None
+    """Training images a second, validation and caching included."""
+    peak_memory_mib: float | None = None
+    preprocess: dict[str, Any] = {}
+    """image_size, mean, std: exactly what evaluation and prediction use."""
+    compute: dict[str, Any] = {}
+    """What was chosen: device, precision, cache, and why."""
+    environment: dict[str, Any] = {}
+    """Versions, platform, device name and git commit."""
+    weights_sha256: str | None = None
+    """Of the pretrained weights that the run started from."""
+    val: Evaluation | None = None
+    test: Evaluation | None = None
+    predictions: dict[str, str] = {}
+    """CSV of predictions by subset (path,true,predicted[,p_<class>...]), relative to the record."""
+    notes: list[str] = []
+
+
+def read_record(path: Path) -> tuple[RunRecord, Path]:
+    """The record at `path` (a run directory or a JSON file) and the file it came from. Raises RecordError."""
+    file = path / "record.json" if path.is_dir() else path
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        what = f"{path} holds no record.json: is it a run directory?" if path.is_dir() else f"no such record: {path}"
+        raise RecordError(what) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RecordError(f"cannot read {file} as JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise RecordError(f"{file} holds a {type(raw).__name__}, not a record")
+    version = raw.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise RecordError(f"{file}: schema_version {version!r} is unknown; this version reads {SCHEMA_VERSION}")
+    try:
+        return RunRecord.model_validate(raw), file
+    except ValidationError as error:
+        raise RecordError(f"{file}: {explain(error, RunRecord).message}") from None
+
+
+def write_record(record: RunRecord, file: Path) -> None:
+    """Write the record as JSON, atomically."""
+    write_text(file, record.model_dump_json(indent=2) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file atomically: a reader finds the old content or the new, never half of it."""
+    with replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A temporary path beside `file` that takes its place when the block ends well, and is gone when it does not.
+
+    Raises InatFtError when the disk is full or the folder cannot be written.
+    """
+    temporary: Path | None = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(file)
+    except OSError as error:
+        raise InatFtError(f"cannot write {file}: {error.strerror or error}", "free some space or name another folder") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,69 @@
+"""Plugins by name, through entry points: names are read without importing anything."""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from inat_ft.errors import ConfigError, PluginError, did_you_mean
+
+STRATEGIES = "inat_ft.strategies"
+BACKBONES = "inat_ft.backbones"
+TRACKERS = "inat_ft.trackers"
+
+_KIND = {STRATEGIES: "strategy", BACKBONES: "backbone", TRACKERS: "tracker"}
+_OURS = "inat-ft"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One registered name: where it comes from and what it points to, not yet imported."""
+
+    group: str
+    name: str
+    package: str
+    target: str
+    entry: EntryPoint
+
+    def load(self) -> type[Any]:
+        """Import the class. Raises PluginError naming plugin, package and cause, whatever the import raised."""
+        kind = _KIND[self.group]
+        try:
+            loaded = self.entry.load()
+        except Exception as error:  # a plugin's import may raise anything at all
+            raise PluginError(
+                f"{kind} '{self.name}' of package '{self.package}' cannot be imported from {self.target}: "
+                f"{type(error).__name__}: {error}",
+                f"repair or remove it: pip uninstall {self.package}",
+            ) from error
+        if not isinstance(loaded, type):
+            raise PluginError(f"{kind} '{self.name}' of package '{self.package}' is no class: {self.target}")
+        return loaded
+
+
+@cache
+def plugins(group: str) -> dict[str, list[Plugin]]:
+    """All plugins of a group by name, sorted; a name with several plugins is a clash that `find` reports."""
+    found: dict[str, set[Plugin]] = {}
+    for entry in entry_points(group=group):
+        package = entry.dist.name if entry.dist else "unknown package"
+        found.setdefault(entry.name, set()).add(Plugin(group, entry.name, package, entry.value, entry))
+    return {name: sorted(found[name], key=lambda plugin: (plugin.package, plugin.target)) for name in sorted(found)}
+
+
+def find(group: str, name: str) -> Plugin:
+    """The plugin of that name. Raises ConfigError when unknown, PluginError when two packages claim the name."""
+    claims = plugins(group).get(name, [])
+    ours = [plugin for plugin in claims if plugin.package == _OURS]
+    if len(claims) > 1 and len(ours) != 1:
+        packages = ", ".join(f"'{plugin.package}'" for plugin in claims)
+        raise PluginError(
+            f"the packages {packages} all bring a {_KIND[group]} '{name}'",
+            "keep one of them: pip uninstall the others",
+        )
+    if not claims:
+        known = tuple(plugins(group))
+        raise ConfigError(
+            f"unknown {_KIND[group]} '{name}'{did_you_mean(name, known)}", f"installed: {', '.join(known)}"
+        )
+    return ours[0] if ours else claims[0]

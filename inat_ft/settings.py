@@ -1,0 +1,145 @@
+"""How a YAML file, flags and `--set` become one RunConfig.
+
+Defaults < file < overrides. An override is a dotted key and a value; flags, `--set`, the local sweep and W&B's agent all
+end in the same list, so that every trial is a command line that can be pasted.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from inat_ft.config import RunConfig, explain
+from inat_ft.errors import ConfigError, UsageError, did_you_mean
+
+Override = tuple[str, Any]
+
+SHORT_KEYS = {
+    "mode": "strategy.name",
+    "unfreeze_from": "strategy.unfreeze_from",
+    "backbone": "model.backbone",
+    "weights": "model.weights",
+    "dropout": "model.dropout",
+    "split": "data.split",
+    "root": "data.root",
+    "image_size": "data.image_size",
+    "augment": "data.augment",
+    "balance": "data.balance",
+    "epochs": "optim.epochs",
+    "batch_size": "optim.batch_size",
+    "lr": "optim.lr",
+    "learning_rate": "optim.lr",
+    "optimizer": "optim.optimizer",
+    "weight_decay": "optim.weight_decay",
+    "label_smoothing": "optim.label_smoothing",
+    "schedule": "optim.schedule",
+    "warmup_epochs": "optim.warmup_epochs",
+    "patience": "stop.patience",
+    "device": "compute.device",
+    "precision": "compute.precision",
+    "workers": "compute.workers",
+    "cache": "compute.cache",
+    "deterministic": "compute.deterministic",
+    "wandb": "track.wandb",
+}
+"""The words that people type every day, and the dotted key that each stands for."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: `1e-3` is a number, and `on`, `off`, `yes`, `no` are words."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]  # PyYAML's stubs leave this one out
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, by YAML 1.2's rules for numbers and booleans. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)  # noqa: S506 - derived from SafeLoader
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UsageError naming the file when it is missing or holds something else."""
+    try:
+        loaded = parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"no such file: {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot read {path} as YAML: {str(error).splitlines()[0]}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{path} holds a {type(loaded).__name__}, not a mapping of keys to values")
+    return loaded
+
+
+def parse_override(text: str) -> Override:
+    """`optim.lr=3e-4` as a dotted key and a value. Raises ConfigError for anything not of that form."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override '{text}' is not of the form key=value", "for example: --set optim.lr=3e-4")
+    try:
+        return dotted(key.strip()), parse_yaml(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"the value of override '{text}' is not valid YAML", f"quote it: --set '{key}=\"...\"'") from None
+
+
+def dotted(key: str) -> str:
+    """The dotted key that a word stands for. Raises ConfigError naming the nearest known one."""
+    if "." in key:
+        section = key.partition(".")[0]
+        if section not in RunConfig.model_fields:
+            raise ConfigError(f"unknown section '{section}'{did_you_mean(section, tuple(RunConfig.model_fields))}")
+        return key
+    if key in SHORT_KEYS:
+        return SHORT_KEYS[key]
+    if key in ("name", "seed"):
+        return key
+    known = ("name", "seed", *SHORT_KEYS)
+    raise ConfigError(f"unknown key '{key}'{did_you_mean(key, known)}", "every key: inat-ft train --show-config")
+
+
+def load_config(file: Path | None = None, overrides: Iterable[Override] = ()) -> RunConfig:
+    """The configuration of defaults, file and overrides, in this order. Raises UsageError or PluginError."""
+    raw = read_yaml(file) if file else {}
+    for key, value in overrides:
+        _assign(raw, key, value)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise explain(error, RunConfig) from None
+
+
+def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key. Choosing another strategy or backbone drops the options of the one before."""
+    *sections, last = key.split(".")
+    if key in ("strategy.name", "model.backbone"):
+        before = raw.get(sections[0])
+        if isinstance(before, Mapping) and before.get(last) not in (None, value):
+            raw[sections[0]] = {name: before[name] for name in ("dropout",) if name in before}
+    for section in sections:
+        inner = raw.get(section)
+        if inner is not None and not isinstance(inner, dict):
+            raise ConfigError(f"{section}: expected a section of keys (got {inner!r})")
+        if inner is None:
+            raw[section] = inner = {}
+        raw = inner
+    raw[last] = value
+
+
+def dump_config(config: RunConfig) -> str:
+    """The configuration as YAML that `--config` takes back to the same RunConfig."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

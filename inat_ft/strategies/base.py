@@ -1,0 +1,39 @@
+"""The contract of a strategy. Nothing heavy is imported here, so that options can be checked before torch is loaded."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from inat_ft.config import Section
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+
+    from inat_ft.models.net import Net
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that learn together, at `lr_scale` times the run's learning rate (0 or more)."""
+
+    parameters: Iterable[Parameter]
+    lr_scale: float = 1.0
+
+
+class Strategy(Section):
+    """Says what learns in each epoch. Its fields are its options; a string below a field is the option's help.
+
+    Registered under the entry-point group `inat_ft.strategies`. The engine asks for the groups of all epochs ahead of
+    training, so `groups` must be pure: the same answer for the same network and epoch, and nothing changed by asking.
+    """
+
+    @abstractmethod
+    def groups(self, net: Net, epoch: int) -> Sequence[Group]:
+        """What learns in an epoch, counted from 0. Whatever is not returned is frozen, its BatchNorm statistics too."""
+
+    def adapt(self, net: Net) -> Net:
+        """Change the network's structure before training, once. Default: leave it as it is."""
+        return net

@@ -1,0 +1,38 @@
+"""The three classic strategies: train the head, the later stages, or everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from inat_ft.strategies.base import Group, Strategy
+
+if TYPE_CHECKING:
+    from inat_ft.models.net import Net
+
+
+class Head(Strategy):
+    """Train the new head alone; the backbone stays as pretrained (linear probing)."""
+
+    def groups(self, net: Net, epoch: int) -> Sequence[Group]:
+        """The head."""
+        return [Group(net.head.parameters())]
+
+
+class Partial(Strategy):
+    """Train the head and every stage from `unfreeze_from` on; what comes before stays as pretrained."""
+
+    unfreeze_from: str = "layer3"
+    """First stage that learns, by the backbone's own name for it."""
+
+    def groups(self, net: Net, epoch: int) -> Sequence[Group]:
+        """The head and the later stages."""
+        return [Group(module.parameters()) for module in (*net.stages_from(self.unfreeze_from), net.head)]
+
+
+class Full(Strategy):
+    """Train the whole network."""
+
+    def groups(self, net: Net, epoch: int) -> Sequence[Group]:
+        """Everything."""
+        return [Group(net.parameters())]
