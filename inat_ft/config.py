@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from inat_ft.errors import ConfigError, PluginError, did_you_mean
-from inat_ft.registry import BACKBONES, STRATEGIES, find, plugins
+from inat_ft.registry import BACKBONES, STRATEGIES, Plugin, find, plugins
 
 
 class Section(BaseModel):
@@ -42,6 +42,8 @@ class DataConfig(Section):
     """Side of the square images, in pixels. Default: what the weights were made for (224 for ResNet50)."""
     augment: Literal["none", "flip", "standard"] = "none"
     """none; flip (left-right at random); standard (random resized crop, flip, colour jitter). Training images only."""
+    views: Annotated[int, Field(ge=0, le=64)] = 0
+    """With augment=standard: how many fixed variations of each image may be cached; 0 varies anew in every epoch."""
     balance: Literal["none", "weights", "sampler"] = "none"
     """Against class imbalance: weights in the loss, or a sampler that draws every class equally often."""
     changed: Literal["error", "ignore"] = "error"
@@ -191,28 +193,28 @@ def _family(name: str) -> tuple[str, str | None]:
 
 def backbone_class(name: str) -> type[Any]:
     """The plugin class of a backbone's name. Raises ConfigError when unknown, PluginError when broken."""
-    return _section_class(BACKBONES, _family(name)[0])
+    return section_class(find(BACKBONES, _family(name)[0]))
 
 
 def build_backbone(section: ModelConfig) -> Any:
     """The backbone of a model section, holding its options. Raises ConfigError or PluginError."""
     family, variant = _family(section.backbone)
     options = section.options if variant is None else {**section.options, "variant": variant}
-    return _build(_section_class(BACKBONES, family), options, "model", ModelConfig)
+    return _build(section_class(find(BACKBONES, family)), options, "model", ModelConfig)
 
 
 def build_strategy(section: StrategyConfig) -> Any:
     """The strategy of a strategy section, holding its options. Raises ConfigError or PluginError."""
-    return _build(_section_class(STRATEGIES, section.name), section.options, "strategy", StrategyConfig)
+    return _build(section_class(find(STRATEGIES, section.name)), section.options, "strategy", StrategyConfig)
 
 
-def _section_class(group: str, name: str) -> type[Section]:
-    plugin = find(group, name)
+def section_class(plugin: Plugin) -> type[Section]:
+    """The class of a plugin. Raises PluginError when it cannot be imported or is not what its group asks for."""
     loaded = plugin.load()
     if not issubclass(loaded, Section):
         raise PluginError(
-            f"'{name}' of package '{plugin.package}' breaks the contract: {plugin.target} is not derived from "
-            f"{'Strategy' if group == STRATEGIES else 'Backbone'}"
+            f"'{plugin.name}' of package '{plugin.package}' breaks the contract: {plugin.target} is not derived from "
+            f"{'Strategy' if plugin.group == STRATEGIES else 'Backbone'}"
         )
     return loaded
 

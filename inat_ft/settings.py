@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from inat_ft.config import RunConfig, explain
+from inat_ft.config import RunConfig, build_backbone, build_strategy, explain
 from inat_ft.errors import ConfigError, UsageError, did_you_mean
 
 Override = tuple[str, Any]
@@ -143,3 +143,20 @@ def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
 def dump_config(config: RunConfig) -> str:
     """The configuration as YAML that `--config` takes back to the same RunConfig."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def describe(config: RunConfig) -> list[dict[str, str]]:
+    """Every key with its value and its help, from the fields' own docstrings; plugins' options included."""
+    plugins = {"model": build_backbone(config.model), "strategy": build_strategy(config.strategy)}
+    lines = []
+    for name, field in RunConfig.model_fields.items():
+        value = getattr(config, name)
+        if not isinstance(value, BaseModel):
+            lines.append({"key": name, "value": str(value), "help": field.description or ""})
+            continue
+        fields = dict(type(value).model_fields)
+        if name in plugins:
+            fields |= {key: info for key, info in type(plugins[name]).model_fields.items() if key != "variant"}
+        for key, info in fields.items():
+            lines.append({"key": f"{name}.{key}", "value": str(getattr(value, key)), "help": info.description or ""})
+    return lines

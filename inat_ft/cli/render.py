@@ -25,6 +25,11 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def is_quiet() -> bool:
+    """Whether only results are wanted."""
+    return _quiet
+
+
 def console(stderr: bool = False) -> "Console":
     """A rich console; without a terminal it neither colours nor folds lines at 80 columns."""
     from rich.console import Console

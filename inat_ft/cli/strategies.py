@@ -1,6 +1,6 @@
 """`inat-ft strategies`: what is installed, and each one's options."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,4 +15,54 @@ def strategies(
 
     [dim]inat-ft strategies partial[/dim]
     """
-    raise NotImplementedError
+    from inat_ft.registry import STRATEGIES, find, plugins
+
+    if name is not None:
+        shown = _one(find(STRATEGIES, name))
+        if json:
+            render.as_json(shown)
+            return
+        render.result(f"{name}: {shown['summary']}")
+        rows = [(f"strategy.{option['name']}", option["type"], option["default"], option["help"]) for option in shown["options"]]
+        render.table("", ("key", "type", "default", "meaning"), rows)
+        return
+    found = [_listed(plugin) for claims in plugins(STRATEGIES).values() for plugin in claims]
+    if json:
+        render.as_json(found)
+        return
+    rows = [(each["name"], each["package"], each["summary"] or f"broken: {each['problem']}") for each in found]
+    render.table("", ("strategy", "package", "what it does"), rows)
+
+
+def _listed(plugin: Any) -> dict[str, Any]:
+    from inat_ft.errors import PluginError
+    from inat_ft.registry import STRATEGIES, find
+
+    try:
+        chosen = find(STRATEGIES, plugin.name)
+        if chosen != plugin:
+            problem = f"the name is taken by package '{chosen.package}'"
+            return {"name": plugin.name, "package": plugin.package, "summary": "", "problem": problem}
+        return {**_one(plugin), "problem": None}
+    except PluginError as error:
+        return {"name": plugin.name, "package": plugin.package, "summary": "", "problem": error.message}
+
+
+def _one(plugin: Any) -> dict[str, Any]:
+    from inat_ft.config import section_class
+
+    loaded = section_class(plugin)
+    return {
+        "name": plugin.name,
+        "package": plugin.package,
+        "summary": (loaded.__doc__ or "").strip().splitlines()[0] if loaded.__doc__ else "",
+        "options": [
+            {
+                "name": name,
+                "type": getattr(field.annotation, "__name__", str(field.annotation)),
+                "default": None if field.is_required() else field.get_default(call_default_factory=True),
+                "help": field.description or "",
+            }
+            for name, field in loaded.model_fields.items()
+        ],
+    }

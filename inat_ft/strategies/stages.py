@@ -22,12 +22,13 @@ class Head(Strategy):
 class Partial(Strategy):
     """Train the head and every stage from `unfreeze_from` on; what comes before stays as pretrained."""
 
-    unfreeze_from: str = "layer3"
-    """First stage that learns, by the backbone's own name for it."""
+    unfreeze_from: str | None = None
+    """First stage that learns, by the backbone's own name for it. Default: the last third (layer3 of a ResNet)."""
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
         """The head and the later stages."""
-        return [Group(module.parameters()) for module in (*net.stages_from(self.unfreeze_from), net.head)]
+        first = self.unfreeze_from or net.stage_names[len(net.stage_names) * 2 // 3]
+        return [Group(module.parameters()) for module in (*net.stages_from(first), net.head)]
 
 
 class Full(Strategy):

@@ -1,0 +1,169 @@
+"""`inat-ft train`: flags become overrides, the rest is the engine's."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from inat_ft.cli import options, render
+
+if TYPE_CHECKING:
+    from inat_ft.config import RunConfig
+    from inat_ft.records import RunRecord
+    from inat_ft.training import Setup
+
+_TUNE, _DATA, _LEARN, _RUN = "What learns", "Images", "How it learns", "The run"
+
+
+def _flag(names: str, help: str, panel: str, **range_: Any) -> Any:
+    return typer.Option(*names.split(), help=help, rich_help_panel=panel, show_default=False, **range_)
+
+
+def train(  # noqa: PLR0917 - the flags that people type every day
+    mode: Annotated[str | None, _flag("--mode -m", "Strategy: head, partial, full, or a plugin. [default: head]", _TUNE)] = None,
+    unfreeze_from: Annotated[
+        str | None, _flag("--unfreeze-from", "First stage that learns with --mode partial. [default: layer3 of a ResNet]", _TUNE)
+    ] = None,
+    backbone: Annotated[
+        str | None, _flag("--backbone", "Network: resnet50, any of torchvision's, cnn, a plugin. [default: resnet50]", _TUNE)
+    ] = None,
+    weights: Annotated[
+        str | None, _flag("--weights", "imagenet, none, or a file. [default: imagenet, where there are such weights]", _TUNE)
+    ] = None,
+    dropout: Annotated[
+        float | None, _flag("--dropout", "Share of features dropped before the last layer, 0 to 1. [default: 0.3]", _TUNE)
+    ] = None,
+    split: Annotated[
+        str | None, _flag("--split", "Manifest of `inat-ft split`. [default: the newest under splits/]", _DATA)
+    ] = None,
+    image_size: Annotated[
+        int | None, _flag("--image-size", "Side of the images in pixels, 16 to 1024. [default: what the weights take; 224]", _DATA)
+    ] = None,
+    augment: Annotated[
+        str | None, _flag("--augment", "none, flip, or standard (crop, flip, colours). [default: none]", _DATA)
+    ] = None,
+    balance: Annotated[
+        str | None, _flag("--balance", "Against class imbalance: none, weights, sampler. [default: none]", _DATA)
+    ] = None,
+    epochs: Annotated[int | None, _flag("--epochs", "Passes over the images, at most; 1 or more. [default: 5]", _LEARN)] = None,
+    batch_size: Annotated[int | None, _flag("--batch-size", "Images per step, 1 or more. [default: 64]", _LEARN)] = None,
+    lr: Annotated[float | None, _flag("--lr", "Learning rate, above 0. [default: 1e-4]", _LEARN)] = None,
+    optimizer: Annotated[str | None, _flag("--optimizer", "adam, adamw or sgd. [default: adam]", _LEARN)] = None,
+    weight_decay: Annotated[float | None, _flag("--weight-decay", "0 or more. [default: 0]", _LEARN)] = None,
+    label_smoothing: Annotated[float | None, _flag("--label-smoothing", "0 to 1. [default: 0]", _LEARN)] = None,
+    schedule: Annotated[str | None, _flag("--schedule", "constant or cosine. [default: constant]", _LEARN)] = None,
+    warmup_epochs: Annotated[
+        float | None, _flag("--warmup-epochs", "Epochs of linear warm-up, 0 or more. [default: 0]", _LEARN)
+    ] = None,
+    patience: Annotated[
+        int | None, _flag("--patience", "Epochs without a better validation accuracy; 0 never stops. [default: 3]", _LEARN)
+    ] = None,
+    seed: Annotated[int | None, _flag("--seed", "Same seed, same result; 0 or more. [default: 0]", _RUN)] = None,
+    name: Annotated[str | None, _flag("--name", "Name of the run. [default: backbone, strategy, number]", _RUN)] = None,
+    device: Annotated[str | None, _flag("--device", "auto, cpu, cuda, cuda:N or mps. [default: auto]", _RUN)] = None,
+    precision: Annotated[
+        str | None, _flag("--precision", "auto, fp32 or bf16. [default: auto, bf16 where the hardware has it]", _RUN)
+    ] = None,
+    workers: Annotated[int | None, _flag("--workers", "Threads that decode; 0 is one a core. [default: 0]", _RUN)] = None,
+    cache: Annotated[str | None, _flag("--cache", "auto, none, packed or prefix. [default: auto]", _RUN)] = None,
+    wandb: Annotated[str | None, _flag("--wandb", "Log to W&B: off, offline or online. [default: off]", _RUN)] = None,
+    deterministic: Annotated[
+        bool | None, _flag("--deterministic", "The same bits each time, on a GPU too.", _RUN, is_flag=True)
+    ] = None,
+    config: Annotated[
+        Path | None, _flag("--config -c", "YAML file of settings; flags override it.", _RUN)
+    ] = None,
+    set_: Annotated[
+        list[str] | None, _flag("--set -s", "Any key: --set optim.momentum=0.8; may be repeated.", _RUN, metavar="KEY=VALUE")
+    ] = None,
+    resume: Annotated[
+        Path | None, _flag("--resume", "Go on with a run that was interrupted.", _RUN, metavar="RUN")
+    ] = None,
+    dry_run: Annotated[bool, _flag("--dry-run", "Show settings and what would learn; train nothing.", _RUN)] = False,
+    show_config: Annotated[bool, _flag("--show-config", "List every key with its meaning and value.", _RUN)] = False,
+    json: options.Json = False,
+    runs_dir: options.RunsDir = Path("runs"),
+    cache_dir: options.CacheDir = None,
+) -> None:
+    """Fine-tune a classifier and write a run: weights, record, predictions on the validation images.
+
+    [dim]inat-ft train --mode head --dropout 0.3[/dim]
+    [dim]inat-ft train --mode partial --unfreeze-from layer4 --lr 1e-4[/dim]
+    [dim]inat-ft train --backbone cnn --image-size 64 --epochs 10   (from scratch)[/dim]
+    """
+    from inat_ft.errors import UsageError
+    from inat_ft.settings import SHORT_KEYS, load_config, parse_override
+
+    flags = {key: value for key, value in locals().items() if key in (*SHORT_KEYS, "seed", "name") and value is not None}
+    overrides = [(SHORT_KEYS.get(key, key), value) for key, value in flags.items()]
+    overrides += [parse_override(text) for text in set_ or ()]
+    if resume is not None:
+        if overrides or config:
+            raise UsageError("--resume takes its settings from the run", f"run: inat-ft train --resume {resume}")
+        config = resume / "config.yaml"
+        if not config.is_file():
+            raise UsageError(f"{resume} is no run that could go on: it has no config.yaml")
+    resolved = load_config(config, overrides)
+    if show_config:
+        _show_config(resolved, json)
+    elif dry_run:
+        _dry_run(resolved, json)
+    else:
+        _train(resolved, resume, runs_dir, cache_dir, json)
+
+
+def _train(config: "RunConfig", resume: Path | None, runs_dir: Path, cache_dir: Path | None, json: bool) -> None:
+    from inat_ft.cli.listening import listener
+    from inat_ft.data.places import cache_folder
+    from inat_ft.training import Places, train
+
+    record, directory = train(config, Places(runs_dir, cache_folder(cache_dir)), listener(config), resume)
+    if json:
+        render.as_json({**record.model_dump(mode="json"), "directory": directory.as_posix()})
+    else:
+        _show_run(record, directory)
+
+
+def _show_run(record: "RunRecord", directory: Path) -> None:
+    accuracy = record.val_accuracy or 0.0
+    epochs = f"epoch {record.best_epoch} of {len(record.history)}"
+    early = ", stopped early" if record.stopped_early else ""
+    render.result(f"best: {epochs}{early}, validation accuracy {accuracy:.4f} in {record.seconds['total']:.1f} s")
+    render.result(f"run:  {directory}")
+    render.remark(f"next: inat-ft eval {directory}")
+
+
+def _dry_run(config: "RunConfig", json: bool) -> None:
+    from inat_ft.engine.table import stage_table
+    from inat_ft.settings import dump_config
+    from inat_ft.training import prepare
+
+    setup = prepare(config)
+    rows = stage_table(setup.plan, setup.config.optim.lr)
+    if json:
+        render.as_json({"config": setup.config.model_dump(mode="json"), "stages": rows})
+        return
+    render.result(dump_config(setup.config).rstrip())
+    _show_stages(setup, rows)
+
+
+def _show_stages(setup: "Setup", rows: list[dict[str, Any]]) -> None:
+    by_epochs: dict[str, list[list[object]]] = {}
+    for row in rows:
+        by_epochs.setdefault(row["epochs"], []).append(
+            [row["stage"], f"{row['parameters']:,}", f"{row['trained']:,}", row["state"], row["lr"], row["batch_norm"]]
+        )
+    columns = ("stage", "parameters", "trained", "state", "learning rate", "BatchNorm")
+    for epochs, cells in by_epochs.items():
+        title = f"{setup.config.model.backbone}, {setup.config.strategy.name}, epochs {epochs}"
+        render.table(title, columns, cells, right=("parameters", "trained", "learning rate"))
+
+
+def _show_config(config: "RunConfig", json: bool) -> None:
+    from inat_ft.settings import describe
+
+    keys = describe(config)
+    if json:
+        render.as_json(keys)
+    else:
+        render.table("", ("key", "value", "meaning"), [(key["key"], key["value"], key["help"]) for key in keys])

@@ -1,0 +1,63 @@
+"""Random variation of training images, a whole batch at a time, on the device.
+
+What happens to an image in an epoch is drawn beforehand from seed, epoch and the image's number, so it does not depend on
+batches, threads or devices. torchvision's transforms draw once for a whole batch; here each image gets its own.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_DRAWS = 8
+_AREA = (0.35, 1.0)
+_LOG_RATIO = math.log(4 / 3)
+_JITTER = 0.3
+_GREY = (0.299, 0.587, 0.114)
+
+
+def draw(num_images: int, generator: torch.Generator) -> Tensor:
+    """Numbers in 0..1 that decide an epoch's variations, `[N, 8]` float32 on the CPU."""
+    return torch.rand(num_images, _DRAWS, generator=generator)
+
+
+def flip(images: Tensor, draws: Tensor) -> Tensor:
+    """Mirror half of the images left to right. images: `[B, H, W, 3]` of any type; draws: `[B, 8]`, same device."""
+    return torch.where((draws[:, 0] < 0.5)[:, None, None, None], images.flip(2), images)
+
+
+def standard(images: Tensor, draws: Tensor) -> Tensor:
+    """Random resized crop (35-100 % of the area, ratio 3:4 to 4:3), mirroring and colour jitter (30 %).
+
+    images: uint8 `[B, H, W, 3]`; returns float32 `[B, H, W, 3]` in 0..255. Crops are enlarged bilinearly, so that nothing
+    needs smoothing first. The recipe is torchvision's for training, with a gentler smallest area.
+    """
+    pixels = images.permute(0, 3, 1, 2).to(torch.float32)
+    pixels = F.grid_sample(pixels, _grid(pixels, draws), mode="bilinear", padding_mode="reflection", align_corners=False)
+    return _jitter(pixels, draws).permute(0, 2, 3, 1)
+
+
+def _grid(pixels: Tensor, draws: Tensor) -> Tensor:
+    mirror = torch.where(draws[:, 0] < 0.5, -1.0, 1.0)
+    area = _AREA[0] + (_AREA[1] - _AREA[0]) * draws[:, 1]
+    stretch = torch.exp(_LOG_RATIO * (draws[:, 2] - 0.5))  # square root of the ratio
+    width, height = ((area.sqrt() * factor).clamp(max=1.0) for factor in (stretch, 1 / stretch))
+    theta = torch.zeros(len(pixels), 2, 3, device=pixels.device)
+    theta[:, 0, 0], theta[:, 1, 1] = mirror * width, height
+    theta[:, 0, 2] = (2 * draws[:, 3] - 1) * (1 - width)
+    theta[:, 1, 2] = (2 * draws[:, 4] - 1) * (1 - height)
+    return F.affine_grid(theta, list(pixels.shape), align_corners=False)
+
+
+def _jitter(pixels: Tensor, draws: Tensor) -> Tensor:
+    """Brightness, contrast and saturation, each times 0.7 to 1.3."""
+    brightness, contrast, saturation = (1 + _JITTER * (2 * draws[:, 5:8] - 1)).T[:, :, None, None, None]
+    weights = torch.tensor(_GREY, device=pixels.device)[:, None, None]
+    pixels = (pixels * brightness).clamp(0, 255)
+    mean = (pixels * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    pixels = torch.lerp(mean, pixels, contrast).clamp(0, 255)
+    grey = (pixels * weights).sum(1, keepdim=True)
+    return torch.lerp(grey, pixels, saturation).clamp(0, 255)

@@ -1,0 +1,151 @@
+"""From rows of images or activations to batches on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inat_ft.data import augment
+from inat_ft.data.images import load_image
+
+_AHEAD = 2
+
+
+class Source(Protocol):
+    """Rows that can be asked for by number, in any order."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """The rows of these numbers (`[B]` int64, on the CPU), stacked."""
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files, decoded and resized when asked for: uint8 `[B, H, W, 3]`, RGB."""
+
+    paths: Sequence[Path]
+    size: int
+    pool: ThreadPoolExecutor
+    """Decodes side by side; decoders release Python's lock."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Decode these images. Raises DataError naming the first that cannot be."""
+        decoded = list(self.pool.map(lambda number: load_image(self.paths[number], self.size), numbers.tolist()))
+        return torch.from_numpy(np.stack(decoded))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Rows of a memory-mapped store; `positions` `[N]` says where each row of ours stands in it."""
+
+    mapped: np.ndarray
+    positions: np.ndarray
+    as_bfloat16: bool = False
+    """The store holds the bits of bfloat16, which numpy does not have, as uint16."""
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Copy these rows into memory."""
+        rows = torch.from_numpy(np.ascontiguousarray(self.mapped[self.positions[numbers.numpy()]]))
+        return rows.view(torch.bfloat16) if self.as_bfloat16 else rows
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Rows that stay on the device."""
+
+    data: Tensor
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Gather these rows on the device."""
+        return self.data[numbers.to(self.data.device, non_blocking=True)]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Labelled rows, handed over in batches on the device.
+
+    labels: int64 `[N]`, on the device. prepare(rows, numbers): from rows as stored, with their numbers, to what stage
+    number `start` takes; both on the device.
+    """
+
+    source: Source
+    labels: Tensor
+    batch_size: int
+    prepare: Callable[[Tensor, Tensor], Tensor]
+    start: int = 0
+
+    @property
+    def num_images(self) -> int:
+        """How many rows there are."""
+        return len(self.source)
+
+    def __call__(self, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of (input, labels) in an order `[M]` int64 on the CPU; None means each row once, as they stand.
+
+        The rows of the next batches are fetched by a thread while the caller computes.
+        """
+        order = torch.arange(self.num_images) if order is None else order
+        device = self.labels.device
+        for rows, numbers in _ahead(self.source, order.split(self.batch_size), pin=device.type == "cuda"):
+            numbers = numbers.to(device, non_blocking=True)
+            yield self.prepare(rows.to(device, non_blocking=True), numbers), self.labels[numbers]
+
+
+def _ahead(source: Source, orders: Sequence[Tensor], pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    if isinstance(source, Resident):
+        for numbers in orders:
+            yield source.rows(numbers), numbers
+        return
+
+    def fetch(numbers: Tensor) -> tuple[Tensor, Tensor]:
+        rows = source.rows(numbers)
+        return (rows.pin_memory(), numbers.pin_memory()) if pin else (rows, numbers)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+        waiting: list[Future[tuple[Tensor, Tensor]]] = []
+        try:
+            for numbers in orders:
+                waiting.append(thread.submit(fetch, numbers))
+                if len(waiting) > _AHEAD:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for left in waiting:
+                left.cancel()
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """From uint8 images `[B, H, W, 3]` to the network's input `[B, 3, H, W]` float32, channels last in memory."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    augment: str = "none"
+    draws: Tensor | None = None
+    """What augmentation does to each image of the source, `[N, 8]` on the device (augment.draw)."""
+
+    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
+        """Vary the images if asked to, then (x / 255 - mean) / std, channel by channel."""
+        if self.draws is not None:
+            images = getattr(augment, self.augment)(images, self.draws[numbers])
+        mean = torch.tensor(self.mean, device=images.device)
+        std = torch.tensor(self.std, device=images.device)
+        return ((images.to(torch.float32) / 255 - mean) / std).permute(0, 3, 1, 2)

@@ -1,0 +1,68 @@
+"""A training on disk: what is needed to go on from the last epoch. Holds tensors and plain values, never code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from inat_ft.config import OptimConfig
+from inat_ft.engine.fit import Training, restore
+from inat_ft.engine.optimizer import make_optimizer
+from inat_ft.engine.plan import Plan
+from inat_ft.errors import InatFtError
+from inat_ft.models.net import Net
+from inat_ft.records import Epoch, replacing
+
+_VERSION = 1
+
+
+def save_training(file: Path, training: Training, net: Net, plan: Plan, identity: str) -> None:
+    """Write the training atomically. identity: of everything that the run's numbers depend on."""
+    if training.optimizer is None:
+        raise ValueError("a training without an epoch has nothing to save")
+    state = net.state_dict()
+    content = {
+        "version": _VERSION,
+        "identity": identity,
+        "epoch": training.epoch,
+        "weights": {name: state[name] for name in plan.changing_state()},
+        "optimizer": training.optimizer.state_dict(),
+        "history": [epoch.model_dump() for epoch in training.history],
+        "stop": {"best": training.stop.best, "waited": training.stop.waited},
+        "best": training.best,
+        "best_epoch": training.best_epoch,
+        "best_logits": training.best_logits,
+        "stopped": training.stopped,
+    }
+    with replacing(file) as temporary:
+        torch.save(content, temporary)
+
+
+def load_training(file: Path, training: Training, net: Net, plan: Plan, config: OptimConfig, identity: str) -> None:
+    """Bring network and training to where the file says they were. Nothing happens when there is no such file.
+
+    Raises InatFtError when the file is damaged or belongs to a run with other settings, data or weights.
+    """
+    if not file.exists():
+        return
+    try:
+        content = torch.load(file, map_location=next(net.parameters()).device, weights_only=True)
+        known = content["identity"]
+    except Exception as error:  # unpicklers raise what they like on a damaged file
+        raise InatFtError(f"cannot read the checkpoint {file}: {error}", "start again under another --name") from error
+    if content["version"] != _VERSION or known != identity:
+        raise InatFtError(
+            f"{file} was made with other settings, images or weights than the run has now",
+            "start again under another --name",
+        )
+    restore(net, content["weights"])
+    training.epoch = content["epoch"]
+    learning = plan.epochs[training.epoch - 1]
+    net.learn(learning.parameters)
+    training.optimizer = make_optimizer(learning, config)
+    training.optimizer.load_state_dict(content["optimizer"])
+    training.history = [Epoch.model_validate(epoch) for epoch in content["history"]]
+    training.stop.best, training.stop.waited = content["stop"]["best"], content["stop"]["waited"]
+    training.best, training.best_epoch = content["best"], content["best_epoch"]
+    training.best_logits, training.stopped = content["best_logits"].cpu(), content["stopped"]

@@ -1,0 +1,189 @@
+"""What the engine is fed with: images, or what a frozen prefix made of them, whichever costs less."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inat_ft.data import augment
+from inat_ft.data.batches import Batches, ImageInput, Source
+from inat_ft.data.pixels import Pixels
+from inat_ft.engine.fit import epoch_generator
+from inat_ft.engine.plan import Plan
+from inat_ft.engine.prefix import PLAIN, Estimate, PrefixCache, View, as_activation
+from inat_ft.models.base import Preprocess
+
+Tick = Callable[[int, int], None]
+TickFor = Callable[[str], AbstractContextManager[Tick]]
+
+
+def no_progress(what: str) -> AbstractContextManager[Tick]:
+    """Reports to nobody."""
+    return nullcontext(lambda done, total: None)
+
+
+FLIPPED = View("flipped", "flip", lambda hashes: torch.zeros(len(hashes), 8))
+
+
+def fixed_view(number: int) -> View:
+    """One fixed variation of each image, which the image's content decides."""
+
+    def draws(hashes: Sequence[str]) -> Tensor:
+        digests = (hashlib.sha256(f"{name} {number}".encode()).digest() for name in hashes)
+        words = np.stack([np.frombuffer(digest, "<u4") for digest in digests])
+        return torch.from_numpy((words / 2**32).astype(np.float32))
+
+    return View(f"standard {number}", "standard", draws)
+
+
+@dataclass
+class _Views:
+    """For each image one of several sources of equal rows."""
+
+    sources: Sequence[Source]
+    choice: Tensor
+    """`[N]` int64, on the CPU."""
+
+    def __len__(self) -> int:
+        return len(self.choice)
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        rows = self.sources[0].rows(numbers).clone()
+        for number, source in enumerate(self.sources[1:], 1):
+            chosen = self.choice[numbers] == number
+            if chosen.any():
+                rows[chosen.to(rows.device)] = source.rows(numbers[chosen])
+        return rows
+
+
+@dataclass
+class Feed:
+    """Batches for each epoch of a plan.
+
+    mode: the configured cache (auto, none, packed, prefix). views: how many fixed variations of an image may be cached
+    with the augmentation `standard`; 0 never caches then. class_weights: draw images by them instead of each once.
+    """
+
+    plan: Plan
+    train_pixels: Pixels
+    val_pixels: Pixels
+    preprocess: Preprocess
+    prefix_cache: PrefixCache
+    batch_size: int
+    seed: int
+    augment: str = "none"
+    mode: str = "auto"
+    views: int = 0
+    image_weights: Tensor | None = None
+    progress: TickFor = no_progress
+    say: Callable[[str], None] = lambda line: None
+    decisions: list[str] = field(default_factory=list)
+    _entered: dict[tuple[int, str], list[Source]] = field(default_factory=dict)
+    _decided: dict[int, Estimate | None] = field(default_factory=dict)
+    _images: dict[str, Source] = field(default_factory=dict)
+
+    def train(self, prefix: int, epoch: int) -> Batches:
+        """Training batches of an epoch."""
+        draws = None
+        if self.augment != "none":
+            draws = augment.draw(len(self.train_pixels), epoch_generator(self.seed, epoch, "augment"))
+        estimate = self._decide(prefix, epoch)
+        if estimate is None:
+            device_draws = None if draws is None else draws.to(self.train_pixels.labels.device)
+            return self._from_images(self.train_pixels, "train", device_draws)
+        sources = self._enter(prefix, estimate, self.train_pixels, "train", self._cached_views())
+        source = sources[0]
+        if draws is not None:
+            source = _Views(sources, (draws[:, 0] < 0.5).long() if self.augment == "flip" else (draws[:, 0] * self.views).long())
+        return Batches(source, self.train_pixels.labels, self.batch_size, as_activation, prefix)
+
+    def val(self, prefix: int, epoch: int) -> Batches:
+        """Validation batches, never varied."""
+        estimate = self._decide(prefix, epoch)
+        if estimate is None:
+            return self._from_images(self.val_pixels, "val", None)
+        (source,) = self._enter(prefix, estimate, self.val_pixels, "val", [PLAIN])
+        return Batches(source, self.val_pixels.labels, self.batch_size, as_activation, prefix)
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Each training image once in random order, or as many drawn by their weights."""
+        if self.image_weights is not None:
+            return torch.multinomial(self.image_weights, len(self.train_pixels), True, generator=generator)
+        return torch.randperm(len(self.train_pixels), generator=generator)
+
+    def _cached_views(self) -> list[View]:
+        if self.augment == "none":
+            return [PLAIN]
+        return [PLAIN, FLIPPED] if self.augment == "flip" else [fixed_view(number) for number in range(self.views)]
+
+    def _decide(self, prefix: int, epoch: int) -> Estimate | None:
+        """Whether the output of this prefix is cached; decided when it is first met, and said in one line."""
+        if prefix not in self._decided:
+            self._decided[prefix] = self._decision(prefix, epoch)
+        return self._decided[prefix]
+
+    def _decision(self, prefix: int, epoch: int) -> Estimate | None:
+        names = self.plan.net.stage_names
+        views = len(self._cached_views())
+        if prefix == 0 or self.mode in ("none", "packed") or views == 0:
+            why = "nothing is frozen" if prefix == 0 else "the augmentation is random" if views == 0 else f"--cache {self.mode}"
+            self._say(f"prefix cache: off, since {why}" if self.mode != "none" else "cache: none")
+            return None
+        repeats = self.plan.repeats(epoch)
+        counts = len(self.train_pixels), len(self.val_pixels)
+        estimate = self.prefix_cache.estimate(prefix, *counts, repeats, views)
+        what = names[0] if prefix == 1 else f"{names[0]}..{names[prefix - 1]}"
+        saves = f"{estimate.bytes / 2**20:,.0f} MiB, saves {max(estimate.saved, 0):.0%} of the arithmetic of {repeats} epochs"
+        keeps_head_only = prefix == len(names)  # features are small, and every other run on these weights shares them
+        used = self.mode == "prefix" or estimate.pays or (keeps_head_only and estimate.bytes <= estimate.free / 2)
+        self._say(f"prefix cache: {'on' if used else 'off'} for {what} ({saves})")
+        return estimate if used else None
+
+    def _enter(
+        self, prefix: int, estimate: Estimate, pixels: Pixels, subset: str, views: Sequence[View]
+    ) -> list[Source]:
+        if (prefix, subset) not in self._entered:
+            front = self.prefix_cache.front(prefix, self._sample)
+            if front.error or "since" in front.form:
+                self._say(f"prefix: computed in {front.form}" + (f", relative error {front.error:.2%}" if front.error else ""))
+            sources = []
+            for view in views:
+                name = f"frozen layers, {subset}" + ("" if view == PLAIN else f", {view.name}")
+                with self.progress(name) as tick:
+                    sources.append(self.prefix_cache.rows(front, prefix, estimate.row_shape, pixels, view, tick))
+            self._entered[prefix, subset] = sources
+        return self._entered[prefix, subset]
+
+    def _sample(self) -> Tensor:
+        """Up to 64 training images as the network takes them."""
+        numbers = torch.linspace(0, len(self.train_pixels) - 1, min(64, len(self.train_pixels))).long()
+        prepare = ImageInput(self.preprocess.mean, self.preprocess.std)
+        return prepare(self.train_pixels.files().rows(numbers).to(self.train_pixels.labels.device), numbers)
+
+    def _from_images(self, pixels: Pixels, subset: str, draws: Tensor | None) -> Batches:
+        prepare = ImageInput(self.preprocess.mean, self.preprocess.std, self.augment, draws)
+        return Batches(self._pixels_of(pixels, subset), pixels.labels, self.batch_size, prepare)
+
+    def _pixels_of(self, pixels: Pixels, subset: str) -> Source:
+        """Images from the packed cache, unless they are needed once only or it is switched off."""
+        if subset not in self._images:
+            if self.mode == "none" or (len(self.plan.epochs) == 1 and self.mode == "auto" and not pixels.is_packed()):
+                self._images[subset] = pixels.files()
+            else:
+                size = len(pixels.store.missing(pixels.hashes)) * pixels.store.row_bytes
+                if size:
+                    self._say(f"packed cache: {size / 2**20:,.0f} MiB to write for {subset}")
+                with self.progress(f"decoding, {subset}") as tick:
+                    self._images[subset] = pixels.packed(tick)
+        return self._images[subset]
+
+    def _say(self, line: str) -> None:
+        if line not in self.decisions:
+            self.decisions.append(line)
+            self.say(line)

@@ -1,0 +1,110 @@
+"""What learns when: a strategy asked ahead for all epochs, and everything the engine derives from its answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+
+from inat_ft.errors import InatFtError, PluginError
+from inat_ft.models.net import Net
+from inat_ft.strategies.base import Group, Strategy
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What learns in one epoch: parameters and, for each, its multiple of the learning rate."""
+
+    scales: tuple[tuple[nn.Parameter, float], ...]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that learn."""
+        return [parameter for parameter, _ in self.scales]
+
+    def same_as(self, other: Learning) -> bool:
+        """Whether the same parameters learn at the same rates."""
+        return self._ids() == other._ids()
+
+    def _ids(self) -> dict[int, float]:
+        return {id(parameter): scale for parameter, scale in self.scales}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The strategy's answers for all epochs."""
+
+    net: Net
+    epochs: tuple[Learning, ...]
+
+    @cached_property
+    def learned(self) -> frozenset[int]:
+        """Ids of the parameters that learn in at least one epoch."""
+        return frozenset(id(parameter) for epoch in self.epochs for parameter in epoch.parameters)
+
+    @cached_property
+    def num_learned(self) -> int:
+        """How many numbers learn in at least one epoch."""
+        return sum(parameter.numel() for parameter in self.net.parameters() if id(parameter) in self.learned)
+
+    def frozen_prefix(self, epoch: int) -> int:
+        """Number of leading stages in which nothing learns in this epoch."""
+        learning = {id(parameter) for parameter in self.epochs[epoch].parameters}
+        for number, stage in enumerate(self.net.stages.values()):
+            if any(id(parameter) in learning for parameter in stage.parameters()):
+                return number
+        return len(self.net.stages)
+
+    def repeats(self, epoch: int) -> int:
+        """For how many epochs from this one on at least as long a prefix stays frozen, this one included."""
+        prefix, last = self.frozen_prefix(epoch), epoch
+        while last < len(self.epochs) and self.frozen_prefix(last) >= prefix:
+            last += 1
+        return last - epoch
+
+    def changes(self, epoch: int) -> bool:
+        """Whether something else learns in this epoch than in the one before."""
+        return epoch > 0 and not self.epochs[epoch].same_as(self.epochs[epoch - 1])
+
+    def changing_state(self) -> list[str]:
+        """Names, in the network's own state, of every tensor that training may change."""
+        names = {name for name, parameter in self.net.named_parameters() if id(parameter) in self.learned}
+        for path, module in self.net.named_modules():
+            if any(id(parameter) in self.learned for parameter in module.parameters(recurse=False)):
+                names |= {f"{path}.{name}" for name, _ in module.named_buffers(recurse=False)}
+        return [name for name in self.net.state_dict() if name in names]
+
+
+def make_plan(strategy: Strategy, net: Net, epochs: int) -> Plan:
+    """Ask the strategy for all epochs. Raises PluginError naming it when it breaks the contract."""
+    return Plan(net, tuple(_learning(strategy, net, epoch) for epoch in range(epochs)))
+
+
+def _learning(strategy: Strategy, net: Net, epoch: int) -> Learning:
+    name = f"strategy {type(strategy).__name__} of {type(strategy).__module__}"
+    try:
+        groups = strategy.groups(net, epoch)
+    except InatFtError:
+        raise
+    except Exception as error:  # a plugin may raise anything at all
+        raise PluginError(f"{name} failed in groups(epoch={epoch}): {type(error).__name__}: {error}") from error
+    if not isinstance(groups, Sequence) or not all(isinstance(group, Group) for group in groups):
+        raise PluginError(f"{name} breaks the contract: groups() must return a list of Group, not {groups!r}")
+    known = {id(parameter) for parameter in net.parameters()}
+    scales: dict[int, tuple[nn.Parameter, float]] = {}
+    for group in groups:
+        if not (math.isfinite(group.lr_scale) and group.lr_scale >= 0):
+            raise PluginError(f"{name} breaks the contract: lr_scale must be 0 or more, not {group.lr_scale}")
+        for parameter in group.parameters:
+            if id(parameter) not in known:
+                raise PluginError(f"{name} breaks the contract: it returned a parameter that is not the network's")
+            if id(parameter) in scales:
+                raise PluginError(f"{name} breaks the contract: it returned a parameter in two groups")
+            scales[id(parameter)] = (parameter, group.lr_scale)
+    if not scales:
+        raise PluginError(f"{name} lets nothing learn in epoch {epoch + 1}")
+    order = {id(parameter): place for place, parameter in enumerate(net.parameters())}
+    return Learning(tuple(sorted(scales.values(), key=lambda pair: order[id(pair[0])])))

@@ -1,0 +1,161 @@
+"""The frozen prefix: computed once per image, kept on disk, shared by all runs that start from the same weights.
+
+Whether it pays is estimated from what a step costs with and without it, what the rows take on the disk, and how many
+epochs will read them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from inat_ft.data.batches import Batches, ImageInput, Resident, Source, Stored
+from inat_ft.data.pixels import Pixels, pixels_key
+from inat_ft.data.store import Store, open_store
+from inat_ft.engine.device import Compute
+from inat_ft.engine.front import Front, exact_front, fast_front
+from inat_ft.models.base import Preprocess
+from inat_ft.models.net import Net
+from inat_ft.models.weights import fingerprint
+
+_CHECKED_IMAGES = 64
+_DISK_SHARE = 0.5
+_WORTH = 0.2
+_BATCH = {"cpu": 32, "cuda": 256, "mps": 64}
+_RESIDENT_BYTES = {"cpu": 2**29, "cuda": 16 * 2**30, "mps": 2**30}
+
+
+@dataclass(frozen=True)
+class View:
+    """One fixed way to show an image: its name in cache keys, and how it is drawn (augment.py)."""
+
+    name: str
+    augment: str = "none"
+    draws: Callable[[Sequence[str]], Tensor] | None = None
+    """Gives the draws `[N, 8]` for images of these hashes."""
+
+
+PLAIN = View("plain")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What keeping a prefix's output would take and save."""
+
+    row_shape: tuple[int, ...]
+    bytes: int
+    saved: float
+    """Share of all arithmetic that is saved, in 0..1."""
+    free: int
+    """Bytes free on the cache's disk."""
+
+    @property
+    def pays(self) -> bool:
+        """Whether it saves enough and leaves the disk enough room."""
+        return self.saved >= _WORTH and self.bytes <= _DISK_SHARE * self.free
+
+
+@dataclass
+class PrefixCache:
+    """Outputs of a network's first stages, by image."""
+
+    net: Net
+    preprocess: Preprocess
+    compute: Compute
+    folder: Path
+    forced_bf16: bool = False
+
+    def estimate(self, prefix: int, num_train: int, num_val: int, epochs: int, views: int) -> Estimate:
+        """Count the arithmetic of one image through the stages; a step forward and back costs three times a forward."""
+        image = torch.zeros(1, 3, self.preprocess.image_size, self.preprocess.image_size, device=self.compute.device)
+        self.net.eval()
+        with torch.no_grad():
+            with FlopCounterMode(display=False) as counter:
+                middle = self.net.run(image, 0, prefix)
+            before = counter.get_total_flops()
+            with FlopCounterMode(display=False) as counter:
+                self.net.run(middle, prefix, len(self.net.stages))
+            after = counter.get_total_flops()
+        without = epochs * (num_train * (before + 3 * after) + num_val * (before + after))
+        once = before * (views * num_train + num_val)
+        shape = _row(middle).shape[1:]
+        itemsize = 2 if self.compute.precision == "bf16" else 4
+        size = int(np.prod(shape)) * itemsize * (views * num_train + num_val)
+        saved = 1 - (once + epochs * after * (3 * num_train + num_val)) / without
+        existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
+        return Estimate(tuple(shape), size, saved, shutil.disk_usage(existing).free)
+
+    def front(self, prefix: int, sample: Callable[[], Tensor]) -> Front:
+        """The first stages in the form in which they are computed."""
+        if self.compute.precision == "fp32":
+            return exact_front(self.net, prefix)
+        return fast_front(self.net, prefix, sample(), forced=self.forced_bf16)
+
+    def rows(
+        self, front: Front, prefix: int, shape: tuple[int, ...], pixels: Pixels, view: View, tick: Callable[[int, int], None]
+    ) -> Source:
+        """The prefix's output for the images, computed where it is not there yet."""
+        stages = list(self.net.stages.items())[:prefix]
+        state = {f"{name} {key}": tensor for name, stage in stages for key, tensor in stage.state_dict().items()}
+        key = {
+            **pixels_key(pixels.size),
+            "weights": fingerprint(state),
+            "stages": [name for name, _ in stages],
+            "mean": self.preprocess.mean,
+            "std": self.preprocess.std,
+            "form": front.form if front.dtype == torch.bfloat16 else "fp32",
+            "device": self.compute.device.type,
+            "torch": torch.__version__.split("+")[0],
+            "view": view.name,
+        }
+        is_bf16 = front.dtype == torch.bfloat16
+        store = open_store(self.folder, "prefix", key, shape, "u2" if is_bf16 else "f4")
+        store.ensure(pixels.hashes, lambda missing: self._compute(front, pixels, view, missing), tick)
+        return self._resident(Stored(*store.read(pixels.hashes), as_bfloat16=is_bf16), store, len(pixels))
+
+    def _compute(self, front: Front, pixels: Pixels, view: View, missing: Sequence[int]) -> Iterator[NDArray[Any]]:
+        """The front applied to some images, in blocks; decoding goes on meanwhile."""
+        draws = view.draws(pixels.hashes).to(self.compute.device) if view.draws else None
+        prepare = ImageInput(self.preprocess.mean, self.preprocess.std, view.augment, draws)
+        source: Source = Stored(*pixels.store.read(pixels.hashes)) if pixels.is_packed() else pixels.files()
+        size = _BATCH[self.compute.device.type]
+        at = 0
+        while at < len(missing):
+            try:
+                batches = Batches(source, pixels.labels, size, prepare)
+                for inputs, _ in batches(torch.tensor(missing[at:])):
+                    with torch.inference_mode():
+                        made = _row(front.module(inputs.to(front.dtype))).contiguous().cpu()
+                    at += len(made)
+                    yield made.view(torch.uint16).numpy() if made.dtype == torch.bfloat16 else made.float().numpy()
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size //= 2
+                torch.cuda.empty_cache()
+
+    def _resident(self, stored: Stored, store: Store, count: int) -> Source:
+        """Small rows stay in the device's memory; large ones are read as they are needed."""
+        if count * store.row_bytes > _RESIDENT_BYTES[self.compute.device.type]:
+            return stored
+        return Resident(stored.rows(torch.arange(count)).to(self.compute.device))
+
+
+def _row(activation: Tensor) -> Tensor:
+    """Activations as rows are kept: `[B, H, W, C]` for images, since the network keeps channels last; others as is."""
+    return activation.permute(0, 2, 3, 1) if activation.ndim == 4 else activation
+
+
+def as_activation(rows: Tensor, numbers: Tensor) -> Tensor:
+    """Rows back to what the next stage takes, float32."""
+    rows = rows.float()
+    return rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows

