@@ -78,6 +78,8 @@ class Evaluation(_Part):
     """CSV of predictions, relative to the record."""
     look: int | None = None
     """Which look at the test set of this manifest it was, counted from 1."""
+    tta: str = "none"
+    """Averaged with: none, or flip (the mirrored image)."""
 
 
 class SplitInfo(_Part):

@@ -21,7 +21,8 @@ from inat_ft.data.changes import require_unchanged
 from inat_ft.data.manifest import Manifest, find_manifest, read_manifest
 from inat_ft.data.pixels import Pixels
 from inat_ft.engine.checkpoint import load_training, save_training
-from inat_ft.engine.device import Compute, choose_compute, num_cores
+from inat_ft.data.threads import num_cores
+from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.feed import Feed, TickFor, no_progress
 from inat_ft.engine.fit import OnStep, Training, fit
 from inat_ft.engine.plan import Plan, make_plan
@@ -29,7 +30,7 @@ from inat_ft.engine.prefix import PrefixCache
 from inat_ft.engine.stopping import EarlyStop
 from inat_ft.engine.environment import environment, peak_memory_mib
 from inat_ft.errors import UsageError
-from inat_ft.evaluation.predictions import Predictions, write_predictions
+from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.models.build import Model, build_model
 from inat_ft.models.weights import save_model
 from inat_ft.records import Epoch, Parameters, RunRecord, SplitInfo, read_record, write_record, write_text
@@ -230,7 +231,7 @@ class _Run:
         rows = manifest.rows("val")
         assert training.best_logits is not None
         probabilities = training.best_logits.double().softmax(1).numpy()
-        predictions = Predictions(
+        predictions = from_probabilities(
             manifest.classes,
             [manifest.paths[row] for row in rows],
             [manifest.hashes[row] for row in rows],

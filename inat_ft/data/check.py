@@ -1,12 +1,56 @@
-"""Check."""
+"""A manifest held against the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
 from inat_ft.data.images import sha256_of
+from inat_ft.data.manifest import Manifest
+
+_THREADS = 8
 
 
-def changed_files(manifest, rows, tick):
+@dataclass(frozen=True)
+class Differences:
+    """Paths, relative to the root, that are not as the manifest says."""
+
+    missing: list[str]
+    changed: list[str]
+    new: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.changed or self.new)
+
+
+def check_manifest(manifest: Manifest, present: Sequence[str], tick: Callable[[int, int], None]) -> Differences:
+    """Compare every image with the disk. present: the files that the source of the manifest holds now."""
+    differing = changed_files(manifest, np.arange(len(manifest.paths)), tick)
+    missing = [path for path in differing if not (manifest.root / path).is_file()]
+    gone = set(missing)
+    known = {*manifest.paths, *(path for path, _ in manifest.left_out)}
+    return Differences(
+        missing, [path for path in differing if path not in gone], [path for path in present if path not in known]
+    )
+
+
+def changed_files(manifest: Manifest, rows: NDArray[np.int64], tick: Callable[[int, int], None]) -> list[str]:
+    """Paths among these rows whose file is gone, unreadable, or has another content than when it was split."""
+
+    def differs(row: int) -> bool:
+        try:
+            return sha256_of(manifest.root / manifest.paths[row]) != manifest.hashes[row]
+        except OSError:
+            return True
+
     changed = []
-    for done, row in enumerate(rows):
-        path = manifest.root / manifest.paths[row]
-        if not path.exists() or sha256_of(path) != manifest.hashes[row]:
-            changed.append(manifest.paths[row])
-        tick(done + 1, len(rows))
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as pool:  # hashing releases Python's lock
+        for done, (row, differing) in enumerate(zip(rows.tolist(), pool.map(differs, rows.tolist()), strict=True), 1):
+            if differing:
+                changed.append(manifest.paths[row])
+            tick(done, len(rows))
     return changed

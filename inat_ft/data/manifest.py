@@ -1,4 +1,9 @@
-"""The manifest."""
+"""The manifest: which images there are, their labels and subsets, in one CSV that says how it came about.
+
+The first line is a comment with a JSON header; then come the columns `path,label,subset,sha256,group`. Paths are relative
+to the root, and the root to the manifest's own folder, so that both can move together. Training reads images only
+through a manifest.
+"""
 
 from __future__ import annotations
 
@@ -8,59 +13,160 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inat_ft.errors import DataError, UsageError
-from inat_ft.records import write_text
+from inat_ft.records import replacing
 
 SUBSETS = ("train", "val", "test")
+
+_MARK = "# inat-ft manifest "
+_COLUMNS = ("path", "label", "subset", "sha256", "group")
+_SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class Manifest:
+    """Images in the order of their paths.
+
+    root: absolute; paths: relative to it, posix; labels: int64 `[N]`, into classes; subsets: uint8 `[N]`, into SUBSETS;
+    hashes: SHA-256 of each file in hex; groups: name of the group that an image must stay with, "" for none; left_out:
+    (path, reason) of files that are no part of it; made: how it was made, from the header.
+    """
+
     path: Path
     root: Path
     classes: tuple[str, ...]
     paths: Sequence[str]
-    labels: np.ndarray
-    subsets: np.ndarray
+    labels: NDArray[np.int64]
+    subsets: NDArray[np.uint8]
     hashes: Sequence[str]
-    fingerprint: str
+    groups: Sequence[str]
     left_out: Sequence[tuple[str, str]] = ()
     seed: int = 0
+    made: dict[str, Any] = field(default_factory=dict)
 
-    def rows(self, subset: str) -> np.ndarray:
+    def rows(self, subset: str) -> NDArray[np.int64]:
+        """Numbers of the rows of a subset, int64, ascending."""
         return np.flatnonzero(self.subsets == SUBSETS.index(subset))
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images by class and subset."""
+        table = np.zeros((len(self.classes), len(SUBSETS)), np.int64)
+        np.add.at(table, (self.labels, self.subsets), 1)
+        return {
+            name: dict(zip(SUBSETS, map(int, row), strict=True)) for name, row in zip(self.classes, table, strict=True)
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 in hex of classes, paths, labels, subsets and contents; independent of the root."""
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        for path, label, subset, name in zip(
+            self.paths, self.labels.tolist(), self.subsets.tolist(), self.hashes, strict=True
+        ):
+            digest.update(f"{path}\0{label}\0{subset}\0{name}\n".encode())
+        return digest.hexdigest()
+
     def subset_fingerprint(self, subset: str) -> str:
-        pairs = sorted(f"{self.hashes[row]} {self.classes[self.labels[row]]}" for row in self.rows(subset))
+        """SHA-256 in hex of the subset's images and labels, whatever their order and paths."""
+        pairs = sorted(f"{self.hashes[row]} {self.classes[self.labels[row]]}" for row in self.rows(subset).tolist())
         return hashlib.sha256("\n".join(pairs).encode()).hexdigest()
 
-    def counts(self):
-        return {c: {s: int(((self.labels == i) & (self.subsets == k)).sum()) for k, s in enumerate(SUBSETS)} for i, c in enumerate(self.classes)}
+
+def manifest_text(manifest: Manifest) -> str:
+    """The manifest as its file holds it: the same images, seed and place give the same bytes on any machine."""
+    header = {
+        "schema": _SCHEMA,
+        "root": Path(os.path.relpath(manifest.root, manifest.path.parent.resolve())).as_posix(),
+        "classes": manifest.classes,
+        "seed": manifest.seed,
+        **manifest.made,
+        "fingerprint": manifest.fingerprint,
+        "left_out": manifest.left_out,
+    }
+    out = io.StringIO()
+    out.write(_MARK + json.dumps(header, ensure_ascii=True) + "\n")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    labels = (manifest.classes[label] for label in manifest.labels.tolist())
+    subsets = (SUBSETS[subset] for subset in manifest.subsets.tolist())
+    writer.writerows(zip(manifest.paths, labels, subsets, manifest.hashes, manifest.groups, strict=True))
+    return out.getvalue()
+
+
+def write_manifest(manifest: Manifest, force: bool = False) -> bool:
+    """Write the file, atomically; False when it was there already, byte for byte.
+
+    Raises UsageError when there is a different one, unless `force`.
+    """
+    text = manifest_text(manifest).encode()
+    if manifest.path.exists():
+        if manifest.path.is_file() and manifest.path.read_bytes() == text:
+            os.utime(manifest.path)  # now the newest, which `train` takes when it is not told otherwise
+            return False
+        if not force:
+            raise UsageError(
+                f"{manifest.path} exists already and is another split", "name another file with --out, or replace it: --force"
+            )
+    with replacing(manifest.path) as temporary:
+        temporary.write_bytes(text)
+    return True
 
 
 def read_manifest(path: Path, root: Path | None = None) -> Manifest:
+    """Read a manifest. root: where the images are now, when they have moved. Raises UsageError or DataError."""
+    if not path.is_file():
+        raise UsageError(f"no such manifest: {path}", "make one: inat-ft split DATA")
     try:
-        lines = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(f"no such manifest: {path}", "make one: inat-ft split DATA") from None
-    first, _, rest = lines.partition("\n")
-    header = json.loads(first.removeprefix("# inat-ft manifest "))
-    rows = list(csv.DictReader(io.StringIO(rest)))
-    index = {c: i for i, c in enumerate(header["classes"])}
-    return Manifest(
-        path, root or (path.parent / header["root"]).resolve(), tuple(header["classes"]), [r["path"] for r in rows],
-        np.array([index[r["label"]] for r in rows], np.int64), np.array([SUBSETS.index(r["subset"]) for r in rows], np.uint8),
-        [r["sha256"] for r in rows], header["fingerprint"],
+        with path.open(encoding="utf-8", newline="") as file:
+            first = file.readline()
+            if not first.startswith(_MARK):
+                raise DataError(f"{path} is no manifest of inat-ft", "make one: inat-ft split DATA")
+            header = json.loads(first.removeprefix(_MARK))
+            reader = csv.reader(file)
+            next(reader)
+            columns = list(zip(*reader, strict=True))
+        return _manifest(path, root, header, columns)
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError, KeyError, TypeError, StopIteration) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"the manifest {path} is damaged: {reason}", "make it again: inat-ft split DATA") from error
+
+
+def _manifest(path: Path, root: Path | None, header: dict[str, Any], columns: list[tuple[str, ...]]) -> Manifest:
+    if header["schema"] != _SCHEMA:
+        raise DataError(f"{path} has schema {header['schema']}; this version reads {_SCHEMA}")
+    paths, labels, subsets, hashes, groups = columns or [()] * len(_COLUMNS)
+    index = {name: number for number, name in enumerate(header["classes"])}
+    codes = {name: number for number, name in enumerate(SUBSETS)}
+    known = ("schema", "root", "classes", "seed", "fingerprint", "left_out")
+    manifest = Manifest(
+        path,
+        (root or path.parent / header["root"]).resolve(),
+        tuple(header["classes"]),
+        paths,
+        np.fromiter((index[label] for label in labels), np.int64, len(labels)),
+        np.fromiter((codes[subset] for subset in subsets), np.uint8, len(subsets)),
+        hashes,
+        groups,
+        [(file, reason) for file, reason in header["left_out"]],
+        header["seed"],
+        {key: value for key, value in header.items() if key not in known},
     )
+    if manifest.fingerprint != header["fingerprint"]:
+        raise DataError(f"the manifest {path} was edited or damaged: its rows do not match its fingerprint")
+    return manifest
 
 
 def find_manifest(folder: Path = Path("splits")) -> Path:
+    """The manifest written last in a folder. Raises UsageError when there is none."""
     found = sorted(folder.glob("*.csv"), key=lambda file: file.stat().st_mtime_ns)
     if not found:
-        raise UsageError(f"no split found under {folder}/", "make one: inat-ft split DATA")
+        raise UsageError(f"there is no split in {folder}/ yet", "make one: inat-ft split DATA")
     return found[-1]

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from inat_ft import __version__
-from inat_ft.engine.device import Compute, num_cores
+from inat_ft.data.threads import num_cores
+from inat_ft.engine.device import Compute
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "timm")
 

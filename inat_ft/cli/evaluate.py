@@ -1,0 +1,86 @@
+"""`inat-ft eval`: what a run is worth on images it has not learned from."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from inat_ft.cli import options, render
+
+if TYPE_CHECKING:
+    from inat_ft.evaluation.evaluate import Evaluated
+    from inat_ft.records import Metric
+
+_NAMES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "top3_accuracy": "top-3 accuracy",
+    "macro_precision": "macro precision",
+    "macro_recall": "macro recall",
+    "macro_f1": "macro F1",
+    "log_loss": "log loss (nats)",
+    "brier": "Brier score",
+    "ece": "calibration error",
+    "temperature": "temperature, fitted on validation",
+    "log_loss_calibrated": "log loss at that temperature",
+    "ece_calibrated": "calibration error at that temperature",
+}
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run directory, or its record.json.")],
+    subset: Annotated[Literal["test", "val"], typer.Option(help="Images to evaluate on.")] = "test",
+    weights: Annotated[Literal["best"], typer.Option(help="Weights of the best epoch, the ones that are kept.")] = "best",
+    tta: Annotated[Literal["none", "flip"], typer.Option(help="flip: the mean with the mirrored image.")] = "none",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    precision: Annotated[Literal["fp32", "bf16", "auto"], typer.Option(help="fp32 is exact.")] = "fp32",
+    root: Annotated[Path | None, typer.Option(help="Folder of the images, when they have moved.", show_default=False)] = None,
+    json: options.Json = False,
+) -> None:
+    """Evaluate a run on the test set: metrics with 95 % intervals, figures, predictions image by image.
+
+    Each look at the test set is counted beside the manifest.
+
+    [dim]inat-ft eval runs/resnet50-head-1[/dim]
+    """
+    from inat_ft.evaluation.evaluate import evaluate_run
+
+    with render.progress(f"evaluating on {subset}") as tick:
+        found = evaluate_run(run, subset, device=device, precision=precision, tta=tta, root=root, tick=tick)
+    if json:
+        files = [file.as_posix() for file in found.figures]
+        render.as_json({"run": found.record.name, **found.evaluation.model_dump(mode="json"), "figures": files})
+    else:
+        _show(found)
+
+
+def _show(found: "Evaluated") -> None:
+    evaluation = found.evaluation
+    rows = [(_NAMES.get(name, name), *_cells(metric)) for name, metric in evaluation.metrics.items()]
+    title = f"{found.record.name} on {evaluation.num_images:,} {evaluation.subset} images"
+    render.table(title, ("metric", "value", "95 % interval"), rows, right=("value",))
+    per_class = [
+        (row.name, f"{row.num_images:,}", *(f"{metric.value:.4f}" for metric in (row.precision, row.recall, row.f1)))
+        for row in evaluation.per_class
+    ]
+    columns = ("class", "images", "precision", "recall", "F1")
+    render.table("", columns, per_class, right=columns[1:])
+    classes = found.record.classes
+    render.table("confusion: true class by row, predicted by column", ("", *classes), _confusion(found), right=classes)
+    if evaluation.look is not None:
+        often = "the first look" if evaluation.look == 1 else f"look number {evaluation.look}"
+        render.result(f"this was {often} at this test set")
+    folder = found.directory
+    render.result(f"files: {folder / str(evaluation.predictions)}, {folder / 'record.json'}, {folder / 'figures'}/*-{evaluation.subset}.png")
+
+
+def _cells(metric: "Metric") -> tuple[str, str]:
+    between = "" if metric.low is None or metric.high is None else f"{metric.low:.4f} to {metric.high:.4f}"
+    return f"{metric.value:.4f}", between
+
+
+def _confusion(found: "Evaluated") -> list[list[object]]:
+    return [
+        [name, *(f"{count:,}" if count else "." for count in row)]
+        for name, row in zip(found.record.classes, found.evaluation.confusion, strict=True)
+    ]

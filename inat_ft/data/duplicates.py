@@ -1,0 +1,110 @@
+"""Copies of one picture: equal files, and the same picture saved again, resized or slightly brightened.
+
+Candidates are pairs whose perceptual hashes differ in at most 7 of 64 bits. Such a pair differs in at most one bit in at
+least one of the four 16-bit quarters, so looking up each quarter and its 16 neighbours finds all of them without
+comparing every pair. A candidate counts only if the grey thumbnails agree as well, up to brightness and contrast: hashes
+of plain pictures agree by chance, thumbnails do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_BITS = 7
+_CROWD = 256
+_BLOCK = 1 << 16
+_MAX_GAIN = 1.35
+_RATIO_TOLERANCE = 0.03
+_MAX_LEVEL = 40.0
+_FLAT = 0.5
+_SHARE = 0.12
+_WORST = 5.0
+
+
+def exact_copies(hashes: Sequence[str]) -> NDArray[np.int64]:
+    """For each image the first one with the same content, `[N]` int64."""
+    first: dict[str, int] = {}
+    return np.fromiter((first.setdefault(name, place) for place, name in enumerate(hashes)), np.int64, len(hashes))
+
+
+def near_copies(
+    phashes: NDArray[np.uint64], thumbs: NDArray[np.uint8], ratios: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """Pairs of images that show the same picture, `[P, 2]` int64."""
+    found = [np.zeros((0, 2), np.int64)]
+    for first, second in _candidates(phashes):
+        for start in range(0, len(first), _BLOCK):
+            a, b = first[start : start + _BLOCK], second[start : start + _BLOCK]
+            alike = np.bitwise_count(phashes[a] ^ phashes[b]) <= MAX_BITS
+            alike &= np.abs(ratios[a] / ratios[b] - 1) <= _RATIO_TOLERANCE
+            a, b = a[alike], b[alike]
+            same = same_picture(thumbs[a], thumbs[b])
+            found.append(np.stack([a[same], b[same]], 1))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _candidates(phashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Pairs (first < second) that agree in a quarter of the hash, up to one bit."""
+    for quarter in range(4):
+        keys = ((phashes >> np.uint64(16 * quarter)) & np.uint64(0xFFFF)).astype(np.int64)
+        order = np.lexsort((phashes, keys))  # crowds of equal keys stand in the order of their whole hash
+        ordered = keys[order]
+        for mask in (0, *(1 << bit for bit in range(16))):
+            start = np.searchsorted(ordered, keys ^ mask, "left")
+            stop = np.searchsorted(ordered, keys ^ mask, "right")
+            yield from _pairs(order, start, stop, np.argsort(order))
+
+
+def _pairs(
+    order: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64], rank: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Each image with those in its range of `order`; in a crowd only with its nearest, so that work stays linear."""
+    crowded = stop - start > _CROWD
+    middle = np.clip(rank, start, stop)
+    start = np.where(crowded, np.maximum(start, middle - _CROWD // 2), start)
+    stop = np.where(crowded, np.minimum(stop, middle + _CROWD // 2), stop)
+    for low in range(0, len(order), _BLOCK):
+        images = np.arange(low, min(low + _BLOCK, len(order)))
+        counts = stop[images] - start[images]
+        first = np.repeat(images, counts)
+        offsets = np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts)
+        second = order[np.repeat(start[images], counts) + offsets]
+        ahead = second > first
+        yield first[ahead], second[ahead]
+
+
+def same_picture(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether two thumbnails show the same picture, up to brightness and contrast; both uint8 `[P, 32, 32]`.
+
+    The second is fitted to the first by a gain and an offset; what then remains must be small on the whole and in the
+    worst cell, measured by the picture's own contrast: a small subject on a plain ground shows up in its cells.
+    """
+    a, b = (thumbs.reshape(len(thumbs), thumbs.shape[1] * thumbs.shape[2]).astype(np.float32) for thumbs in (first, second))
+    level = np.abs(a.mean(1) - b.mean(1))
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    contrast = np.minimum(a.std(1), b.std(1))
+    gain = (a.std(1) + _FLAT) / (b.std(1) + _FLAT)
+    rest = np.abs(a - gain[:, None] * b)
+    limit = _FLAT + _SHARE * contrast
+    result: NDArray[np.bool_] = (
+        (np.sqrt((rest**2).mean(1)) <= limit)
+        & (rest.max(1) <= _WORST * limit)
+        & (level <= _MAX_LEVEL)
+        & (np.abs(np.log(gain)) <= np.log(_MAX_GAIN))
+    )
+    return result
+
+
+def components(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each of `count` images the first of its group, when pairs `[P, 2]` belong together."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    _, labels = connected_components(graph, directed=False)
+    first = np.full(count, count, np.int64)
+    np.minimum.at(first, labels, np.arange(count))
+    return first[labels]

@@ -1,0 +1,100 @@
+"""One evaluation of a run: predictions, metrics, figures, and its entry in the record and the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from inat_ft.evaluation.figures import draw_figures
+from inat_ft.evaluation.ledger import count_look
+from inat_ft.evaluation.metrics import all_metrics, at_temperature, confusion, ece, fit_temperature, log_loss, once
+from inat_ft.evaluation.predict import predict_subset
+from inat_ft.evaluation.predictions import Predictions, read_predictions, write_predictions
+from inat_ft.records import Evaluation, Metric, RunRecord, read_record, write_record
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation left behind."""
+
+    record: RunRecord
+    evaluation: Evaluation
+    directory: Path
+    figures: list[Path]
+
+
+def evaluate_run(
+    run: Path,
+    subset: str,
+    *,
+    device: str = "auto",
+    precision: str = "fp32",
+    tta: str = "none",
+    root: Path | None = None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluated:
+    """Evaluate a run (its directory or record.json) on a subset and write everything beside its record.
+
+    A look at the test set is counted in the ledger beside the manifest before anything of it is shown.
+    """
+    record, file = read_record(run)
+    directory = file.parent
+    predictions, manifest = predict_subset(
+        record, directory, subset, device=device, precision=precision, tta=tta, root=root, tick=tick
+    )
+    fingerprint = manifest.subset_fingerprint(subset)
+    look = None
+    if subset == "test":
+        look = count_look(manifest.path, fingerprint, record.name, float(predictions.correct.mean()))
+    name = f"predictions-{subset}.csv"
+    write_predictions(directory / name, predictions)
+    metrics, per_class = all_metrics(predictions)
+    temperature = _temperature(record, directory)
+    if temperature is not None:
+        metrics |= _calibrated(predictions, temperature)
+    evaluation = Evaluation(
+        subset=subset,
+        num_images=len(predictions),
+        fingerprint=fingerprint,
+        metrics=metrics,
+        per_class=per_class,
+        confusion=confusion(predictions).tolist(),
+        predictions=name,
+        look=look,
+        tta=tta,
+    )
+    record = _with(record, evaluation, name)
+    write_record(record, file)
+    figures = draw_figures(predictions, directory / "figures", subset, manifest.root)
+    return Evaluated(record, evaluation, directory, figures)
+
+
+def _temperature(record: RunRecord, directory: Path) -> float | None:
+    """Fitted on the run's validation predictions, never on the test set."""
+    name = record.predictions.get("val")
+    if name is None or not (directory / name).is_file():
+        return None
+    predictions = read_predictions(directory / name)
+    return fit_temperature(predictions) if predictions.probabilities is not None else None
+
+
+def _calibrated(predictions: Predictions, temperature: float) -> dict[str, Metric]:
+    scaled = at_temperature(predictions, temperature)
+    return {
+        "temperature": Metric(value=temperature, method="fitted on validation"),
+        "ece_calibrated": Metric(value=float(ece(scaled, once(scaled))[0])),
+        "log_loss_calibrated": Metric(value=float(log_loss(scaled, once(scaled))[0])),
+    }
+
+
+def _with(record: RunRecord, evaluation: Evaluation, name: str) -> RunRecord:
+    update: dict[str, object] = {
+        evaluation.subset: evaluation,
+        "predictions": {**record.predictions, evaluation.subset: name},
+    }
+    if evaluation.subset == "test":
+        update |= {"test_accuracy": evaluation.metrics["accuracy"].value, "num_test": evaluation.num_images}
+    return record.model_copy(update=update)
+
+

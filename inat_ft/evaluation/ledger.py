@@ -1,0 +1,49 @@
+"""The ledger of looks at a test set: every evaluation on it is counted beside the manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock
+
+from inat_ft.errors import InatFtError
+
+
+def ledger_file(manifest: Path) -> Path:
+    """Where the looks at a manifest's test set are counted."""
+    return manifest.with_name(f"{manifest.name}.looks.jsonl")
+
+
+def looks(manifest: Path, fingerprint: str) -> list[dict[str, object]]:
+    """All looks so far at the test set with this fingerprint, the oldest first. A damaged line counts as none."""
+    try:
+        lines = ledger_file(manifest).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(entry, dict) and entry.get("test") == fingerprint:
+            found.append(entry)
+    return found
+
+
+def count_look(manifest: Path, fingerprint: str, run: str, accuracy: float) -> int:
+    """Enter a look; returns the how-manieth at this test set it is. Raises InatFtError when it cannot be written."""
+    file = ledger_file(manifest)
+    entry = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "run": run, "accuracy": accuracy, "test": fingerprint}
+    try:
+        with FileLock(f"{file}.lock"), file.open("a", encoding="utf-8") as out:
+            number = len(looks(manifest, fingerprint)) + 1
+            out.write(json.dumps(entry) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError as error:
+        raise InatFtError(f"cannot count the look at the test set in {file}: {error.strerror}") from error
+    return number

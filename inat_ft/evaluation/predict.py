@@ -1,0 +1,119 @@
+"""A trained network on images again, with exactly the input it was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from inat_ft.config import ModelConfig
+from inat_ft.data.batches import Batches, ImageFiles, ImageInput
+from inat_ft.data.manifest import Manifest, read_manifest
+from inat_ft.data.threads import num_cores
+from inat_ft.engine.device import Compute, choose_compute
+from inat_ft.engine.fit import evaluate
+from inat_ft.errors import RecordError, UsageError, WeightsError
+from inat_ft.evaluation.predictions import Predictions, from_probabilities
+from inat_ft.models.base import Preprocess
+from inat_ft.models.build import empty_net
+from inat_ft.models.net import Net
+from inat_ft.models.weights import read_metadata, read_state
+from inat_ft.records import RunRecord
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network as saved, with its classes and its input."""
+
+    net: Net
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+
+
+def load_trained(file: Path, compute: Compute) -> Trained:
+    """Read a model.safetensors that training wrote. Raises WeightsError when it is none."""
+    state, said = read_state(file), read_metadata(file)
+    try:
+        config = ModelConfig.model_validate_json(said["model"])
+        preprocess = Preprocess.model_validate_json(said["preprocess"])
+        classes = tuple(json.loads(said["classes"]))
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{file} does not say how its network is built: {error}", "name the model.safetensors of a run") from error
+    net = empty_net(config, len(classes), preprocess.image_size, seed=0)
+    net.load(state, str(file))
+    net.eval().to(compute.device, memory_format=torch.channels_last)
+    return Trained(net, classes, preprocess)
+
+
+def predict_files(
+    trained: Trained, paths: Sequence[Path], compute: Compute, tta: str, tick: Callable[[int, int], None]
+) -> Tensor:
+    """Probabilities `[N, C]` float64 on the CPU. tta: none, or flip (the mean with the mirrored image)."""
+    prepare = ImageInput(trained.preprocess.mean, trained.preprocess.std)
+    labels = torch.zeros(len(paths), dtype=torch.int64, device=compute.device)
+    with ThreadPoolExecutor(num_cores(), thread_name_prefix="decode") as pool:
+        source = ImageFiles(paths, trained.preprocess.image_size, pool)
+        done = 0
+
+        def counted(rows: Tensor, numbers: Tensor) -> Tensor:
+            nonlocal done
+            done += len(rows)
+            tick(done, len(paths))
+            return prepare(rows, numbers)
+
+        plain = Batches(source, labels, _BATCH, counted)
+        shares = evaluate(trained.net, plain, compute)[2].double().softmax(1)
+        if tta == "flip":
+            mirrored = Batches(source, labels, _BATCH, lambda rows, numbers: prepare(rows.flip(2), numbers))
+            shares = (shares + evaluate(trained.net, mirrored, compute)[2].double().softmax(1)) / 2
+    return shares.cpu()
+
+
+def predict_subset(
+    record: RunRecord,
+    directory: Path,
+    subset: str,
+    *,
+    device: str = "auto",
+    precision: str = "fp32",
+    tta: str = "none",
+    root: Path | None = None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Predictions, Manifest]:
+    """The run's best network on a subset of the manifest it was trained with.
+
+    Raises RecordError when the manifest is another one by now, UsageError when the subset is empty.
+    """
+    manifest = manifest_of(record, directory, root)
+    rows = manifest.rows(subset)
+    if not len(rows):
+        raise UsageError(
+            f"{manifest.path} has no {subset} images", "reserve some and train again: inat-ft split DATA --test-fraction 0.2"
+        )
+    compute = choose_compute(device, precision)
+    trained = load_trained(directory / "model.safetensors", compute)
+    shares = predict_files(trained, [manifest.root / manifest.paths[row] for row in rows], compute, tta, tick)
+    paths, hashes = ([column[row] for row in rows] for column in (manifest.paths, manifest.hashes))
+    return from_probabilities(trained.classes, paths, hashes, manifest.labels[rows], shares.numpy()), manifest
+
+
+def manifest_of(record: RunRecord, directory: Path, root: Path | None = None) -> Manifest:
+    """The manifest that a run was trained with. Raises RecordError when it is gone or another one by now."""
+    if record.split is None:
+        raise RecordError(f"the record of '{record.name}' does not name its manifest, so its images are unknown")
+    path = (directory / record.split.manifest).resolve()
+    configured = (record.config.get("data") or {}).get("root")
+    manifest = read_manifest(path, root or (Path(configured) if configured else None))
+    if manifest.fingerprint != record.split.fingerprint:
+        raise RecordError(
+            f"{path} is not the split that '{record.name}' was trained with: it was made anew since",
+            "train again on the new split, or bring the old manifest back",
+        )
+    return manifest

@@ -1,0 +1,101 @@
+"""How often near copies are found, how often different pictures are taken for copies, and how the search grows.
+
+    python -m tests.benchmarks.near_duplicates [--quick]
+
+Copies: crops of scikit-learn's two photographs, saved again at JPEG quality 50 to 90, resized to half, brightened by 10 %.
+Different pictures of one kind, of which none may be merged: the 1,797 handwritten digits; plain grounds of one colour
+with a small subject somewhere; plain grounds with grain; overlapping crops of one photograph.
+"""
+
+import argparse
+import time
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageEnhance
+from sklearn.datasets import load_digits, load_sample_images
+
+from inat_ft.data.duplicates import near_copies
+from inat_ft.data.images import decode
+from inat_ft.data.scan import perceptual_hash, thumbnail
+
+
+def looks(pictures):
+    encoded = []
+    for picture in pictures:
+        data = BytesIO()
+        picture.save(data, "JPEG", quality=92)
+        encoded.append(data.getvalue())
+    images = [decode(data) for data in encoded]
+    thumbs = np.stack([thumbnail(image) for image in images])
+    hashes = np.array([perceptual_hash(thumb) for thumb in thumbs], np.uint64)
+    return hashes, thumbs, np.array([image.shape[2] / image.shape[1] for image in images], np.float32)
+
+
+def crops(rng, count, size):
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    for number in range(count):
+        photo = photos[number % len(photos)]
+        x, y = rng.integers(0, photo.width - size), rng.integers(0, photo.height - size)
+        yield photo.crop((x, y, x + size, y + size))
+
+
+def again(picture, way):
+    if way == "brighter":
+        return ImageEnhance.Brightness(picture).enhance(1.1)
+    if way == "half size":
+        return picture.resize((picture.width // 2, picture.height // 2))
+    data = BytesIO()
+    picture.save(data, "JPEG", quality=int(way.split()[-1]))
+    return Image.open(data).convert("RGB")
+
+
+def plain(rng, count, grain):
+    ground = np.array([150, 190, 230])
+    for _ in range(count):
+        image = np.clip(ground + rng.normal(0, grain, (300, 400, 3)) + np.linspace(-6, 6, 400)[None, :, None], 0, 255)
+        picture = Image.fromarray(image.astype(np.uint8))
+        side = int(rng.integers(12, 50))
+        subject = Image.fromarray(rng.integers(0, 160, (side, side, 3), dtype=np.uint8))
+        if grain < 10:
+            picture.paste(subject, (int(rng.integers(0, 400 - side)), int(rng.integers(0, 300 - side))))
+        yield picture
+
+
+def main(quick: bool) -> None:
+    rng = np.random.default_rng(0)
+    originals = list(crops(rng, 40 if quick else 200, 256))
+    print(f"{'copies of photographs':32} {'found':>14}")
+    for way in ("quality 90", "quality 70", "quality 50", "half size", "brighter"):
+        count = len(originals)
+        pairs = near_copies(*looks(originals + [again(picture, way) for picture in originals]))
+        found = sum((pairs == [place, place + count]).all(1).any() for place in range(count))
+        print(f"{way:32} {found:6} of {count:4}")
+    digits = [
+        Image.fromarray((image * 255 / 16).astype(np.uint8)).resize((32, 32), Image.Resampling.NEAREST).convert("RGB")
+        for image in load_digits().images[: 300 if quick else None]
+    ]
+    different = {
+        "handwritten digits, 32 x 32": digits,
+        "plain ground, small subject": list(plain(rng, 100 if quick else 500, 2.0)),
+        "grain alone": list(plain(rng, 100 if quick else 500, 12.0)),
+        "different crops of a photograph": originals,
+    }
+    print(f"\n{'different pictures':32} {'pairs':>10} {'merged':>8} {'images merged':>14}")
+    for name, pictures in different.items():
+        pairs = near_copies(*looks(pictures))
+        merged = len(np.unique(pairs))
+        print(f"{name:32} {len(pictures) * (len(pictures) - 1) // 2:10,} {len(pairs):8} {merged / len(pictures):14.2%}")
+    print(f"\n{'images (random thumbnails)':32} {'seconds':>10}")
+    for count in (3_000, 12_000) if quick else (12_000, 48_000, 192_000):
+        thumbs = rng.integers(0, 255, (count, 32, 32), dtype=np.uint8)
+        hashes = rng.integers(0, 2**63, count, dtype=np.int64).astype(np.uint64)
+        started = time.perf_counter()
+        near_copies(hashes, thumbs, np.ones(count, np.float32))
+        print(f"{count:32,} {time.perf_counter() - started:10.1f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true")
+    main(parser.parse_args().quick)
