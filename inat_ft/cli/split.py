@@ -139,7 +139,8 @@ def _show(manifest: "Manifest", findings: "Findings", written: bool) -> None:
     most, least = max(train, key=train.__getitem__), min(train, key=train.__getitem__)
     ratio = train[most] / train[least]
     advice = "; see train --balance" if ratio >= 2 else ""
-    render.result(f"imbalance: {most} has {ratio:.2f} times the training images of {least}{advice}")
+    even = "none, every class has as many training images"
+    render.result(f"imbalance: {f'{most} has {ratio:.2f} times the training images of {least}{advice}' if ratio > 1 else even}")
     _show_copies(findings)
     reasons = Counter(_kind(reason) for _, reason in manifest.left_out)
     for kind, number in reasons.most_common():

@@ -156,7 +156,7 @@ def _pictures(p: Predictions, places: Sequence[int], root: Path, title: str) -> 
         for axes, place in zip(grid.flat, places, strict=False):
             axes.imshow(load_image(root / p.paths[place], 160))
             right = p.correct[place]
-            sure = f" {p.probabilities[place, p.predicted[place]]:.0%}" if p.probabilities is not None else ""
+            sure = f" ({p.probabilities[place, p.predicted[place]]:.0%})" if p.probabilities is not None else ""
             text = f"{p.classes[p.true[place]]}\n{'✓' if right else '✗'} {p.classes[p.predicted[place]]}{sure}"
             axes.set_title(text, fontsize=8, color=GREEN if right else ORANGE, loc="center", fontweight="normal")
     return figure  # type: ignore[no-any-return]

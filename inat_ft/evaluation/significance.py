@@ -77,3 +77,26 @@ def equivalent(drawn: Floats, margin: float) -> bool:
     """
     low, high = np.quantile(drawn, [0.05, 0.95])
     return bool(-margin < low and high < margin)
+
+
+def seeds_difference(
+    first: Sequence[Predictions], second: Sequence[Predictions], metric: str, seed: int = 0
+) -> tuple[Difference, Floats]:
+    """Mean metric of several trainings minus that of several others, all on the same images in the same order.
+
+    The bootstrap draws trainings as well as images, so that luck with the seed counts as what it is (a two-level
+    bootstrap; Bouthillier et al. 2021, arXiv 2103.03098). Also returns the differences on the samples, `[B]`.
+    """
+    measure = METRICS[metric]
+    blocks = draws(first[0].true, seed)
+    scores = [[np.concatenate([measure(p, block) for block in blocks]) for p in side] for side in (first, second)]
+    rng = np.random.default_rng(seed + 1)
+    means = []
+    for side in scores:
+        table = np.stack(side)
+        chosen = rng.integers(0, len(table), (table.shape[1], len(table)))
+        means.append(table[chosen, np.arange(table.shape[1])[:, None]].mean(1))
+    drawn = means[0] - means[1]
+    low, high = interval(drawn)
+    plain = [float(np.mean([measure(p, once(p))[0] for p in side])) for side in (first, second)]
+    return Difference(plain[0] - plain[1], low, high, "bootstrap over seeds and images"), drawn

