@@ -200,12 +200,14 @@ def build_backbone(section: ModelConfig) -> Any:
     """The backbone of a model section, holding its options. Raises ConfigError or PluginError."""
     family, variant = _family(section.backbone)
     options = section.options if variant is None else {**section.options, "variant": variant}
-    return _build(section_class(find(BACKBONES, family)), options, "model", ModelConfig)
+    return _build(section_class(find(BACKBONES, family)), options, "model", ModelConfig, section.backbone)
 
 
 def build_strategy(section: StrategyConfig) -> Any:
     """The strategy of a strategy section, holding its options. Raises ConfigError or PluginError."""
-    return _build(section_class(find(STRATEGIES, section.name)), section.options, "strategy", StrategyConfig)
+    return _build(
+        section_class(find(STRATEGIES, section.name)), section.options, "strategy", StrategyConfig, section.name
+    )
 
 
 def section_class(plugin: Plugin) -> type[Section]:
@@ -219,17 +221,19 @@ def section_class(plugin: Plugin) -> type[Section]:
     return loaded
 
 
-def _build(plugin: type[Section], options: dict[str, Any], where: str, section: type[Section]) -> Section:
+def _build(plugin: type[Section], options: dict[str, Any], where: str, section: type[Section], name: str) -> Section:
     try:
         return plugin(**options)
     except ValidationError as error:
-        raise explain(error, plugin, where, tuple(section.model_fields)) from None
+        raise explain(error, plugin, where, tuple(section.model_fields), f"'{name}'") from None
 
 
-def explain(error: ValidationError, model: type[BaseModel], where: str = "", also: tuple[str, ...] = ()) -> ConfigError:
+def explain(
+    error: ValidationError, model: type[BaseModel], where: str = "", also: tuple[str, ...] = (), owner: str = "it"
+) -> ConfigError:
     """Pydantic's findings as one ConfigError: each with its key, its value and the nearest right one.
 
-    where: dotted key of `model` in the whole; also: further keys that are known at its top level.
+    where: dotted key of `model` in the whole; also: further keys that are known at its top level; owner: who has them.
     """
     lines = []
     for finding in error.errors():
@@ -239,7 +243,8 @@ def explain(error: ValidationError, model: type[BaseModel], where: str = "", als
         if finding["type"] == "extra_forbidden":
             home = ".".join(part for part in (where, *sections) if part)
             known = (*_fields(model, sections), *(also if not sections else ()))
-            near = did_you_mean(key, known) or f"; known: {', '.join(known)}"
+            own = _fields(model, sections)
+            near = did_you_mean(key, known) or f": {owner} has {', '.join(own) or 'no options'}"
             lines.append(f"unknown key '{key}'{f' in {home}' if home else ''}{near}")
         elif finding["type"] == "literal_error":
             choices = tuple(word.strip("'") for word in re.findall(r"'[^']*'", finding["ctx"]["expected"]))

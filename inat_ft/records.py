@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inat_ft.config import explain
-from inat_ft.errors import InatFtError, RecordError
+from inat_ft.errors import InatFtError, RecordError, UsageError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SCHEMA_VERSION = 1
@@ -150,13 +150,13 @@ class RunRecord(_Part):
 
 
 def read_record(path: Path) -> tuple[RunRecord, Path]:
-    """The record at `path` (a run directory or a JSON file) and the file it came from. Raises RecordError."""
+    """The record at `path` (a run directory or a JSON file) and the file it came from. Raises RecordError or UsageError."""
     file = path / "record.json" if path.is_dir() else path
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         what = f"{path} holds no record.json: is it a run directory?" if path.is_dir() else f"no such record: {path}"
-        raise RecordError(what) from None
+        raise UsageError(what) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RecordError(f"cannot read {file} as JSON: {error}") from None
     if not isinstance(raw, dict):
@@ -199,7 +199,9 @@ def replacing(file: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(file)
     except OSError as error:
-        raise InatFtError(f"cannot write {file}: {error.strerror or error}", "free some space or name another folder") from error
+        raise InatFtError(
+            f"cannot write {file}: {error.strerror or error}", "free some space or name another folder"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

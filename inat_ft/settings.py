@@ -1,7 +1,7 @@
 """How a YAML file, flags and `--set` become one RunConfig.
 
-Defaults < file < overrides. An override is a dotted key and a value; flags, `--set`, the local sweep and W&B's agent all
-end in the same list, so that every trial is a command line that can be pasted.
+Defaults < file < overrides. An override is a dotted key and a value; flags, `--set`, the local sweep and W&B's agent
+all end in the same list, so that every trial is a command line that can be pasted.
 """
 
 import re
@@ -56,10 +56,10 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]  # PyYAML's stubs leave this one out
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
     list("-+.0123456789"),
@@ -68,7 +68,7 @@ _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
 
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text, by YAML 1.2's rules for numbers and booleans. Raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)  # noqa: S506 - derived from SafeLoader
+    return yaml.load(text, _Loader)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -94,7 +94,9 @@ def parse_override(text: str) -> Override:
     try:
         return dotted(key.strip()), parse_yaml(value)
     except yaml.YAMLError:
-        raise ConfigError(f"the value of override '{text}' is not valid YAML", f"quote it: --set '{key}=\"...\"'") from None
+        raise ConfigError(
+            f"the value of override '{text}' is not valid YAML", f"quote it: --set '{key}=\"...\"'"
+        ) from None
 
 
 def dotted(key: str) -> str:

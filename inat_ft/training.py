@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,15 +21,15 @@ from inat_ft.config import RunConfig, build_strategy
 from inat_ft.data.changes import require_unchanged
 from inat_ft.data.manifest import Manifest, find_manifest, read_manifest
 from inat_ft.data.pixels import Pixels
-from inat_ft.engine.checkpoint import load_training, save_training
 from inat_ft.data.threads import num_cores
+from inat_ft.engine.checkpoint import load_training, save_training
 from inat_ft.engine.device import Compute, choose_compute
+from inat_ft.engine.environment import environment, peak_memory_mib
 from inat_ft.engine.feed import Feed, TickFor, no_progress
 from inat_ft.engine.fit import OnStep, Training, fit
 from inat_ft.engine.plan import Plan, make_plan
 from inat_ft.engine.prefix import PrefixCache
 from inat_ft.engine.stopping import EarlyStop
-from inat_ft.engine.environment import environment, peak_memory_mib
 from inat_ft.errors import UsageError
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.models.build import Model, build_model
@@ -70,7 +71,7 @@ class Setup:
     compute: Compute
 
 
-def prepare(config: RunConfig, splits: Path = Path("splits")) -> Setup:
+def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("splits")) -> Setup:
     """Resolve the configuration against data, weights and device. Raises an InatFtError naming what is amiss."""
     compute = choose_compute(config.compute.device, config.compute.precision)
     split = Path(config.data.split) if config.data.split else find_manifest(splits)
@@ -78,11 +79,11 @@ def prepare(config: RunConfig, splits: Path = Path("splits")) -> Setup:
     for subset in ("train", "val"):
         if not len(manifest.rows(subset)):
             raise UsageError(f"{split} has no images in {subset}", "split again: inat-ft split DATA")
-    model = build_model(config.model, len(manifest.classes), config.seed, config.data.image_size)
+    model = build_model(config.model, len(manifest.classes), config.seed, config.data.image_size, load_weights)
     strategy = build_strategy(config.strategy)
     net = strategy.adapt(model.net)
     plan = make_plan(strategy, net, config.optim.epochs)
-    net.to(compute.device, memory_format=torch.channels_last)
+    net.to(compute.device).to(memory_format=torch.channels_last)
     data = config.data.model_copy(update={"split": split.as_posix(), "image_size": model.preprocess.image_size})
     return Setup(config.model_copy(update={"data": data}), manifest, model, plan, compute)
 
@@ -161,7 +162,9 @@ class _Run:
         with ThreadPoolExecutor(config.compute.workers or num_cores(), thread_name_prefix="decode") as pool:
             pixels = {subset: self._pixels(subset, pool) for subset in ("train", "val")}
             with self._timed("checking"):
-                require_unchanged(setup.manifest, ("train", "val"), self.places.cache, config.data.changed, self.listener.tick_for)
+                require_unchanged(
+                    setup.manifest, ("train", "val"), self.places.cache, config.data.changed, self.listener.tick_for
+                )
             feed = self._feed(config, pixels)
             training = Training(EarlyStop(config.stop.patience, config.stop.min_delta))
             file, identity = self.directory / "resume.pt", self._identity(config)
@@ -239,7 +242,9 @@ class _Run:
             probabilities,
         )
         write_predictions(self.directory / "predictions-val.csv", predictions)
-        save_model(self.directory / "model.safetensors", setup.plan.net, config, setup.model.preprocess, manifest.classes)
+        save_model(
+            self.directory / "model.safetensors", setup.plan.net, config, setup.model.preprocess, manifest.classes
+        )
         self.seconds["total"] = time.perf_counter() - self.started
         record = self._record(config, training, feed)
         write_record(record, self.directory / "record.json")
@@ -287,8 +292,6 @@ class _Run:
 
 def split_info(manifest: Manifest, directory: Path) -> SplitInfo:
     """What a record says of the data; paths are relative to the run's directory, so that both can move together."""
-    import os
-
     subsets = [subset for subset in ("train", "val", "test") if len(manifest.rows(subset))]
     return SplitInfo(
         manifest=Path(os.path.relpath(manifest.path.resolve(), directory.resolve())).as_posix(),

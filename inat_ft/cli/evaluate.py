@@ -30,11 +30,15 @@ _NAMES = {
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run directory, or its record.json.")],
     subset: Annotated[Literal["test", "val"], typer.Option(help="Images to evaluate on.")] = "test",
-    weights: Annotated[Literal["best"], typer.Option(help="Weights of the best epoch, the ones that are kept.")] = "best",
+    weights: Annotated[
+        Literal["best"], typer.Option(help="Weights of the best epoch, the ones that are kept.")
+    ] = "best",
     tta: Annotated[Literal["none", "flip"], typer.Option(help="flip: the mean with the mirrored image.")] = "none",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     precision: Annotated[Literal["fp32", "bf16", "auto"], typer.Option(help="fp32 is exact.")] = "fp32",
-    root: Annotated[Path | None, typer.Option(help="Folder of the images, when they have moved.", show_default=False)] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the images, when they have moved.", show_default=False)
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Evaluate a run on the test set: metrics with 95 % intervals, figures, predictions image by image.
@@ -71,7 +75,8 @@ def _show(found: "Evaluated") -> None:
         often = "the first look" if evaluation.look == 1 else f"look number {evaluation.look}"
         render.result(f"this was {often} at this test set")
     folder = found.directory
-    render.result(f"files: {folder / str(evaluation.predictions)}, {folder / 'record.json'}, {folder / 'figures'}/*-{evaluation.subset}.png")
+    pictures = folder / "figures" / f"*-{evaluation.subset}.png"
+    render.result(f"files: {folder / str(evaluation.predictions)}, {folder / 'record.json'}, {pictures}")
 
 
 def _cells(metric: "Metric") -> tuple[str, str]:

@@ -11,7 +11,9 @@ _INAT12K = "https://storage.googleapis.com/wandb_datasets/nature_12K.zip"
 
 
 def fetch(
-    name: Annotated[Literal["inat12k", "digits"], typer.Argument(help="inat12k (3.8 GB download) or digits (embedded).")],
+    name: Annotated[
+        Literal["inat12k", "digits"], typer.Argument(help="inat12k (3.8 GB download) or digits (embedded).")
+    ],
     to: Annotated[Path, typer.Option(help="Folder to put it in.")] = Path("data"),
     url: Annotated[str, typer.Option(help="Where to fetch inat12k from, such as a mirror.")] = _INAT12K,
     sha256: Annotated[str | None, typer.Option(help="Check the archive against this hash.", show_default=False)] = None,
@@ -63,4 +65,7 @@ def _require_inat12k(folder: Path) -> None:
     for subset in ("train", "val"):
         classes = [each for each in (folder / subset).glob("*") if each.is_dir()] if (folder / subset).is_dir() else []
         if not classes:
-            raise DataError(f"{folder} is no complete iNaturalist-12K: {subset}/ has no class folders", f"remove {folder} and fetch again")
+            raise DataError(
+                f"{folder} is no complete iNaturalist-12K: {subset}/ has no class folders",
+                f"remove {folder} and fetch again",
+            )

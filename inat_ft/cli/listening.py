@@ -30,7 +30,7 @@ class _Epochs:
         self.done = 0
         self.bar: Callable[[int, int, str], None] | None = None
         self.shown = ""
-        self.close: Callable[[], None] = lambda: None
+        self.close: Callable[[], object] = lambda: None
 
     def step(self, done: int, total: int, loss: float | None, accuracy: float | None) -> None:
         if render.is_quiet() or not sys.stderr.isatty():
@@ -38,7 +38,7 @@ class _Epochs:
         if self.bar is None:
             opened = _open_bar(f"epoch {self.done + 1}/{self.total}")
             self.bar = opened.__enter__()
-            self.close = lambda: opened.__exit__(None, None, None)
+            self.close = lambda: bool(opened.__exit__(None, None, None))
         if loss is not None:
             self.shown = f"loss {loss:.4f}  accuracy {accuracy:.4f}"
         self.bar(done, total, self.shown)

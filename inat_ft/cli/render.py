@@ -95,7 +95,14 @@ def progress(what: str, unit: str = "images") -> Iterator[Tick]:
 
 @contextmanager
 def _bar(what: str, unit: str) -> Iterator[Tick]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

@@ -22,7 +22,8 @@ def split(
     ] = None,
     val_fraction: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of each class to validate on.")] = 0.2,
     test_fraction: Annotated[
-        float, typer.Option(min=0.0, max=0.9, help="Share of each class to reserve for the test, if there is no test folder.")
+        float,
+        typer.Option(min=0.0, max=0.9, help="Share of each class to reserve for the test, if there is no test folder."),
     ] = 0.0,
     seed: options.Seed = 0,
     out: Annotated[
@@ -30,22 +31,29 @@ def split(
     ] = None,
     group_by: Annotated[
         str | None,
-        typer.Option(help="Keep together: a regular expression on file names, or a CSV of path,group.", show_default=False),
+        typer.Option(
+            help="Keep together: a regular expression on file names, or a CSV of path,group.", show_default=False
+        ),
     ] = None,
     leakage: Annotated[
         Literal["drop", "keep", "error"], typer.Option(help="Training images that are copies of test images.")
     ] = "drop",
-    near: Annotated[bool, typer.Option("--near/--no-near", help="Look for near copies too: resized, saved again.")] = True,
+    near: Annotated[
+        bool, typer.Option("--near/--no-near", help="Look for near copies too: resized, saved again.")
+    ] = True,
     classes_from: Annotated[
         Literal["kingdom", "phylum", "class", "order", "family", "genus", "species"] | None,
         typer.Option(help="Classes by taxon, from folders named as iNaturalist 2021 does.", show_default=False),
     ] = None,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Larger images (width times height) are left out.")] = 178_956_970,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Larger images (width times height) are left out.")
+    ] = 178_956_970,
     strict: Annotated[bool, typer.Option("--strict", help="A file that is no usable image is an error.")] = False,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Threads that decode; 0 is one a core.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace another manifest of that name.")] = False,
     check: Annotated[
-        Path | None, typer.Option(help="Hold a manifest against the disk instead.", metavar="MANIFEST", show_default=False)
+        Path | None,
+        typer.Option(help="Hold a manifest against the disk instead.", metavar="MANIFEST", show_default=False),
     ] = None,
     json: options.Json = False,
 ) -> None:
@@ -54,7 +62,7 @@ def split(
     Each image is decoded once; what is no image is left out, and copies stay on one side.
 
     [dim]inat-ft split data/inaturalist_12K[/dim]
-    [dim]inat-ft split photos --test-fraction 0.2 --group-by '^(obs\\d+)'[/dim]
+    [dim]inat-ft split photos --test-fraction 0.2 --group-by '^[^_]+'[/dim]
     [dim]inat-ft split --check splits/photos.csv[/dim]
     """
     from inat_ft.errors import UsageError
@@ -98,7 +106,10 @@ def _split(
         scanned = scan(files.root, files.paths, max_pixels, workers or num_cores(), chosen.near, tick)
     bad = [(path, why) for path, why in zip(files.paths, scanned.problems, strict=True) if why] + files.left_out
     if strict and bad:
-        raise DataError(f"{len(bad)} files are no usable images: {bad[0][0]} ({bad[0][1]})", "leave out --strict to go on without them")
+        raise DataError(
+            f"{len(bad)} files are no usable images: {bad[0][0]} ({bad[0][1]})",
+            "leave out --strict to go on without them",
+        )
     if len(bad) >= len(files.paths):
         raise DataError(f"none of the {len(files.paths)} files in {data} is a usable image: {bad[0][0]} ({bad[0][1]})")
     manifest, findings = make_manifest(files, scanned, chosen, out, groups)
@@ -140,7 +151,9 @@ def _show(manifest: "Manifest", findings: "Findings", written: bool) -> None:
     ratio = train[most] / train[least]
     advice = "; see train --balance" if ratio >= 2 else ""
     even = "none, every class has as many training images"
-    render.result(f"imbalance: {f'{most} has {ratio:.2f} times the training images of {least}{advice}' if ratio > 1 else even}")
+    render.result(
+        f"imbalance: {f'{most} has {ratio:.2f} times the training images of {least}{advice}' if ratio > 1 else even}"
+    )
     _show_copies(findings)
     reasons = Counter(_kind(reason) for _, reason in manifest.left_out)
     for kind, number in reasons.most_common():
@@ -159,12 +172,18 @@ def _kind(reason: str) -> str:
 def _show_copies(findings: "Findings") -> None:
     for what, groups in (("equal files", findings.exact_groups), ("near copies", findings.near_groups)):
         if groups:
-            render.result(f"{what}: {sum(map(len, groups)):,} images in {len(groups):,} groups, kept on one side: {_few(groups[0])}")
+            render.result(
+                f"{what}: {sum(map(len, groups)):,} images in {len(groups):,} groups, kept on one side: {_few(groups[0])}"
+            )
     if findings.leaked:
         train, test = findings.leaked[0]
-        render.result(f"train and test overlap: {len(findings.leaked):,} training images are copies, such as {train} of {test}")
+        render.result(
+            f"train and test overlap: {len(findings.leaked):,} training images are copies, such as {train} of {test}"
+        )
     if findings.conflicts:
-        render.result(f"label conflicts: {len(findings.conflicts):,} files have several labels: {_few(findings.conflicts[0])}")
+        render.result(
+            f"label conflicts: {len(findings.conflicts):,} files have several labels: {_few(findings.conflicts[0])}"
+        )
 
 
 def _few(names: list[str]) -> str:

@@ -23,8 +23,8 @@ def strategies(
             render.as_json(shown)
             return
         render.result(f"{name}: {shown['summary']}")
-        rows = [(f"strategy.{option['name']}", option["type"], option["default"], option["help"]) for option in shown["options"]]
-        render.table("", ("key", "type", "default", "meaning"), rows)
+        cells = [(f"strategy.{each['name']}", each["type"], each["default"], each["help"]) for each in shown["options"]]
+        render.table("", ("key", "type", "default", "meaning"), cells)
         return
     found = [_listed(plugin) for claims in plugins(STRATEGIES).values() for plugin in claims]
     if json:

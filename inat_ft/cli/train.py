@@ -19,25 +19,32 @@ def _flag(names: str, help: str, panel: str, **range_: Any) -> Any:
     return typer.Option(*names.split(), help=help, rich_help_panel=panel, show_default=False, **range_)
 
 
-def train(  # noqa: PLR0917 - the flags that people type every day
-    mode: Annotated[str | None, _flag("--mode -m", "Strategy: head, partial, full, or a plugin. [default: head]", _TUNE)] = None,
+def train(
+    mode: Annotated[
+        str | None, _flag("--mode -m", "Strategy: head, partial, full, or a plugin. [default: head]", _TUNE)
+    ] = None,
     unfreeze_from: Annotated[
-        str | None, _flag("--unfreeze-from", "First stage that learns with --mode partial. [default: layer3 of a ResNet]", _TUNE)
+        str | None,
+        _flag("--unfreeze-from", "First stage that learns with --mode partial. [default: layer3 of a ResNet]", _TUNE),
     ] = None,
     backbone: Annotated[
-        str | None, _flag("--backbone", "Network: resnet50, any of torchvision's, cnn, a plugin. [default: resnet50]", _TUNE)
+        str | None,
+        _flag("--backbone", "Network: resnet50, any of torchvision's, cnn, a plugin. [default: resnet50]", _TUNE),
     ] = None,
     weights: Annotated[
-        str | None, _flag("--weights", "imagenet, none, or a file. [default: imagenet, where there are such weights]", _TUNE)
+        str | None,
+        _flag("--weights", "imagenet, none, or a file. [default: imagenet, where there are such weights]", _TUNE),
     ] = None,
     dropout: Annotated[
-        float | None, _flag("--dropout", "Share of features dropped before the last layer, 0 to 1. [default: 0.3]", _TUNE)
+        float | None,
+        _flag("--dropout", "Share of features dropped before the last layer, 0 to 1. [default: 0.3]", _TUNE),
     ] = None,
     split: Annotated[
         str | None, _flag("--split", "Manifest of `inat-ft split`. [default: the newest under splits/]", _DATA)
     ] = None,
     image_size: Annotated[
-        int | None, _flag("--image-size", "Side of the images in pixels, 16 to 1024. [default: what the weights take; 224]", _DATA)
+        int | None,
+        _flag("--image-size", "Side of the images in pixels, 16 to 1024. [default: what the weights take; 224]", _DATA),
     ] = None,
     augment: Annotated[
         str | None, _flag("--augment", "none, flip, or standard (crop, flip, colours). [default: none]", _DATA)
@@ -45,8 +52,12 @@ def train(  # noqa: PLR0917 - the flags that people type every day
     balance: Annotated[
         str | None, _flag("--balance", "Against class imbalance: none, weights, sampler. [default: none]", _DATA)
     ] = None,
-    epochs: Annotated[int | None, _flag("--epochs", "Passes over the images, at most; 1 or more. [default: 5]", _LEARN)] = None,
-    batch_size: Annotated[int | None, _flag("--batch-size", "Images per step, 1 or more. [default: 64]", _LEARN)] = None,
+    epochs: Annotated[
+        int | None, _flag("--epochs", "Passes over the images, at most; 1 or more. [default: 5]", _LEARN)
+    ] = None,
+    batch_size: Annotated[
+        int | None, _flag("--batch-size", "Images per step, 1 or more. [default: 64]", _LEARN)
+    ] = None,
     lr: Annotated[float | None, _flag("--lr", "Learning rate, above 0. [default: 1e-4]", _LEARN)] = None,
     optimizer: Annotated[str | None, _flag("--optimizer", "adam, adamw or sgd. [default: adam]", _LEARN)] = None,
     weight_decay: Annotated[float | None, _flag("--weight-decay", "0 or more. [default: 0]", _LEARN)] = None,
@@ -56,7 +67,8 @@ def train(  # noqa: PLR0917 - the flags that people type every day
         float | None, _flag("--warmup-epochs", "Epochs of linear warm-up, 0 or more. [default: 0]", _LEARN)
     ] = None,
     patience: Annotated[
-        int | None, _flag("--patience", "Epochs without a better validation accuracy; 0 never stops. [default: 3]", _LEARN)
+        int | None,
+        _flag("--patience", "Epochs without a better validation accuracy; 0 never stops. [default: 3]", _LEARN),
     ] = None,
     seed: Annotated[int | None, _flag("--seed", "Same seed, same result; 0 or more. [default: 0]", _RUN)] = None,
     name: Annotated[str | None, _flag("--name", "Name of the run. [default: backbone, strategy, number]", _RUN)] = None,
@@ -64,17 +76,18 @@ def train(  # noqa: PLR0917 - the flags that people type every day
     precision: Annotated[
         str | None, _flag("--precision", "auto, fp32 or bf16. [default: auto, bf16 where the hardware has it]", _RUN)
     ] = None,
-    workers: Annotated[int | None, _flag("--workers", "Threads that decode; 0 is one a core. [default: 0]", _RUN)] = None,
+    workers: Annotated[
+        int | None, _flag("--workers", "Threads that decode; 0 is one a core. [default: 0]", _RUN)
+    ] = None,
     cache: Annotated[str | None, _flag("--cache", "auto, none, packed or prefix. [default: auto]", _RUN)] = None,
     wandb: Annotated[str | None, _flag("--wandb", "Log to W&B: off, offline or online. [default: off]", _RUN)] = None,
     deterministic: Annotated[
         bool | None, _flag("--deterministic", "The same bits each time, on a GPU too.", _RUN, is_flag=True)
     ] = None,
-    config: Annotated[
-        Path | None, _flag("--config -c", "YAML file of settings; flags override it.", _RUN)
-    ] = None,
+    config: Annotated[Path | None, _flag("--config -c", "YAML file of settings; flags override it.", _RUN)] = None,
     set_: Annotated[
-        list[str] | None, _flag("--set -s", "Any key: --set optim.momentum=0.8; may be repeated.", _RUN, metavar="KEY=VALUE")
+        list[str] | None,
+        _flag("--set -s", "Any key: --set optim.momentum=0.8; may be repeated.", _RUN, metavar="KEY=VALUE"),
     ] = None,
     resume: Annotated[
         Path | None, _flag("--resume", "Go on with a run that was interrupted.", _RUN, metavar="RUN")
@@ -94,7 +107,9 @@ def train(  # noqa: PLR0917 - the flags that people type every day
     from inat_ft.errors import UsageError
     from inat_ft.settings import SHORT_KEYS, load_config, parse_override
 
-    flags = {key: value for key, value in locals().items() if key in (*SHORT_KEYS, "seed", "name") and value is not None}
+    flags = {
+        key: value for key, value in locals().items() if key in (*SHORT_KEYS, "seed", "name") and value is not None
+    }
     overrides = [(SHORT_KEYS.get(key, key), value) for key, value in flags.items()]
     overrides += [parse_override(text) for text in set_ or ()]
     if resume is not None:
@@ -138,7 +153,7 @@ def _dry_run(config: "RunConfig", json: bool) -> None:
     from inat_ft.settings import dump_config
     from inat_ft.training import prepare
 
-    setup = prepare(config)
+    setup = prepare(config, load_weights=False)
     rows = stage_table(setup.plan, setup.config.optim.lr)
     if json:
         render.as_json({"config": setup.config.model_dump(mode="json"), "stages": rows})

@@ -42,7 +42,9 @@ def unpack(archive: Path, target: Path, inside: str, tick: Tick, max_bytes: int 
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{archive} is damaged: {error}", "remove it and fetch it again") from error
     except OSError as error:
-        raise DataError(f"cannot unpack {archive} to {target.parent}: {error.strerror or error}", "free some space") from error
+        raise DataError(
+            f"cannot unpack {archive} to {target.parent}: {error.strerror or error}", "free some space"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -36,7 +36,9 @@ def standard(images: Tensor, draws: Tensor) -> Tensor:
     needs smoothing first. The recipe is torchvision's for training, with a gentler smallest area.
     """
     pixels = images.permute(0, 3, 1, 2).to(torch.float32)
-    pixels = F.grid_sample(pixels, _grid(pixels, draws), mode="bilinear", padding_mode="reflection", align_corners=False)
+    pixels = F.grid_sample(
+        pixels, _grid(pixels, draws), mode="bilinear", padding_mode="reflection", align_corners=False
+    )
     return _jitter(pixels, draws).permute(0, 2, 3, 1)
 
 

@@ -103,8 +103,8 @@ class Batches:
         """
         order = torch.arange(self.num_images) if order is None else order
         device = self.labels.device
-        for rows, numbers in _ahead(self.source, order.split(self.batch_size), pin=device.type == "cuda"):
-            numbers = numbers.to(device, non_blocking=True)
+        for rows, places in _ahead(self.source, torch.split(order, self.batch_size), pin=device.type == "cuda"):
+            numbers = places.to(device, non_blocking=True)
             yield self.prepare(rows.to(device, non_blocking=True), numbers), self.labels[numbers]
 
 

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import shutil
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -76,7 +77,9 @@ class _Download:
         if start and version:  # without a version, two different files might be joined
             headers |= {"Range": f"bytes={start}-", "If-Range": version}
         try:
-            with urllib.request.urlopen(urllib.request.Request(self.url, headers=headers), timeout=self.timeout_s) as answer:
+            with urllib.request.urlopen(
+                urllib.request.Request(self.url, headers=headers), timeout=self.timeout_s
+            ) as answer:
                 self._receive(answer, start)
         except urllib.error.HTTPError as error:
             if error.code == 416:  # the part is as long as the file, or the file has become shorter
@@ -85,6 +88,10 @@ class _Download:
                 raise _Interrupted(f"the server answered {error.code} {error.reason}") from None
             raise DataError(f"cannot fetch {self.url}: the server answered {error.code} {error.reason}") from None
         except urllib.error.URLError as error:
+            if isinstance(error.reason, socket.gaierror):  # no such host, or no network at all: waiting does not help
+                raise DataError(
+                    f"cannot fetch {self.url}: no network, or no such host ({error.reason.strerror})"
+                ) from None
             raise _Interrupted(f"no connection ({error.reason})") from None
         except (TimeoutError, http.client.HTTPException, ConnectionError) as error:
             raise _Interrupted(f"the connection broke off ({error or type(error).__name__})") from None
@@ -168,7 +175,9 @@ def download(
         task.notes.unlink(missing_ok=True)
         if problem:
             task.part.unlink()
-            raise DataError(f"what {url} sent is not the file that was expected: {problem}", "try again, or use another mirror")
+            raise DataError(
+                f"what {url} sent is not the file that was expected: {problem}", "try again, or use another mirror"
+            )
         shutil.move(task.part, to)
     return to
 

@@ -1,7 +1,7 @@
 """Copies of one picture: equal files, and the same picture saved again, resized or slightly brightened.
 
-Candidates are pairs whose perceptual hashes differ in at most 7 of 64 bits. Such a pair differs in at most one bit in at
-least one of the four 16-bit quarters, so looking up each quarter and its 16 neighbours finds all of them without
+Candidates are pairs whose perceptual hashes differ in at most 7 of 64 bits. Such a pair differs in at most one bit in
+at least one of the four 16-bit quarters, so looking up each quarter and its 16 neighbours finds all of them without
 comparing every pair. A candidate counts only if the grey thumbnails agree as well, up to brightness and contrast: hashes
 of plain pictures agree by chance, thumbnails do not.
 """
@@ -82,7 +82,9 @@ def same_picture(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray
     The second is fitted to the first by a gain and an offset; what then remains must be small on the whole and in the
     worst cell, measured by the picture's own contrast: a small subject on a plain ground shows up in its cells.
     """
-    a, b = (thumbs.reshape(len(thumbs), thumbs.shape[1] * thumbs.shape[2]).astype(np.float32) for thumbs in (first, second))
+    a, b = (
+        thumbs.reshape(len(thumbs), thumbs.shape[1] * thumbs.shape[2]).astype(np.float32) for thumbs in (first, second)
+    )
     level = np.abs(a.mean(1) - b.mean(1))
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     contrast = np.minimum(a.std(1), b.std(1))
@@ -107,4 +109,5 @@ def components(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     _, labels = connected_components(graph, directed=False)
     first = np.full(count, count, np.int64)
     np.minimum.at(first, labels, np.arange(count))
-    return first[labels]
+    result: NDArray[np.int64] = first[labels]
+    return result

@@ -113,7 +113,8 @@ def write_manifest(manifest: Manifest, force: bool = False) -> bool:
             return False
         if not force:
             raise UsageError(
-                f"{manifest.path} exists already and is another split", "name another file with --out, or replace it: --force"
+                f"{manifest.path} exists already and is another split",
+                "name another file with --out, or replace it: --force",
             )
     with replacing(manifest.path) as temporary:
         temporary.write_bytes(text)

@@ -50,7 +50,11 @@ def scan(
     """Decode all files with `workers` threads. near: compute what near copies are recognised by, too."""
     count = len(paths)
     found = Scan(
-        [""] * count, [""] * count, np.zeros(count, np.uint64), np.zeros((count, THUMB, THUMB), np.uint8), np.ones(count, np.float32)
+        [""] * count,
+        [""] * count,
+        np.zeros(count, np.uint64),
+        np.zeros((count, THUMB, THUMB), np.uint8),
+        np.ones(count, np.float32),
     )
 
     def look(place: int) -> None:

@@ -75,9 +75,15 @@ def _from_folders(root: Path, classes_from: str | None) -> Files:
             _add_class(files, folder, folder.name, "", classes_from)
         return files
     if len(others) == 2:
-        files, subsets = Files(root, "train, val and test folders"), [(train, "train"), (names["val"], "val"), (names["test"], "test")]
+        files, subsets = (
+            Files(root, "train, val and test folders"),
+            [(train, "train"), (names["val"], "val"), (names["test"], "test")],
+        )
     else:
-        files, subsets = Files(root, f"train and {others[0].name} (the reserved test set)"), [(train, ""), (others[0], "test")]
+        files, subsets = (
+            Files(root, f"train and {others[0].name} (the reserved test set)"),
+            [(train, ""), (others[0], "test")],
+        )
     for folder, subset in subsets:
         inside = _folders(folder)
         if not inside:

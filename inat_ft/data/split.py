@@ -49,7 +49,9 @@ class Findings:
     conflicts: list[list[str]] = field(default_factory=list)
 
 
-def make_manifest(files: Files, scanned: Scan, options: Options, path: Path, groups: Sequence[str]) -> tuple[Manifest, Findings]:
+def make_manifest(
+    files: Files, scanned: Scan, options: Options, path: Path, groups: Sequence[str]
+) -> tuple[Manifest, Findings]:
     """Split scanned files.
 
     groups: for each file a name that files which belong together share, "" for none. Raises DataError when a class has
@@ -103,7 +105,9 @@ class _Pool:
         self.given = [files.subsets[place] for place in places]
         self.hashes = [scanned.hashes[place] for place in places]
         self.groups = [groups[place] for place in places]
-        self.phashes, self.thumbs, self.ratios = (a[usable] for a in (scanned.phashes, scanned.thumbs, scanned.ratios))
+        self.phashes = scanned.phashes[usable]
+        self.thumbs = scanned.thumbs[usable]
+        self.ratios = scanned.ratios[usable]
         self.is_test = np.fromiter((given == "test" for given in self.given), bool, len(places))
 
     def units(self, near: bool, findings: Findings) -> NDArray[np.int64]:
@@ -142,7 +146,9 @@ class _Pool:
             if name in bad and not self.is_test[place]:
                 gone[place] = True
                 members.setdefault(name, []).append(self.paths[place])
-                left_out.append((self.paths[place], f"the same file has the labels {' and '.join(sorted(labels[name]))}"))
+                left_out.append(
+                    (self.paths[place], f"the same file has the labels {' and '.join(sorted(labels[name]))}")
+                )
         findings.conflicts = list(members.values())
         return gone
 
@@ -152,7 +158,10 @@ class _Pool:
         """Images outside the given test set that are copies of, or belong with, images in it."""
         tested = np.unique(units[self.is_test])
         leaks = np.isin(units, tested) & ~self.is_test
-        partner = {int(unit): place for place, unit in zip(*(a[self.is_test] for a in (np.arange(len(units)), units)), strict=True)}
+        partner = {
+            int(unit): place
+            for place, unit in zip(*(a[self.is_test] for a in (np.arange(len(units)), units)), strict=True)
+        }
         for place in np.flatnonzero(leaks).tolist():
             findings.leaked.append((self.paths[place], self.paths[partner[int(units[place])]]))
         if leaks.sum() > _SAME_FOLDER * max(1, (~self.is_test).sum()):
@@ -170,7 +179,8 @@ class _Pool:
         if policy == "keep":
             return np.zeros(len(units), bool)
         left_out.extend((path, f"a copy of the test image {test}") for path, test in findings.leaked)
-        return leaks
+        result: NDArray[np.bool_] = leaks
+        return result
 
 
 def _assign(
@@ -217,7 +227,7 @@ def _take(
     if len(few):
         name = classes[few[0]]
         raise DataError(
-            f"class '{name}' has only {totals[few[0]]} image to split: at least 2 are needed, one to train and one to validate",
+            f"class '{name}' has only {totals[few[0]]} image to split: at least 2 are needed",
             "add images, or remove the class folder",
         )
     need = np.clip(np.floor(totals * fraction + 0.5).astype(np.int64), 1, np.maximum(totals - 1, 0))
@@ -252,7 +262,7 @@ def _require_train(subsets: NDArray[np.uint8], labels: NDArray[np.int64], classe
 
 
 def group_names(files: Files, group_by: str | None) -> list[str]:
-    """A group name for each file: what a regular expression finds in its path, or what a CSV of path,group says.
+    """A group name for each file: what a regular expression finds in its name, or what a CSV of path,group says.
 
     Of an expression with a group the first group counts, otherwise the whole match; no match means no group.
     """

@@ -26,7 +26,9 @@ from inat_ft.errors import DataError, InatFtError
 from inat_ft.records import write_text
 
 _DIGEST = 32
-_ADVICE = "free some space, name another folder with --cache-dir, list and clear with `inat-ft cache`, or use --cache none"
+_ADVICE = (
+    "free some space, name another folder with --cache-dir, list and clear with `inat-ft cache`, or use --cache none"
+)
 
 Make = Callable[[Sequence[int]], Iterator[NDArray[Any]]]
 """Given the positions of missing rows, yields them in this order, in blocks of one or more rows."""

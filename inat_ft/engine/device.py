@@ -54,7 +54,7 @@ def _best_device() -> str:
 def has_bf16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 by itself, and so gains by it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False

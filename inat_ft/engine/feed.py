@@ -100,7 +100,9 @@ class Feed:
         sources = self._enter(prefix, estimate, self.train_pixels, "train", self._cached_views())
         source = sources[0]
         if draws is not None:
-            source = _Views(sources, (draws[:, 0] < 0.5).long() if self.augment == "flip" else (draws[:, 0] * self.views).long())
+            source = _Views(
+                sources, (draws[:, 0] < 0.5).long() if self.augment == "flip" else (draws[:, 0] * self.views).long()
+            )
         return Batches(source, self.train_pixels.labels, self.batch_size, as_activation, prefix)
 
     def val(self, prefix: int, epoch: int) -> Batches:
@@ -132,7 +134,13 @@ class Feed:
         names = self.plan.net.stage_names
         views = len(self._cached_views())
         if prefix == 0 or self.mode in ("none", "packed") or views == 0:
-            why = "nothing is frozen" if prefix == 0 else "the augmentation is random" if views == 0 else f"--cache {self.mode}"
+            why = (
+                "nothing is frozen"
+                if prefix == 0
+                else "the augmentation is random"
+                if views == 0
+                else f"--cache {self.mode}"
+            )
             self._say(f"prefix cache: off, since {why}" if self.mode != "none" else "cache: none")
             return None
         repeats = self.plan.repeats(epoch)
@@ -151,7 +159,9 @@ class Feed:
         if (prefix, subset) not in self._entered:
             front = self.prefix_cache.front(prefix, self._sample)
             if front.error or "since" in front.form:
-                self._say(f"prefix: computed in {front.form}" + (f", relative error {front.error:.2%}" if front.error else ""))
+                self._say(
+                    f"prefix: computed in {front.form}" + (f", relative error {front.error:.2%}" if front.error else "")
+                )
             sources = []
             for view in views:
                 name = f"frozen layers, {subset}" + ("" if view == PLAIN else f", {view.name}")

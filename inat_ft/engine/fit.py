@@ -182,7 +182,13 @@ class _Pass:
 
 
 def _train(
-    on: _Pass, optimizer: Optimizer, order: Tensor, number: int, config: OptimConfig, weights: Tensor | None, step: OnStep
+    on: _Pass,
+    optimizer: Optimizer,
+    order: Tensor,
+    number: int,
+    config: OptimConfig,
+    weights: Tensor | None,
+    step: OnStep,
 ) -> tuple[float, float, float]:
     """One pass of learning. Returns the mean loss in nats per image, the share that was right, the last learning rate.
 

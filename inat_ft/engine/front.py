@@ -15,7 +15,6 @@ MAX_ERROR = 0.02
 """Relative error of a fast prefix's output against float32 beyond which float32 is used."""
 
 
-
 @dataclass(frozen=True)
 class Front:
     """The first stages of a network in the form in which they are computed, and what that form costs in accuracy.
@@ -42,7 +41,7 @@ def fast_front(net: Net, prefix: int, sample: Tensor, forced: bool = False) -> F
     exceeds MAX_ERROR, the exact form is returned instead, unless `forced`.
     """
     exact = exact_front(net, prefix)
-    module = _fold(copy.deepcopy(exact.module)).to(torch.bfloat16, memory_format=torch.channels_last)
+    module = _fold(copy.deepcopy(exact.module)).to(torch.bfloat16).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         wanted = exact.module(sample).float()
         got = module(sample.to(torch.bfloat16)).float()

@@ -34,7 +34,9 @@ def make_optimizer(learning: Learning, config: OptimConfig, before: Optimizer | 
     optimizer = _make(groups, config)
     if before is not None:
         known = set(map(id, learning.parameters))
-        optimizer.state.update({parameter: state for parameter, state in before.state.items() if id(parameter) in known})
+        optimizer.state.update(
+            {parameter: state for parameter, state in before.state.items() if id(parameter) in known}
+        )
     return optimizer
 
 

@@ -101,7 +101,13 @@ class PrefixCache:
         return fast_front(self.net, prefix, sample(), forced=self.forced_bf16)
 
     def rows(
-        self, front: Front, prefix: int, shape: tuple[int, ...], pixels: Pixels, view: View, tick: Callable[[int, int], None]
+        self,
+        front: Front,
+        prefix: int,
+        shape: tuple[int, ...],
+        pixels: Pixels,
+        view: View,
+        tick: Callable[[int, int], None],
     ) -> Source:
         """The prefix's output for the images, computed where it is not there yet."""
         stages = list(self.net.stages.items())[:prefix]

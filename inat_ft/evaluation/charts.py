@@ -26,9 +26,14 @@ def draw_charts(comparison: Comparison) -> dict[str, tuple[Figure, str]]:
         found["curves"] = (_curves(curves), "accuracy on the validation images after each epoch")
     costs = [entry for entry in comparison.entries if entry.score and entry.record.seconds.get("total")]
     if len(costs) > 1:
-        found["cost"] = (_cost(costs, comparison.metric), f"{comparison.metric.replace('_', ' ')} against training time")
+        found["cost"] = (
+            _cost(costs, comparison.metric),
+            f"{comparison.metric.replace('_', ' ')} against training time",
+        )
     with_images = [entry for entry in comparison.entries if entry.predictions]
-    if len(with_images) > 1 and set(with_images[0].predictions[0].classes) == set(with_images[1].predictions[0].classes):
+    if len(with_images) > 1 and set(with_images[0].predictions[0].classes) == set(
+        with_images[1].predictions[0].classes
+    ):
         first, second = with_images[:2]
         found["classes"] = (_classes(first, second), f"recall by class, {first.name} minus {second.name}")
     return found

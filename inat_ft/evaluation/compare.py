@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from inat_ft.data.manifest import Manifest, read_manifest
 from inat_ft.errors import InatFtError, RecordError, UsageError
+from inat_ft.evaluation.conclusion import conclude
 from inat_ft.evaluation.metrics import LOWER_IS_BETTER, METRICS, NEED_PROBABILITIES, all_metrics, wilson
 from inat_ft.evaluation.predictions import Predictions, read_predictions
 from inat_ft.evaluation.significance import (
@@ -74,11 +75,13 @@ class Pair:
     same: bool | None = None
     obstacle: str = ""
     """Why the two cannot be compared, or only roughly; empty when they can."""
+    different_images: bool = False
+    """Whether they were tested on different images, labels or classes."""
 
     @property
     def is_real(self) -> bool:
         """Whether the difference stands after correction for several tests."""
-        if self.difference is None or (self.obstacle and self.difference.method != "unpaired (Newcombe)"):
+        if self.difference is None or self.different_images:
             return False
         if self.p_holm is not None:
             return self.p_holm < ALPHA
@@ -97,7 +100,9 @@ class Comparison:
     margin: float | None = None
 
 
-def compare(paths: Sequence[Path], metric: str = "accuracy", group: bool = False, margin: float | None = None) -> Comparison:
+def compare(
+    paths: Sequence[Path], metric: str = "accuracy", group: bool = False, margin: float | None = None
+) -> Comparison:
     """Compare records, run directories, or directories of runs.
 
     group: runs that differ in their seed alone count as one. margin: difference below which two count as equivalent.
@@ -116,7 +121,7 @@ def compare(paths: Sequence[Path], metric: str = "accuracy", group: bool = False
     _check_leakage(entries)
     best, *others = entries
     pairs = _corrected([_pair(best, other, metric, margin) for other in others])
-    return Comparison(metric, entries, pairs, _doubts(entries), _sentence(entries, pairs, metric, margin), margin)
+    return Comparison(metric, entries, pairs, _doubts(entries), conclude(entries, pairs, metric, margin), margin)
 
 
 def _read(paths: Sequence[Path]) -> list[tuple[RunRecord, Path]]:
@@ -187,7 +192,9 @@ def _grouped(entries: list[Entry], metric: str) -> list[Entry]:
 def _merge(members: list[Entry], metric: str) -> Entry:
     first = members[0]
     seeds = ", ".join(str(member.record.seed) for member in members)
-    merged = Entry(f"{first.name} and {len(members) - 1} more seeds", [m.record for m in members], [m.files[0] for m in members])
+    merged = Entry(
+        f"{first.name} and {len(members) - 1} more seeds", [m.record for m in members], [m.files[0] for m in members]
+    )
     merged.remarks = [f"mean of {len(members)} runs with the seeds {seeds}"]
     scores = [member.score.value for member in members if member.score]
     if len(scores) == len(members):
@@ -195,7 +202,10 @@ def _merge(members: list[Entry], metric: str) -> Entry:
         merged.score, merged.deviation, merged.num_test = Metric(value=mean), deviation, first.num_test
     aligned = [align(first, member)[1] for member in members[1:] if first.predictions and member.predictions]
     if len(aligned) == len(members) - 1 and all(predictions is not None for predictions in aligned):
-        merged.predictions = [first.predictions[0], *(predictions for predictions in aligned if predictions is not None)]
+        merged.predictions = [
+            first.predictions[0],
+            *(predictions for predictions in aligned if predictions is not None),
+        ]
     return merged
 
 
@@ -240,16 +250,18 @@ def _pair(first: Entry, second: Entry, metric: str, margin: float | None) -> Pai
         obstacle, aligned = align(first, second)
         if aligned is not None:
             return _paired(first, second, aligned, metric, margin)
-    else:
-        missing = " and ".join(entry.name for entry in (first, second) if not entry.predictions)
-        obstacle = f"{missing} came without predictions, so image by image nothing can be said"
-    return _unpaired(first, second, metric, obstacle)
+        return replace(_unpaired(first, second, metric, obstacle), different_images=True)
+    missing = " and ".join(entry.name for entry in (first, second) if not entry.predictions)
+    return _unpaired(first, second, metric, f"{missing} came without predictions")
 
 
 def _paired(first: Entry, second: Entry, aligned: Predictions, metric: str, margin: float | None) -> Pair:
     a = first.predictions[0]
     if len(first.predictions) > 1 or len(second.predictions) > 1:
-        others = [aligned, *(p for p in (align(first, _alone(second, m))[1] for m in second.predictions[1:]) if p is not None)]
+        others = [
+            aligned,
+            *(p for p in (align(first, _alone(second, m))[1] for m in second.predictions[1:]) if p is not None),
+        ]
         difference, drawn = seeds_difference(first.predictions, others, metric)
         p = _bootstrap_p(drawn)
         return Pair(first.name, second.name, difference, p, same=_same(drawn, margin))
@@ -296,8 +308,7 @@ def _corrected(pairs: list[Pair]) -> list[Pair]:
     tested = [number for number, pair in enumerate(pairs) if pair.p is not None]
     corrected = dict(zip(tested, holm([pairs[number].p or 0.0 for number in tested]), strict=True))
     return [
-        Pair(**{**pair.__dict__, "p_holm": corrected[number]}) if number in corrected else pair
-        for number, pair in enumerate(pairs)
+        replace(pair, p_holm=corrected[number]) if number in corrected else pair for number, pair in enumerate(pairs)
     ]
 
 
@@ -338,72 +349,18 @@ def _doubts(entries: list[Entry]) -> list[str]:
         a, b = ((entry.record.val_accuracy, entry.record.test_accuracy) for entry in (first, second))
         if None not in a and a == b:
             doubts.append(
-                f"{first.name} and {second.name} have the very same validation and test accuracy: was one copied from the other?"
+                f"{first.name} and {second.name} have the very same validation and test accuracy: "
+                "was one copied from the other?"
             )
     for entry in entries:
         record = entry.record
         looks = record.test.look if record.test else None
         if looks and looks > len(entries):
-            doubts.append(f"{entry.name} was measured at look number {looks} at this test set: if looks chose it, it seems too good")
+            doubts.append(
+                f"{entry.name} was measured at look number {looks} at this test set: if looks chose it, it seems too good"
+            )
         if not record.history and not entry.predictions and record.test_accuracy is not None:
-            doubts.append(f"{entry.name} has neither predictions nor learning curves: nothing but its own word speaks for it")
+            doubts.append(
+                f"{entry.name} has neither predictions nor learning curves: nothing but its own word speaks for it"
+            )
     return doubts
-
-
-def _sentence(entries: list[Entry], pairs: list[Pair], metric: str, margin: float | None) -> str:
-    best, first = entries[0], pairs[0]
-    name = metric.replace("_", " ")
-    if best.score is None:
-        return "None of them has been evaluated on a test set, so there is nothing to compare."
-    if any("means nothing" in remark for entry in entries for remark in entry.remarks):
-        return "No conclusion: a classifier was trained on images that it is tested on."
-    if len(pairs) > 1:
-        return _sentence_of_many(best, pairs, name)
-    difference = first.difference
-    if difference is None:
-        return f"{_upper(first.obstacle)}: nothing can be said about which is better."
-    size = f"{_points(difference.value, metric)} (95 % interval {_points(difference.low, metric)} to {_points(difference.high, metric)})"
-    if first.same:
-        return (
-            f"{first.first} and {first.second} are equivalent within {_points(margin or 0, metric)}: "
-            f"the difference in {name} is {size}."
-        )
-    if first.obstacle and "different" in first.obstacle:
-        return f"{_upper(first.obstacle)}: the difference in {name}, {size}, may come from the images and not from the classifiers."
-    if not first.is_real:
-        p = "" if first.p_holm is None else f", p = {first.p_holm:.2g}"
-        return f"These test images cannot tell {first.first} and {first.second} apart: the difference in {name} is {size}{p}."
-    flips = ""
-    if first.only_first is not None:
-        flips = (
-            f"; {first.first} is right on {first.only_first:,} images where {first.second} is wrong, "
-            f"{first.second} on {first.only_second:,}"
-        )
-    p = f", p = {first.p_holm:.2g}" if first.p_holm is not None else f", from unpaired intervals, since {first.obstacle}"
-    return f"{first.first} is better than {first.second}: by {size} in {name}{p}{flips}."
-
-
-def _sentence_of_many(best: Entry, pairs: list[Pair], name: str) -> str:
-    beaten = [pair.second for pair in pairs if pair.is_real and "different" not in pair.obstacle]
-    unknown = [pair.second for pair in pairs if pair.difference is None or "different" in pair.obstacle]
-    level = [pair.second for pair in pairs if pair.second not in (*beaten, *unknown)]
-    parts = []
-    if beaten:
-        parts.append(f"is better than {_listed(beaten)}")
-    if level:
-        parts.append(f"cannot be told apart from {_listed(level)} by these test images")
-    if unknown:
-        parts.append(f"cannot be compared with {_listed(unknown)}")
-    return f"{best.name} has the best {name}; it {', and '.join(parts)} (tests corrected by Holm)."
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _points(value: float, metric: str) -> str:
-    return f"{100 * value:+.2f} points" if metric not in LOWER_IS_BETTER[:2] else f"{value:+.4f}"
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]

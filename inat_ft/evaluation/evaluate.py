@@ -96,5 +96,3 @@ def _with(record: RunRecord, evaluation: Evaluation, name: str) -> RunRecord:
     if evaluation.subset == "test":
         update |= {"test_accuracy": evaluation.metrics["accuracy"].value, "num_test": evaluation.num_images}
     return record.model_copy(update=update)
-
-

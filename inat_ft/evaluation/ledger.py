@@ -37,7 +37,12 @@ def looks(manifest: Path, fingerprint: str) -> list[dict[str, object]]:
 def count_look(manifest: Path, fingerprint: str, run: str, accuracy: float) -> int:
     """Enter a look; returns the how-manieth at this test set it is. Raises InatFtError when it cannot be written."""
     file = ledger_file(manifest)
-    entry = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "run": run, "accuracy": accuracy, "test": fingerprint}
+    entry = {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": run,
+        "accuracy": accuracy,
+        "test": fingerprint,
+    }
     try:
         with FileLock(f"{file}.lock"), file.open("a", encoding="utf-8") as out:
             number = len(looks(manifest, fingerprint)) + 1

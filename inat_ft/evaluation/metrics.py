@@ -34,25 +34,29 @@ def balanced_accuracy(p: Predictions, weights: Weights) -> Floats:
     """Mean recall of the classes that occur."""
     hits, true, _ = _counts(p, weights)
     occurs = np.bincount(p.true, minlength=len(p.classes)) > 0
-    return _ratio(hits, true)[:, occurs].mean(1)
+    mean: Floats = _ratio(hits, true)[:, occurs].mean(1)
+    return mean
 
 
 def macro_precision(p: Predictions, weights: Weights) -> Floats:
     """Mean precision of the classes that occur or are predicted; 0 for one that is never predicted."""
     hits, _, predicted = _counts(p, weights)
-    return _ratio(hits, predicted)[:, _present(p)].mean(1)
+    mean: Floats = _ratio(hits, predicted)[:, _present(p)].mean(1)
+    return mean
 
 
 def macro_recall(p: Predictions, weights: Weights) -> Floats:
     """Mean recall of the classes that occur or are predicted."""
     hits, true, _ = _counts(p, weights)
-    return _ratio(hits, true)[:, _present(p)].mean(1)
+    mean: Floats = _ratio(hits, true)[:, _present(p)].mean(1)
+    return mean
 
 
 def macro_f1(p: Predictions, weights: Weights) -> Floats:
     """Mean F1 of the classes that occur or are predicted."""
     hits, true, predicted = _counts(p, weights)
-    return _ratio(2 * hits, true + predicted)[:, _present(p)].mean(1)
+    mean: Floats = _ratio(2 * hits, true + predicted)[:, _present(p)].mean(1)
+    return mean
 
 
 def top3_accuracy(p: Predictions, weights: Weights) -> Floats:

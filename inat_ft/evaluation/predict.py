@@ -45,10 +45,12 @@ def load_trained(file: Path, compute: Compute) -> Trained:
         preprocess = Preprocess.model_validate_json(said["preprocess"])
         classes = tuple(json.loads(said["classes"]))
     except (KeyError, ValueError) as error:
-        raise WeightsError(f"{file} does not say how its network is built: {error}", "name the model.safetensors of a run") from error
+        raise WeightsError(
+            f"{file} does not say how its network is built: {error}", "name the model.safetensors of a run"
+        ) from error
     net = empty_net(config, len(classes), preprocess.image_size, seed=0)
     net.load(state, str(file))
-    net.eval().to(compute.device, memory_format=torch.channels_last)
+    net.eval().to(compute.device).to(memory_format=torch.channels_last)
     return Trained(net, classes, preprocess)
 
 
@@ -95,7 +97,8 @@ def predict_subset(
     rows = manifest.rows(subset)
     if not len(rows):
         raise UsageError(
-            f"{manifest.path} has no {subset} images", "reserve some and train again: inat-ft split DATA --test-fraction 0.2"
+            f"{manifest.path} has no {subset} images",
+            "reserve some and train again: inat-ft split DATA --test-fraction 0.2",
         )
     compute = choose_compute(device, precision)
     trained = load_trained(directory / "model.safetensors", compute)

@@ -37,7 +37,8 @@ class Predictions:
     @property
     def correct(self) -> NDArray[np.bool_]:
         """Which images were right, `[N]`."""
-        return self.true == self.predicted
+        right: NDArray[np.bool_] = self.true == self.predicted
+        return right
 
 
 def from_probabilities(

@@ -26,7 +26,8 @@ def write_report(comparison: Comparison, file: Path) -> None:
 
     environment = Environment(loader=PackageLoader("inat_ft.evaluation"), autoescape=True, undefined=StrictUndefined)
     charts = [
-        {"name": name, "image": inline(figure), "says": says} for name, (figure, says) in draw_charts(comparison).items()
+        {"name": name, "image": inline(figure), "says": says}
+        for name, (figure, says) in draw_charts(comparison).items()
     ]
     page = environment.get_template("compare.html").render(
         comparison=comparison,

@@ -27,10 +27,13 @@ class Model:
     """Fingerprint of the pretrained weights; None from scratch."""
 
 
-def build_model(config: ModelConfig, num_classes: int, seed: int, image_size: int | None = None) -> Model:
+def build_model(
+    config: ModelConfig, num_classes: int, seed: int, image_size: int | None = None, load: bool = True
+) -> Model:
     """The network with its weights and a fresh head that the seed decides.
 
-    image_size in pixels; None means what the weights were made for. Raises WeightsError, ConfigError or PluginError.
+    image_size in pixels; None means what the weights were made for. load: False leaves the weights random, which is
+    enough to look at the network. Raises WeightsError, ConfigError or PluginError.
     """
     backbone: Backbone = build_backbone(config)
     pretrained = _pretrained(backbone, config)
@@ -38,7 +41,7 @@ def build_model(config: ModelConfig, num_classes: int, seed: int, image_size: in
     if image_size is not None:
         preprocess = preprocess.model_copy(update={"image_size": image_size})
     net = empty_net(config, num_classes, preprocess.image_size, seed)
-    if pretrained is None:
+    if pretrained is None or not load:
         return Model(net, preprocess, "random", None)
     state = pretrained.load()
     mine = net.state()

@@ -40,13 +40,17 @@ class Cnn(Backbone):
 
         side = image_size // 2**_BLOCKS
         if side < 1:
-            raise ConfigError(f"images of {image_size} pixels are too small for cnn", "it needs --image-size 32 or more")
+            raise ConfigError(
+                f"images of {image_size} pixels are too small for cnn", "it needs --image-size 32 or more"
+            )
         act = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "mish": nn.Mish}[self.activation]
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels = 3
         for number in range(_BLOCKS):
             filters = max(1, round(self.filters * _SCALE[self.organisation] ** number))
-            block = OrderedDict[str, nn.Module](conv=nn.Conv2d(channels, filters, 3, padding=1, bias=not self.batch_norm))
+            block = OrderedDict[str, nn.Module](
+                conv=nn.Conv2d(channels, filters, 3, padding=1, bias=not self.batch_norm)
+            )
             if self.batch_norm:
                 block["bn"] = nn.BatchNorm2d(filters)
             block |= {"act": act(), "pool": nn.MaxPool2d(2)}

@@ -57,5 +57,7 @@ def _weights_file() -> Path:
     except PackageNotFoundError:
         found = []
     if not found:
-        raise WeightsError(f"the weights of efficientnet_lite0 are in the package {_PACKAGE}, which is not installed", _EXTRA)
+        raise WeightsError(
+            f"the weights of efficientnet_lite0 are in the package {_PACKAGE}, which is not installed", _EXTRA
+        )
     return Path(str(found[0].locate()))

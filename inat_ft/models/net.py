@@ -179,7 +179,9 @@ def _trace(classifier: nn.Module, head_name: str) -> tuple[fx.GraphModule, fx.No
             if node.op == "call_module" and node.target != head_name
         }
         sizes = {name: size for name, size in sizes.items() if size}
-        can_open = sorted((name for name in sizes if name not in closed and list(modules[name].children())), key=sizes.__getitem__)
+        can_open = sorted(
+            (name for name in sizes if name not in closed and list(modules[name].children())), key=sizes.__getitem__
+        )
         if not can_open:
             break
         large = can_open[-1]
@@ -207,7 +209,8 @@ def _check_end(graph: fx.GraphModule, head_name: str) -> fx.Node:
     output = next(node for node in graph.graph.nodes if node.op == "output")
     if len(calls) != 1 or output.args[0] is not calls[0]:
         raise PluginError(f"the classifier does not end with its last Linear layer, '{head_name}'")
-    return calls[0]
+    call: fx.Node = calls[0]
+    return call
 
 
 def _stages(graph: fx.GraphModule, linear: fx.Node) -> dict[str, nn.Module]:

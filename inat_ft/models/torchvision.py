@@ -55,9 +55,8 @@ class Torchvision(Backbone):
         return Pretrained(str(weights), load, preprocess)
 
     def _builder(self) -> Any:
-        from torchvision.models import get_model_builder, list_models
-
         import torchvision
+        from torchvision.models import get_model_builder, list_models
 
         names = list_models(module=torchvision.models)
         if self.variant not in names:

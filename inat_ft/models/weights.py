@@ -24,7 +24,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     A checkpoint that holds its weights under `state_dict` or `model`, as training scripts write it, is understood.
     """
     if not path.is_file():
-        raise WeightsError(f"no such weights file: {path}", "use --weights imagenet, none, or a .pth or .safetensors file")
+        raise WeightsError(
+            f"no such weights file: {path}", "use --weights imagenet, none, or a .pth or .safetensors file"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -84,7 +86,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,0 +1,33 @@
+# `make demo` and `make test` are all that a fresh machine needs: python3 >= 3.11 and a package registry.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint benchmarks clean
+
+demo: $(READY)
+	rm -rf inat-ft-demo
+	$(BIN)/inat-ft demo
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict inat_ft
+	$(BIN)/lint-imports
+
+benchmarks: $(READY)
+	$(BIN)/python -m tests.benchmarks --quick
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "inat-ft needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo]' --group dev
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) inat-ft-demo
