@@ -17,7 +17,9 @@ def heavy_after(statement: str) -> set[str]:
     return set(ran.stdout.splitlines()[-1].split()) if ran.stdout.strip() else set()
 
 
-@pytest.mark.parametrize("module", ["inat_ft", "inat_ft.cli.main", "inat_ft.settings", "inat_ft.strategies", "inat_ft.records"])
+@pytest.mark.parametrize(
+    "module", ["inat_ft", "inat_ft.cli.main", "inat_ft.settings", "inat_ft.strategies", "inat_ft.records"]
+)
 def test_importing_is_light(module: str) -> None:
     assert heavy_after(f"import {module}") == set()
 

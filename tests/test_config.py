@@ -19,7 +19,12 @@ def test_defaults_are_those_of_the_task() -> None:
     config = load_config()
     assert config.strategy.name == "head"
     assert (config.model.backbone, config.model.weights, config.model.dropout) == ("resnet50", "imagenet", 0.3)
-    assert (config.optim.optimizer, config.optim.lr, config.optim.epochs, config.optim.batch_size) == ("adam", 1e-4, 5, 64)
+    assert (config.optim.optimizer, config.optim.lr, config.optim.epochs, config.optim.batch_size) == (
+        "adam",
+        1e-4,
+        5,
+        64,
+    )
     assert config.stop.patience == 3
 
 
@@ -38,7 +43,10 @@ def test_a_network_without_weights_is_trained_whole() -> None:
         ("modle.dropout=0.3", "unknown section 'modle': did you mean 'model'?"),
         ("mode=partail", "unknown strategy 'partail': did you mean 'partial'?"),
         ("optim.lr=-1", "optim.lr: input should be greater than 0 (got -1)"),
-        ("epochs=many", "optim.epochs: input should be a valid integer, unable to parse string as an integer (got 'many')"),
+        (
+            "epochs=many",
+            "optim.epochs: input should be a valid integer, unable to parse string as an integer (got 'many')",
+        ),
         ("schedule=cosin", "optim.schedule: 'cosin' is not one of constant, cosine: did you mean 'cosine'?"),
         ("strategy.unfreeze_from=layer3", "unknown key 'unfreeze_from' in strategy: 'head' has no options"),
         ("warmup_epochs=9", "optim.warmup_epochs is longer than optim.epochs, 5"),
@@ -54,7 +62,9 @@ def test_an_override_must_have_a_value() -> None:
         parse_override("lr")
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("off", "off"), ("on", "on"), ("5", 5), ("true", True), ("1.5", 1.5)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-3", 1e-3), ("off", "off"), ("on", "on"), ("5", 5), ("true", True), ("1.5", 1.5)]
+)
 def test_yaml_reads_numbers_as_numbers_and_words_as_words(text: str, value: object) -> None:
     assert parse_yaml(text) == value
     assert type(parse_yaml(text)) is type(value)

@@ -53,14 +53,14 @@ class _Download:
 
     def run(self) -> None:
         """Fetch the rest of the file, trying again as long as something arrives."""
-        failures = 0
+        failures, most = 0, self._arrived()
         while True:
-            before = self._arrived()
             try:
-                self._transfer(before)
+                self._transfer(self._arrived())
                 return
             except _Interrupted as interruption:
-                failures = 1 if self._arrived() > before else failures + 1
+                failures = 1 if self._arrived() > most else failures + 1
+                most = max(most, self._arrived())
                 if failures >= _TRIES_WITHOUT_PROGRESS:
                     raise DataError(
                         f"cannot fetch {self.url}: {interruption}",
@@ -110,7 +110,7 @@ class _Download:
                 file.seek(start)
                 file.truncate()
                 done = start
-                while block := answer.read(_BLOCK):
+                while block := answer.read1(_BLOCK):
                     file.write(block)
                     done += len(block)
                     self.tick(done, max(total, done))

@@ -15,12 +15,12 @@ from inat_ft import __version__
 from inat_ft.data.threads import num_cores
 from inat_ft.engine.device import Compute
 
-_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "timm")
+_PACKAGES = ("torchvision", "numpy", "pillow", "timm")
 
 
 def environment(compute: Compute) -> dict[str, Any]:
     """Versions, platform, device and the commit of the working directory, if it is a git repository."""
-    found: dict[str, Any] = {"inat_ft": __version__, "python": platform.python_version()}
+    found: dict[str, Any] = {"inat_ft": __version__, "python": platform.python_version(), "torch": torch.__version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

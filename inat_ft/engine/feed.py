@@ -15,6 +15,7 @@ from inat_ft.data import augment
 from inat_ft.data.batches import Batches, ImageInput, Source
 from inat_ft.data.pixels import Pixels
 from inat_ft.engine.fit import epoch_generator
+from inat_ft.engine.front import Front
 from inat_ft.engine.plan import Plan
 from inat_ft.engine.prefix import PLAIN, Estimate, PrefixCache, View, as_activation
 from inat_ft.models.base import Preprocess
@@ -86,6 +87,7 @@ class Feed:
     decisions: list[str] = field(default_factory=list)
     _entered: dict[tuple[int, str], list[Source]] = field(default_factory=dict)
     _decided: dict[int, Estimate | None] = field(default_factory=dict)
+    _fronts: dict[int, Front] = field(default_factory=dict)
     _images: dict[str, Source] = field(default_factory=dict)
 
     def train(self, prefix: int, epoch: int) -> Batches:
@@ -97,21 +99,21 @@ class Feed:
         if estimate is None:
             device_draws = None if draws is None else draws.to(self.train_pixels.labels.device)
             return self._from_images(self.train_pixels, "train", device_draws)
-        sources = self._enter(prefix, estimate, self.train_pixels, "train", self._cached_views())
+        sources = self._enter(estimate, self.train_pixels, "train", self._cached_views())
         source = sources[0]
         if draws is not None:
             source = _Views(
                 sources, (draws[:, 0] < 0.5).long() if self.augment == "flip" else (draws[:, 0] * self.views).long()
             )
-        return Batches(source, self.train_pixels.labels, self.batch_size, as_activation, prefix)
+        return Batches(source, self.train_pixels.labels, self.batch_size, as_activation, estimate.cut)
 
     def val(self, prefix: int, epoch: int) -> Batches:
         """Validation batches, never varied."""
         estimate = self._decide(prefix, epoch)
         if estimate is None:
             return self._from_images(self.val_pixels, "val", None)
-        (source,) = self._enter(prefix, estimate, self.val_pixels, "val", [PLAIN])
-        return Batches(source, self.val_pixels.labels, self.batch_size, as_activation, prefix)
+        (source,) = self._enter(estimate, self.val_pixels, "val", [PLAIN])
+        return Batches(source, self.val_pixels.labels, self.batch_size, as_activation, estimate.cut)
 
     def order(self, generator: torch.Generator) -> Tensor:
         """Each training image once in random order, or as many drawn by their weights."""
@@ -143,32 +145,40 @@ class Feed:
             )
             self._say(f"prefix cache: off, since {why}" if self.mode != "none" else "cache: none")
             return None
+        exact = self.prefix_cache.compute.precision == "fp32" and self.prefix_cache.compute.device.type == "cpu"
+        cut = self.prefix_cache.exact_cut(prefix) if exact else prefix
+        if cut == 0:
+            self._say("prefix cache: off, since the frozen layers' output hangs on the batch and fp32 is exact")
+            return None
         repeats = self.plan.repeats(epoch)
         counts = len(self.train_pixels), len(self.val_pixels)
-        estimate = self.prefix_cache.estimate(prefix, *counts, repeats, views)
-        what = names[0] if prefix == 1 else f"{names[0]}..{names[prefix - 1]}"
+        estimate = self.prefix_cache.estimate(cut, *counts, repeats, views)
+        what = names[0] if cut == 1 else f"{names[0]}..{names[cut - 1]}"
         saves = f"{estimate.bytes / 2**20:,.0f} MiB, saves {max(estimate.saved, 0):.0%} of the arithmetic of {repeats} epochs"
-        keeps_head_only = prefix == len(names)  # features are small, and every other run on these weights shares them
+        keeps_head_only = cut == len(names)  # features are small, and every other run on these weights shares them
         used = self.mode == "prefix" or estimate.pays or (keeps_head_only and estimate.bytes <= estimate.free / 2)
         self._say(f"prefix cache: {'on' if used else 'off'} for {what} ({saves})")
         return estimate if used else None
 
-    def _enter(
-        self, prefix: int, estimate: Estimate, pixels: Pixels, subset: str, views: Sequence[View]
-    ) -> list[Source]:
-        if (prefix, subset) not in self._entered:
-            front = self.prefix_cache.front(prefix, self._sample)
-            if front.error or "since" in front.form:
-                self._say(
-                    f"prefix: computed in {front.form}" + (f", relative error {front.error:.2%}" if front.error else "")
-                )
+    def _enter(self, estimate: Estimate, pixels: Pixels, subset: str, views: Sequence[View]) -> list[Source]:
+        key = estimate.cut, subset
+        if key not in self._entered:
+            front = self._front(estimate.cut)
             sources = []
             for view in views:
                 name = f"frozen layers, {subset}" + ("" if view == PLAIN else f", {view.name}")
                 with self.progress(name) as tick:
-                    sources.append(self.prefix_cache.rows(front, prefix, estimate.row_shape, pixels, view, tick))
-            self._entered[prefix, subset] = sources
-        return self._entered[prefix, subset]
+                    sources.append(self.prefix_cache.rows(front, estimate, pixels, view, tick))
+            self._entered[key] = sources
+        return self._entered[key]
+
+    def _front(self, cut: int) -> Front:
+        if cut not in self._fronts:
+            front = self._fronts[cut] = self.prefix_cache.front(cut, self._sample)
+            if front.form != "fp32":
+                error = f", relative error {front.error:.2%}" if front.error else ""
+                self._say(f"prefix: computed in {front.form}{error}")
+        return self._fronts[cut]
 
     def _sample(self) -> Tensor:
         """Up to 64 training images as the network takes them."""

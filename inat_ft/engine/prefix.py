@@ -27,7 +27,8 @@ from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net
 from inat_ft.models.weights import fingerprint
 
-_CHECKED_IMAGES = 64
+_CHECKED_BATCH = 16
+_CHECKED_PARTS = (1, 4, 11)
 _DISK_SHARE = 0.5
 _WORTH = 0.2
 _BATCH = {"cpu": 32, "cuda": 256, "mps": 64}
@@ -49,8 +50,9 @@ PLAIN = View("plain")
 
 @dataclass(frozen=True)
 class Estimate:
-    """What keeping a prefix's output would take and save."""
+    """What keeping the output of the first `cut` stages would take and save."""
 
+    cut: int
     row_shape: tuple[int, ...]
     bytes: int
     saved: float
@@ -92,7 +94,26 @@ class PrefixCache:
         size = int(np.prod(shape)) * itemsize * (views * num_train + num_val)
         saved = 1 - (once + epochs * after * (3 * num_train + num_val)) / without
         existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
-        return Estimate(tuple(shape), size, saved, shutil.disk_usage(existing).free)
+        return Estimate(prefix, tuple(shape), size, saved, shutil.disk_usage(existing).free)
+
+    def exact_cut(self, prefix: int) -> int:
+        """How many of the first stages give an image the same bits in whatever batch it comes.
+
+        Convolutions do, matrix products do not always: their order of summation hangs on the batch. Only a cache that
+        ends before them gives the same numbers as no cache at all, to the last bit.
+        """
+        size = self.preprocess.image_size
+        whole = torch.rand(_CHECKED_BATCH, 3, size, size, generator=torch.Generator().manual_seed(0))
+        whole = whole.to(self.compute.device).contiguous(memory_format=torch.channels_last)
+        parts = list(torch.split(whole, _CHECKED_PARTS))
+        self.net.eval()
+        with torch.inference_mode():
+            for number in range(prefix):
+                whole = self.net.run(whole, number, number + 1)
+                parts = [self.net.run(part, number, number + 1) for part in parts]
+                if not torch.equal(whole, torch.cat(parts)):
+                    return number
+        return prefix
 
     def front(self, prefix: int, sample: Callable[[], Tensor]) -> Front:
         """The first stages in the form in which they are computed."""
@@ -101,16 +122,10 @@ class PrefixCache:
         return fast_front(self.net, prefix, sample(), forced=self.forced_bf16)
 
     def rows(
-        self,
-        front: Front,
-        prefix: int,
-        shape: tuple[int, ...],
-        pixels: Pixels,
-        view: View,
-        tick: Callable[[int, int], None],
+        self, front: Front, estimate: Estimate, pixels: Pixels, view: View, tick: Callable[[int, int], None]
     ) -> Source:
-        """The prefix's output for the images, computed where it is not there yet."""
-        stages = list(self.net.stages.items())[:prefix]
+        """The output of the first stages for the images, computed where it is not there yet."""
+        stages = list(self.net.stages.items())[: estimate.cut]
         state = {f"{name} {key}": tensor for name, stage in stages for key, tensor in stage.state_dict().items()}
         key = {
             **pixels_key(pixels.size),
@@ -124,7 +139,7 @@ class PrefixCache:
             "view": view.name,
         }
         is_bf16 = front.dtype == torch.bfloat16
-        store = open_store(self.folder, "prefix", key, shape, "u2" if is_bf16 else "f4")
+        store = open_store(self.folder, "prefix", key, estimate.row_shape, "u2" if is_bf16 else "f4")
         store.ensure(pixels.hashes, lambda missing: self._compute(front, pixels, view, missing), tick)
         return self._resident(Stored(*store.read(pixels.hashes), as_bfloat16=is_bf16), store, len(pixels))
 

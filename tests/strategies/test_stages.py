@@ -40,7 +40,11 @@ def seeds_own_rule(mode: str, unfreeze_from: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("mode", "stage"),
-    [("head", ""), ("full", ""), *(("partial", stage) for stage in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"))],
+    [
+        ("head", ""),
+        ("full", ""),
+        *(("partial", stage) for stage in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")),
+    ],
 )
 def test_what_learns_is_what_the_task_says(net: Net, mode: str, stage: str) -> None:
     options = {"unfreeze_from": stage} if stage else {}

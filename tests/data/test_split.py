@@ -1,0 +1,353 @@
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
+from sklearn.datasets import load_sample_images
+
+from inat_ft.data.manifest import Manifest, find_manifest, read_manifest, write_manifest
+from inat_ft.data.scan import Scan, scan
+from inat_ft.data.sources import Files, find_files
+from inat_ft.data.split import Options, group_names, make_manifest
+from inat_ft.errors import DataError, UsageError
+from tests.conftest import make_images
+
+
+def split(data: Path, options: Options | None = None, out: str = "m.csv", classes_from: str | None = None):
+    files = find_files(data, classes_from)
+    options = options or Options()
+    scanned = scan(files.root, files.paths, 10**8, 2, options.near, lambda done, total: None)
+    return make_manifest(files, scanned, options, Path(out), group_names(files, options.group_by))
+
+
+def invented(labels: list[str], groups: list[str]) -> tuple[Files, Scan]:
+    """A scan without pixels: every file usable and unlike every other."""
+    paths = [f"{label}/{number:06d}.jpg" for number, label in enumerate(labels)]
+    files = Files(Path("/data"), "class folders", paths, labels, [""] * len(labels))
+    hashes = [f"{number:064x}" for number in range(len(labels))]
+    blank = np.zeros((len(labels), 32, 32), np.uint8)
+    return files, Scan(
+        hashes, [""] * len(labels), np.zeros(len(labels), np.uint64), blank, np.ones(len(labels), np.float32)
+    )
+
+
+class TestStratification:
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.lists(st.integers(3, 60), min_size=2, max_size=6),
+        st.floats(0.05, 0.5),
+        st.floats(0.0, 0.4),
+        st.integers(0, 10**6),
+    )
+    def test_every_class_gives_its_share_to_one_image(self, sizes, val, test, seed) -> None:
+        labels = [f"c{label}" for label, size in enumerate(sizes) for _ in range(size)]
+        files, scanned = invented(labels, [])
+        options = Options(val_fraction=val, test_fraction=test, seed=seed, near=False)
+        manifest, _ = make_manifest(files, scanned, options, Path("m.csv"), [""] * len(labels))
+        for size, counts in zip(sizes, manifest.counts().values(), strict=True):
+            assert sum(counts.values()) == size
+            assert counts["train"] >= 1 and counts["val"] >= 1
+            if test:
+                assert abs(counts["test"] - test * size) <= 1
+            else:
+                assert counts["test"] == 0
+            assert abs(counts["val"] - val * (size - counts["test"])) <= 1
+
+    @settings(max_examples=40, deadline=None)
+    @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), min_size=40, max_size=150), st.integers(0, 99))
+    def test_groups_stay_together(self, rows, seed) -> None:
+        labels = [f"c{label}" for label, _ in rows] + [f"c{label}" for label in range(4) for _ in range(5)]
+        groups = [f"g{group}" for _, group in rows] + [""] * 20
+        files, scanned = invented(labels, groups)
+        manifest, _ = make_manifest(files, scanned, Options(seed=seed, near=False), Path("m.csv"), groups)
+        by_path = dict(zip(files.paths, groups, strict=True))
+        sides: dict[str, set[int]] = {}
+        for path, subset in zip(manifest.paths, manifest.subsets, strict=True):
+            if by_path[path]:
+                sides.setdefault(by_path[path], set()).add(int(subset))
+        assert all(len(side) == 1 for side in sides.values())
+
+    def test_a_class_with_one_image_is_an_error_that_names_it(self) -> None:
+        files, scanned = invented(["a", "a", "a", "lonely"], [])
+        with pytest.raises(DataError, match="class 'lonely' has only 1 image to split"):
+            make_manifest(files, scanned, Options(near=False), Path("m.csv"), [""] * 4)
+
+
+class TestDeterminism:
+    def test_the_same_input_gives_the_same_bytes_whatever_the_order_of_the_directory(self, tmp_path: Path) -> None:
+        source = make_images(tmp_path / "a" / "photos")
+        files = sorted(source.rglob("*.png"))
+        random.Random(3).shuffle(files)
+        for file in files:  # created in another order, at another time, in another place
+            copy = tmp_path / "b" / "photos" / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+        texts = []
+        for place in ("a", "b"):
+            manifest, _ = split(tmp_path / place / "photos", out=str(tmp_path / place / "splits" / "m.csv"))
+            write_manifest(manifest)
+            texts.append(manifest.path.read_bytes())
+        assert texts[0] == texts[1]
+
+    def test_another_seed_gives_another_split(self, images: Path) -> None:
+        first, second = (split(images, Options(seed=seed))[0] for seed in (0, 1))
+        assert list(first.paths) == list(second.paths)
+        assert (first.subsets != second.subsets).any() and first.fingerprint != second.fingerprint
+
+
+class TestManifest:
+    def test_it_comes_back_as_it_was(self, images: Path) -> None:
+        manifest, _ = split(images, Options(test_fraction=0.2))
+        assert write_manifest(manifest)
+        again = read_manifest(manifest.path)
+        assert list(again.paths) == manifest.paths and list(again.hashes) == manifest.hashes
+        assert again.root == images.resolve() and again.classes == manifest.classes
+        assert (again.labels == manifest.labels).all() and (again.subsets == manifest.subsets).all()
+        assert again.fingerprint == manifest.fingerprint
+
+    def test_it_is_not_replaced_by_another_without_force(self, images: Path) -> None:
+        first, other = (split(images, Options(seed=seed))[0] for seed in (0, 1))
+        assert write_manifest(first) and not write_manifest(first)
+        with pytest.raises(UsageError, match="exists already and is another split"):
+            write_manifest(other)
+        assert write_manifest(other, force=True)
+
+    def test_names_with_commas_quotes_and_other_letters_survive(self, tmp_path: Path) -> None:
+        data = make_images(tmp_path / "photos", classes=2, each=5)
+        shutil.move(data / "class0", data / 'Gänse, "graue"')
+        manifest, _ = split(data)
+        write_manifest(manifest)
+        assert read_manifest(manifest.path).classes == ('Gänse, "graue"', "class1")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda text: "", "is no manifest"),
+            (lambda text: text.replace(",val,", ",train,", 1), "edited or damaged"),
+            (lambda text: text[: len(text) // 2], "damaged"),
+            (lambda text: text.replace('"schema": 1', '"schema": 9'), "schema 9"),
+        ],
+    )
+    def test_a_damaged_one_is_refused(self, images: Path, change, message: str) -> None:
+        manifest, _ = split(images)
+        write_manifest(manifest)
+        manifest.path.write_text(change(manifest.path.read_text()))
+        with pytest.raises(DataError, match=message):
+            read_manifest(manifest.path)
+
+    def test_the_newest_is_found_and_none_is_an_error(self, images: Path) -> None:
+        with pytest.raises(UsageError, match="there is no split") as caught:
+            find_manifest()
+        assert "inat-ft split" in caught.value.hint
+        for seed in (0, 1):
+            manifest = split(images, Options(seed=seed), out=f"splits/{seed}.csv")[0]
+            write_manifest(manifest)
+            os.utime(manifest.path, (100 + seed, 100 + seed))
+        assert find_manifest().name == "1.csv"
+
+    def test_a_subset_has_the_same_fingerprint_under_other_paths(self, images: Path, tmp_path: Path) -> None:
+        first, _ = split(images)
+        moved = tmp_path / "moved"
+        shutil.copytree(images, moved)
+        for file in moved.rglob("*.png"):
+            file.rename(file.with_name(f"x{file.name}"))
+        second = Manifest(**{**first.__dict__, "paths": [path.replace("/", "/x") for path in first.paths]})
+        assert second.subset_fingerprint("val") == first.subset_fingerprint("val")
+        assert second.fingerprint != first.fingerprint
+
+
+class TestLayouts:
+    def test_the_layout_of_inaturalist_12k_keeps_its_test_set(self, tmp_path: Path) -> None:
+        root = tmp_path / "inaturalist_12K"
+        make_images(root / "train", each=10, seed=1)
+        make_images(root / "val", each=4, seed=2)
+        (root / ".DS_Store").write_bytes(b"x")
+        (root / "train" / "class0" / ".DS_Store").write_bytes(b"x")
+        (root / "train" / "class0" / "Thumbs.db").write_bytes(b"x")
+        manifest, _ = split(root)
+        assert manifest.counts() == {f"class{n}": {"train": 8, "val": 2, "test": 4} for n in range(3)}
+        assert all(path.startswith("val/") for path in np.array(manifest.paths)[manifest.rows("test")])
+        assert manifest.left_out == []
+
+    def test_three_given_subsets_are_kept(self, tmp_path: Path) -> None:
+        for seed, (name, each) in enumerate((("train", 6), ("val", 3), ("test", 2))):
+            make_images(tmp_path / "d" / name, classes=2, each=each, seed=seed)
+        manifest, _ = split(tmp_path / "d")
+        assert manifest.counts()["class0"] == {"train": 6, "val": 3, "test": 2}
+
+    def test_nested_folders_belong_to_their_class(self, tmp_path: Path) -> None:
+        data = make_images(tmp_path / "d", classes=2, each=6)
+        (data / "class0" / "more" / "deep").mkdir(parents=True)
+        shutil.move(data / "class0" / "000.png", data / "class0" / "more" / "deep" / "0.png")
+        assert sum(split(data)[0].counts()["class0"].values()) == 6
+
+    def test_a_csv_names_images_labels_and_subsets(self, tmp_path: Path) -> None:
+        make_images(tmp_path / "d", classes=2, each=6)
+        lines = [f"d/class{c}/{n:03d}.png,kind {c},{'test' if n < 2 else ''}" for c in range(2) for n in range(6)]
+        (tmp_path / "list.csv").write_text("path,label,subset\n" + "\n".join(lines))
+        manifest, _ = split(tmp_path / "list.csv")
+        assert manifest.counts()["kind 1"] == {"train": 3, "val": 1, "test": 2}
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("a,b\n1,2", "needs the columns path and label"),
+            ("path,label\n../x,a", "must lie below"),
+            ("path,label\nx,", "line 2"),
+        ],
+    )
+    def test_a_csv_that_is_wrong_is_refused(self, tmp_path: Path, text: str, message: str) -> None:
+        (tmp_path / "list.csv").write_text(text)
+        with pytest.raises(DataError, match=message):
+            find_files(tmp_path / "list.csv")
+
+    def test_classes_by_taxon(self, tmp_path: Path) -> None:
+        for number, taxa in enumerate(
+            ("Animalia_Chordata_Aves_Passeriformes_Corvidae_Corvus_corax", "Plantae_A_B_C_D_E_f")
+        ):
+            folder = make_images(tmp_path / f"x{number}", classes=1, each=5, seed=number) / "class0"
+            shutil.move(folder, tmp_path / "d" / f"{number:05d}_{taxa}") if (tmp_path / "d").mkdir(
+                exist_ok=True
+            ) is None else None
+        assert split(tmp_path / "d", classes_from="kingdom")[0].classes == ("Animalia", "Plantae")
+        assert split(tmp_path / "d", classes_from="species")[0].classes == ("Corvus corax", "E f")
+
+    @pytest.mark.parametrize("make", ["missing", "empty", "flat", "file"])
+    def test_what_is_no_image_folder_is_named(self, tmp_path: Path, make: str) -> None:
+        data = tmp_path / "d"
+        if make == "file":
+            data.write_text("x")
+        elif make != "missing":
+            data.mkdir()
+        if make == "flat":
+            Image.new("RGB", (8, 8)).save(data / "a.png")
+        with pytest.raises((UsageError, DataError), match=str(data)):
+            find_files(data)
+
+    def test_links_out_of_the_folder_are_not_followed(self, tmp_path: Path) -> None:
+        outside = make_images(tmp_path / "outside", classes=1, each=3)
+        data = make_images(tmp_path / "d", classes=2, each=5)
+        (data / "class0" / "link.png").symlink_to(outside / "class0" / "000.png")
+        (data / "class1" / "folder").symlink_to(outside / "class0")
+        (data / "class1" / "inside.png").symlink_to(data / "class1" / "000.png")
+        manifest, _ = split(data)
+        reasons = dict(manifest.left_out)
+        assert reasons["class0/link.png"] == "a link out of the folder"
+        assert "class1/folder" in reasons and "class1/inside.png" in manifest.paths
+
+
+class TestCopies:
+    def test_what_cannot_be_decoded_is_left_out_with_its_reason(self, tmp_path: Path) -> None:
+        data = make_images(tmp_path / "d", classes=2, each=6)
+        (data / "class0" / "empty.jpg").write_bytes(b"")
+        (data / "class0" / "text.jpg").write_text("hello")
+        whole = (data / "class1" / "000.png").read_bytes()
+        (data / "class1" / "cut.png").write_bytes(whole[: len(whole) // 2])
+        reasons = dict(split(data)[0].left_out)
+        assert set(reasons) == {"class0/empty.jpg", "class0/text.jpg", "class1/cut.png"}
+        assert reasons["class0/empty.jpg"] == "the file is empty" and reasons["class0/text.jpg"] == "no image"
+
+    def test_equal_files_stay_on_one_side(self, tmp_path: Path) -> None:
+        data = make_images(tmp_path / "d", classes=2, each=12)
+        for number in range(6):
+            shutil.copy(data / "class0" / f"{number:03d}.png", data / "class0" / f"copy{number}.png")
+        for seed in range(5):
+            manifest, findings = split(data, Options(seed=seed, near=False))
+            assert len(findings.exact_groups) == 6
+            side = dict(zip(manifest.paths, manifest.subsets.tolist(), strict=True))
+            assert all(side[f"class0/{n:03d}.png"] == side[f"class0/copy{n}.png"] for n in range(6))
+
+    def test_near_copies_stay_on_one_side(self, tmp_path: Path) -> None:
+        data = make_images(tmp_path / "d", classes=2, each=10)
+        photo = Image.fromarray(load_sample_images().images[0])
+        for number in range(4):
+            crop = photo.crop((100 * number, 50 * number, 100 * number + 250, 50 * number + 250))
+            crop.save(data / "class0" / f"{number:03d}.png")
+            changed = ImageEnhance.Brightness(crop.resize((190, 190))).enhance(1.05)
+            changed.save(data / "class0" / f"again{number}.jpg", quality=80)
+        manifest, findings = split(data)
+        assert sorted(map(sorted, findings.near_groups), key=str) == [
+            [f"class0/{n:03d}.png", f"class0/again{n}.jpg"] for n in range(4)
+        ]
+        side = dict(zip(manifest.paths, manifest.subsets.tolist(), strict=True))
+        assert all(side[f"class0/{n:03d}.png"] == side[f"class0/again{n}.jpg"] for n in range(4))
+
+    def test_copies_of_test_images_are_dropped_from_train(self, tmp_path: Path) -> None:
+        root = tmp_path / "d"
+        make_images(root / "train", each=10, seed=1)
+        make_images(root / "test", each=4, seed=2)
+        shutil.copy(root / "test" / "class0" / "000.png", root / "train" / "class0" / "leak.png")
+        manifest, findings = split(root)
+        assert findings.leaked == [("train/class0/leak.png", "test/class0/000.png")]
+        assert "train/class0/leak.png" not in manifest.paths
+        assert dict(manifest.left_out)["train/class0/leak.png"].startswith("a copy of the test image")
+        assert "train/class0/leak.png" in split(root, Options(leakage="keep"))[0].paths
+        with pytest.raises(DataError, match="copies of test images"):
+            split(root, Options(leakage="error"))
+
+    def test_a_test_folder_that_points_at_train_is_refused(self, tmp_path: Path) -> None:
+        make_images(tmp_path / "d" / "train", each=5)
+        shutil.copytree(tmp_path / "d" / "train", tmp_path / "d" / "val")
+        with pytest.raises(DataError, match="training images are in the test set as well"):
+            split(tmp_path / "d")
+
+    def test_one_file_under_two_labels_is_left_out_and_listed(self, tmp_path: Path) -> None:
+        data = make_images(tmp_path / "d", classes=2, each=8)
+        shutil.copy(data / "class0" / "000.png", data / "class1" / "same.png")
+        manifest, findings = split(data)
+        assert findings.conflicts == [["class0/000.png", "class1/same.png"]]
+        assert not {"class0/000.png", "class1/same.png"} & set(manifest.paths)
+
+    def test_groups_by_name_and_by_csv(self, tmp_path: Path) -> None:
+        files = find_files(make_images(tmp_path / "d", classes=1, each=4))
+        assert group_names(files, r"^(\d\d)") == ["00"] * 4
+        (tmp_path / "g.csv").write_text("path,group\nclass0/001.png,x\nclass0/003.png,x\n")
+        assert group_names(files, str(tmp_path / "g.csv")) == ["", "x", "", "x"]
+        for bad in ("(", "zzz", "missing.csv"):
+            with pytest.raises(DataError, match="--group-by"):
+                group_names(files, bad)
+
+
+def test_the_command_prints_a_table_and_json(cli, images: Path) -> None:
+    ran = cli("split", images, "--test-fraction", "0.25", "--json")
+    assert ran.code == 0
+    assert ran.json["counts"]["class0"] == {"train": 12, "val": 3, "test": 5}
+    assert Path(ran.json["manifest"]) == Path("splits/photos.csv")
+    table = cli("split", images, "--test-fraction", "0.25")
+    assert "class1      12     3      5    20" in table.out and "(unchanged)" in table.out
+    other = cli("split", images)
+    assert other.code == 2 and "--force" in other.err
+
+
+def test_check_says_what_changed(cli, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "photos")
+    assert cli("split", data).code == 0
+    assert cli("split", "--check", "splits/photos.csv").code == 0
+    (data / "class0" / "000.png").unlink()
+    Image.new("RGB", (9, 9)).save(data / "class1" / "001.png")
+    Image.new("RGB", (9, 9)).save(data / "class2" / "new.png")
+    ran = cli("split", "--check", "splits/photos.csv", "--json")
+    assert ran.code == 1
+    assert ran.json == {"missing": ["class0/000.png"], "changed": ["class1/001.png"], "new": ["class2/new.png"]}
+
+
+@pytest.mark.parametrize("words", [["split"], ["split", "nowhere"], ["split", "photos", "--val-fraction", "2"]])
+def test_wrong_usage_ends_with_two(cli, words: list[str]) -> None:
+    ran = cli(*words)
+    assert ran.code == 2 and "Traceback" not in ran.err and ran.out == ""
+
+
+def test_strict_makes_a_bad_file_an_error(cli, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "photos")
+    (data / "class0" / "bad.png").write_bytes(b"x")
+    assert json.loads(cli("split", data, "--json").out)["left_out"] == [
+        {"path": "class0/bad.png", "reason": "no image"}
+    ]
+    ran = cli("split", data, "--strict", "--force")
+    assert ran.code == 1 and "class0/bad.png (no image)" in ran.err

@@ -1,0 +1,277 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from inat_ft.config import OptimConfig
+from inat_ft.engine.optimizer import lr_factor, make_optimizer
+from inat_ft.engine.plan import make_plan
+from inat_ft.engine.stopping import EarlyStop
+from inat_ft.errors import InatFtError, UsageError
+from inat_ft.models.net import make_net
+from inat_ft.records import RunRecord
+from inat_ft.settings import load_config
+from inat_ft.strategies import Group, Strategy
+from inat_ft.training import Listener, prepare, train
+
+
+def figures(record: RunRecord) -> list[dict[str, object]]:
+    return [epoch.model_dump(exclude={"seconds"}) for epoch in record.history]
+
+
+def assert_same(first: tuple[RunRecord, Path], second: tuple[RunRecord, Path]) -> None:
+    assert figures(first[0]) == figures(second[0])
+    a, b = (load_file(directory / "model.safetensors") for _, directory in (first, second))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"strategy__name": "head"},
+        {"strategy__name": "partial", "strategy__unfreeze_from": "layer4"},
+        {"strategy__name": "partial", "strategy__unfreeze_from": "layer2"},
+        {"strategy__name": "head", "data__augment": "flip"},
+        {"strategy__name": "partial", "data__augment": "flip"},
+        {"strategy__name": "head", "data__balance": "sampler"},
+        {"strategy__name": "head", "model__backbone": "cnn"},
+        {"strategy__name": "partial", "model__backbone": "mobilenet_v2"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_cached_and_uncached_runs_agree_bit_for_bit(config, places, settings: dict[str, object]) -> None:
+    runs = [train(config(compute__cache=cache, **settings), places) for cache in ("prefix", "none", "packed", "prefix")]
+    assert "prefix cache: on" in runs[0][0].compute["decisions"][0]
+    for other in runs[1:]:
+        assert_same(runs[0], other)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(config, places) -> None:
+    first, again, other = (train(config(strategy__name="full", seed=seed), places) for seed in (1, 1, 2))
+    assert_same(first, again)
+    assert figures(first[0]) != figures(other[0])
+
+
+def test_a_runs_own_config_file_gives_the_run_again(config, places) -> None:
+    first = train(config(strategy__name="partial", data__augment="standard"), places)
+    again = load_config(first[1] / "config.yaml", [("name", "again")])
+    assert_same(first, train(again, places))
+
+
+def test_head_tuning_leaves_the_trunk_bit_identical(config, places) -> None:
+    settings = config(optim__lr=0.1)
+    before = {name: tensor.clone() for name, tensor in prepare(settings).plan.net.state().items()}
+    after = load_file(train(settings, places)[1] / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_partial_tuning_changes_only_what_it_says_statistics_included(config, places) -> None:
+    settings = config(strategy__name="partial", strategy__unfreeze_from="layer4", compute__cache="none")
+    before = {name: tensor.clone() for name, tensor in prepare(settings).plan.net.state().items()}
+    after = load_file(train(settings, places)[1] / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.startswith(("layer4", "fc"))}
+
+
+def test_a_network_learns_what_there_is_to_learn(config, places) -> None:
+    record, _ = train(config(model__backbone="cnn", strategy__name="full", optim__epochs=6), places)
+    assert record.val_accuracy is not None and record.val_accuracy > 0.9
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_every_optimizer_and_schedule_trains(config, places, optimizer: str, schedule: str) -> None:
+    record, _ = train(
+        config(
+            optim__optimizer=optimizer,
+            optim__schedule=schedule,
+            optim__warmup_epochs=1,
+            optim__weight_decay=0.01,
+            optim__label_smoothing=0.1,
+            optim__accumulate=2,
+            data__balance="weights",
+        ),
+        places,
+    )
+    assert record.history[0].lr == pytest.approx(1e-3)
+    assert record.history[1].lr == pytest.approx(1e-3 if schedule == "constant" else 0.0)
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
+    config = OptimConfig(epochs=10, schedule="cosine", warmup_epochs=2)
+    assert [lr_factor(config, epoch) for epoch in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
+class TestEarlyStop:
+    def test_stops_after_patience_epochs_without_a_rise(self) -> None:
+        stop = EarlyStop(patience=3)
+        assert [stop.update(score) for score in (0.5, 0.6, 0.6, 0.55, 0.6)] == [False, False, False, False, True]
+
+    def test_nan_is_never_better_and_zero_patience_never_stops(self) -> None:
+        assert EarlyStop(patience=1).update(float("nan"))
+        never = EarlyStop(patience=0)
+        assert not any(never.update(0.0) for _ in range(50))
+
+    def test_a_rise_smaller_than_min_delta_does_not_count(self) -> None:
+        stop = EarlyStop(patience=2, min_delta=0.1)
+        assert [stop.update(score) for score in (0.5, 0.55, 0.59)] == [False, False, True]
+
+    def test_training_stops_there_and_keeps_the_first_best_epoch(self, config, places) -> None:
+        settings = config(
+            optim__epochs=40, optim__lr=0.05, stop__patience=2, model__backbone="cnn", strategy__name="full"
+        )
+        record, directory = train(settings, places)
+        accuracies = [epoch.val_accuracy for epoch in record.history]
+        best = accuracies.index(max(accuracies)) + 1
+        assert record.stopped_early and len(accuracies) == best + 2 and record.best_epoch == best
+        assert record.val_accuracy == max(accuracies)
+        until_best, _ = train(
+            load_config(directory / "config.yaml", [("optim.epochs", best), ("name", "short")]), places
+        )
+        kept = load_file(directory / "model.safetensors")
+        short = load_file(places.runs / "short" / "model.safetensors")
+        assert figures(until_best) == figures(record)[:best]
+        assert all(torch.equal(kept[name], short[name]) for name in kept)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "settings", [{"strategy__name": "head"}, {"strategy__name": "full", "data__augment": "standard"}]
+)
+@pytest.mark.parametrize("stopped_after", [1, 2])
+def test_an_interrupted_run_goes_on_to_the_same_numbers(config, places, settings, stopped_after: int) -> None:
+    whole = train(config(optim__epochs=3, stop__patience=0, name="whole", **settings), places)
+
+    def interrupt(epoch) -> None:
+        if epoch.epoch == stopped_after + 1:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(
+            config(optim__epochs=3, stop__patience=0, name="broken", **settings), places, Listener(on_epoch=interrupt)
+        )
+    directory = places.runs / "broken"
+    assert not (directory / "record.json").exists()
+    resumed = train(load_config(directory / "config.yaml"), places, resume=directory)
+    assert_same(whole, resumed)
+    assert (whole[1] / "predictions-val.csv").read_text() == (directory / "predictions-val.csv").read_text()
+
+
+def test_a_killed_process_can_be_resumed(config, places, cli, manifest_file) -> None:
+    words = ["train", "--split", manifest_file, "--backbone", "resnet18", "--weights", "none", "--mode", "full"]
+    words += ["--image-size", 32, "--epochs", 4, "--patience", 0, "--precision", "fp32", "--batch-size", 8]
+    command = [sys.executable, "-m", "inat_ft", *map(str, words), "--name", "killed"]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    checkpoint = Path("runs/killed/resume.pt")
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists() and not Path("runs/killed/record.json").exists()
+    resumed = cli("train", "--resume", "runs/killed", "--json")
+    assert resumed.code == 0, resumed.err
+    assert cli(*words, "--name", "whole").code == 0
+    histories = [json.loads(Path(f"runs/{name}/record.json").read_text())["history"] for name in ("killed", "whole")]
+    for epochs in histories:
+        for epoch in epochs:
+            del epoch["seconds"]
+    assert histories[0] == histories[1]
+
+
+def test_a_finished_run_is_returned_as_it_is(config, places) -> None:
+    record, directory = train(config(), places)
+    again, _ = train(config(), places, resume=directory)
+    assert again == record
+
+
+def test_a_checkpoint_of_other_settings_is_refused(config, places) -> None:
+    def interrupt(epoch) -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(config(name="a"), places, Listener(on_epoch=interrupt))
+    train_first_epoch = Listener(
+        on_epoch=lambda epoch: (_ for _ in ()).throw(Interrupted) if epoch.epoch == 2 else None
+    )
+    with pytest.raises(Interrupted):
+        train(config(), places, train_first_epoch, resume=places.runs / "a")
+    with pytest.raises(InatFtError, match="other settings"):
+        train(config(optim__lr=0.5), places, resume=places.runs / "a")
+
+
+def test_a_name_is_not_used_twice(config, places) -> None:
+    train(config(name="once"), places)
+    with pytest.raises(UsageError, match="exists already"):
+        train(config(name="once"), places)
+    names = [train(config(), places)[1].name for _ in range(2)]
+    assert names == ["resnet18-head-1", "resnet18-head-2"]
+
+
+def test_a_diverged_loss_is_an_error_that_says_what_to_try(config, places) -> None:
+    with pytest.raises(InatFtError, match="training has diverged") as caught:
+        train(config(strategy__name="full", optim__lr=100.0, optim__optimizer="sgd", optim__epochs=20), places)
+    assert "--lr" in caught.value.hint
+
+
+def test_on_epoch_can_end_the_training_and_the_best_is_kept(config, places) -> None:
+    record, _ = train(config(optim__epochs=5), places, Listener(on_epoch=lambda epoch: epoch.epoch == 2))
+    assert len(record.history) == 2 and record.best_epoch in (1, 2)
+
+
+def test_the_optimizer_holds_just_what_learns_and_decays_no_biases(config) -> None:
+    setup = prepare(config(strategy__name="partial", strategy__unfreeze_from="layer4"))
+    optimizer = make_optimizer(setup.plan.epochs[0], OptimConfig(weight_decay=0.1))
+    held = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    learning = {
+        id(p): p
+        for name, p in setup.plan.net.named_parameters()
+        if setup.plan.net.origin(name).startswith(("layer4", "fc"))
+    }
+    assert held.keys() == learning.keys()
+    assert all((held[key] > 0) == (parameter.ndim > 1) for key, parameter in learning.items())
+
+
+class HeadThenAll(Strategy):
+    def groups(self, net, epoch):
+        return [Group(net.head.parameters())] if epoch < 2 else [Group(net.parameters(), lr_scale=0.1)]
+
+
+def test_a_change_between_epochs_keeps_the_state_of_what_learned_before() -> None:
+    from torchvision.models import resnet18
+
+    net = make_net("resnet18", resnet18(), 3, 0.0)
+    plan = make_plan(HeadThenAll(), net, 4)
+    assert [plan.frozen_prefix(epoch) for epoch in range(4)] == [6, 6, 0, 0]
+    assert [plan.changes(epoch) for epoch in range(4)] == [False, False, True, False]
+    assert plan.repeats(0) == 2
+    first = make_optimizer(plan.epochs[0], OptimConfig())
+    net.learn(plan.epochs[0].parameters)
+    net.eval()(torch.rand(2, 3, 32, 32)).sum().backward()
+    first.step()
+    second = make_optimizer(plan.epochs[2], OptimConfig(), first)
+    weight = net.head[1].weight
+    assert torch.equal(second.state[weight]["exp_avg"], first.state[weight]["exp_avg"])
+    assert len([p for group in second.param_groups for p in group["params"]]) == len(list(net.parameters()))
+
+
+def test_a_record_says_what_is_needed_to_repeat_and_not_who_ran_it(config, places) -> None:
+    record, directory = train(config(), places)
+    text = (directory / "record.json").read_text()
+    assert record.environment["torch"] == torch.__version__ and record.split.fingerprint and record.seed == 0
+    assert record.parameters.trained == 3 * 512 + 3
+    assert record.seconds["total"] > 0 and record.images_per_s > 0 and record.peak_memory_mib > 0
+    assert os.uname().nodename not in text
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
