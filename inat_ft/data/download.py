@@ -82,6 +82,7 @@ class _Download:
             ) as answer:
                 self._receive(answer, start)
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code == 416:  # the part is as long as the file, or the file has become shorter
                 self._start_again()
             if error.code in (*_RETRIED, 416):

@@ -1,0 +1,181 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn import metrics as sk
+
+from inat_ft.errors import RecordError
+from inat_ft.evaluation import metrics, significance
+from inat_ft.evaluation.predictions import Predictions, from_probabilities, read_predictions, write_predictions
+
+CLASSES = ("a", "b", "c", "d")
+
+
+def invented(seed: int = 0, number: int = 300, skill: float = 1.5, classes=CLASSES) -> Predictions:
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, len(classes), number)
+    logits = rng.normal(0, 1, (number, len(classes)))
+    logits[np.arange(number), true] += skill
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    names = [f"{n:04d}.jpg" for n in range(number)]
+    return from_probabilities(classes, names, [f"{n:064x}" for n in range(number)], true, p)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_metric_is_scikit_learns(seed: int) -> None:
+    p = invented(seed)
+    found, per_class = metrics.all_metrics(p)
+    true, predicted, shares = p.true, p.predicted, p.probabilities
+    wanted = {
+        "accuracy": sk.accuracy_score(true, predicted),
+        "balanced_accuracy": sk.balanced_accuracy_score(true, predicted),
+        "top3_accuracy": sk.top_k_accuracy_score(true, shares, k=3),
+        "macro_precision": sk.precision_score(true, predicted, average="macro", zero_division=0),
+        "macro_recall": sk.recall_score(true, predicted, average="macro"),
+        "macro_f1": sk.f1_score(true, predicted, average="macro"),
+        "log_loss": sk.log_loss(true, shares),
+    }
+    assert {name: found[name].value for name in wanted} == pytest.approx(wanted, rel=1e-5)
+    assert found["brier"].value == pytest.approx(((shares - np.eye(4)[true]) ** 2).sum(1).mean(), rel=1e-5)
+    columns = sk.precision_recall_fscore_support(true, predicted)
+    for row, precision, recall, f1, support in zip(per_class, *columns, strict=True):
+        got = (row.precision.value, row.recall.value, row.f1.value, row.num_images)
+        assert got == pytest.approx((precision, recall, f1, support))
+    assert (metrics.confusion(p) == sk.confusion_matrix(true, predicted)).all()
+    assert all(metric.low <= metric.value <= metric.high for name, metric in found.items() if name != "ece")
+
+
+def test_a_class_that_is_never_predicted_has_precision_zero() -> None:
+    p = Predictions(("a", "b"), ["x", "y"], ["", ""], np.array([0, 1]), np.array([0, 0]))
+    _, (a, b) = metrics.all_metrics(p)
+    assert (a.precision.value, b.precision.value, b.f1.value) == (0.5, 0.0, 0.0)
+
+
+def test_calibration_error_of_a_calibrated_and_an_overconfident_network() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (20_000, 4))
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    true = (p.cumsum(1) > rng.random((20_000, 1))).argmax(1)
+    names = [""] * 20_000
+    calibrated = from_probabilities(CLASSES, names, names, true, p)
+    sure = metrics.at_temperature(calibrated, 0.3)
+    once = metrics.once(calibrated)
+    assert metrics.ece(calibrated, once)[0] < 0.02 and metrics.ece(sure, once)[0] > 0.1
+    assert metrics.fit_temperature(sure) == pytest.approx(1 / 0.3, rel=0.05)
+    assert (metrics.at_temperature(sure, 1 / 0.3).probabilities == pytest.approx(p, abs=1e-3)) and (
+        sure.predicted == calibrated.predicted
+    ).all()
+
+
+def test_the_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    """400 test sets of 200 images each: the share of 95 % intervals that hold the true value, by simulation."""
+    truth = float(invented(12345, 200_000).correct.mean())
+    big = invented(54321, 200_000)
+    true_f1 = float(metrics.macro_f1(big, metrics.once(big))[0])
+    accuracy = f1 = 0
+    for seed in range(400):
+        p = invented(seed, 200)
+        found = metrics.wilson(int(p.correct.sum()), len(p))
+        accuracy += found.low <= truth <= found.high
+        drawn = np.concatenate([metrics.macro_f1(p, block) for block in metrics.draws(p.true, 0, 300)])
+        low, high = metrics.interval(drawn)
+        f1 += low <= true_f1 <= high
+    assert 0.92 <= accuracy / 400 <= 0.98
+    assert 0.90 <= f1 / 400 <= 0.98
+
+
+def test_draws_are_stratified_and_seeded() -> None:
+    p = invented()
+    (block,) = metrics.draws(p.true, 1, 50)
+    assert block.shape == (50, 300)
+    for label in range(4):
+        assert (block[:, p.true == label].sum(1) == (p.true == label).sum()).all()
+    assert (block == metrics.draws(p.true, 1, 50)[0]).all() and (block != metrics.draws(p.true, 2, 50)[0]).any()
+
+
+class TestSignificance:
+    @settings(max_examples=50, deadline=None)
+    @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80))
+    def test_mcnemar_is_the_binomial_test_of_the_discordant_images(self, pairs) -> None:
+        first, second = (np.array(column) for column in zip(*pairs, strict=True))
+        only_first, only_second, p = significance.mcnemar(first, second)
+        assert only_first == sum(a and not b for a, b in pairs) and only_second == sum(b and not a for a, b in pairs)
+        if only_first + only_second:
+            assert p == pytest.approx(stats.binomtest(only_first, only_first + only_second, 0.5).pvalue)
+        else:
+            assert p == 1.0
+        assert p == significance.mcnemar(second, first)[2]
+
+    def test_of_two_equal_classifiers_few_are_called_different(self) -> None:
+        false = 0
+        for seed in range(300):
+            a, b = invented(seed, 200), invented(seed + 1000, 200)
+            false += significance.mcnemar(a.correct, b.correct)[2] < 0.05
+        assert false / 300 < 0.07
+
+    def test_the_paired_interval_is_narrower_when_errors_are_shared(self) -> None:
+        a = invented(0, 500)
+        p = a.probabilities.copy()
+        p[:10] = np.roll(p[:10], 1, axis=1)
+        b = from_probabilities(CLASSES, a.paths, a.hashes, a.true, p)
+        paired, drawn = significance.paired_difference(a, b, "accuracy")
+        unpaired = significance.unpaired_difference(a.correct.mean(), 500, b.correct.mean(), 500)
+        assert paired.value == pytest.approx(unpaired.value)
+        assert paired.high - paired.low < (unpaired.high - unpaired.low) / 2
+        assert significance.equivalent(drawn, 0.05) and not significance.equivalent(drawn, 0.001)
+
+    def test_newcombes_interval_is_that_of_his_paper(self) -> None:
+        """Newcombe 1998, table II (a): 56/70 - 48/80, method 10."""
+        found = significance.unpaired_difference(56 / 70, 70, 48 / 80, 80)
+        assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+
+    def test_holm(self) -> None:
+        assert significance.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+        assert significance.holm([0.6, 0.7]) == [1.0, 1.0]
+
+    def test_several_seeds_widen_the_interval(self) -> None:
+        base = invented(0, 400)
+        seeds = [Predictions(CLASSES, base.paths, base.hashes, base.true, flipped(base, seed)) for seed in range(3)]
+        other = [Predictions(CLASSES, base.paths, base.hashes, base.true, flipped(base, seed)) for seed in range(3, 6)]
+        difference, _ = significance.seeds_difference(seeds, other, "accuracy")
+        assert difference.low < difference.value < difference.high
+        means = [np.mean([p.correct.mean() for p in side]) for side in (seeds, other)]
+        assert difference.value == pytest.approx(means[0] - means[1], abs=1e-6)
+
+
+def flipped(p: Predictions, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    wrong = rng.random(len(p)) < 0.1
+    return np.where(wrong, (p.predicted + 1) % 4, p.predicted)
+
+
+class TestPredictionsFile:
+    def test_it_comes_back(self, tmp_path) -> None:
+        p = invented()
+        write_predictions(tmp_path / "p.csv", p)
+        again = read_predictions(tmp_path / "p.csv")
+        assert again.classes == p.classes and again.hashes == list(p.hashes)
+        assert (again.true == p.true).all() and (again.predicted == p.predicted).all()
+        assert again.probabilities == pytest.approx(p.probabilities, abs=1e-8)
+
+    def test_the_least_that_another_program_writes(self, tmp_path) -> None:
+        (tmp_path / "p.csv").write_text("path,true,predicted\na.jpg,cat,dog\nb.jpg,dog,dog\n")
+        p = read_predictions(tmp_path / "p.csv")
+        assert p.classes == ("cat", "dog") and p.correct.tolist() == [False, True] and p.probabilities is None
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("path,true\na,b\n", "lacks the columns predicted"),
+            ("path,true,predicted\n", "holds no predictions"),
+            ("path,true,predicted\na,b\n", "line 2: 2 values for 3 columns"),
+            ("path,true,predicted,p_x,p_y\na,x,x,0.5,0.9\n", "line 2: the probabilities sum to 1.4"),
+            ("path,true,predicted,p_x,p_y\na,x,z,0.5,0.5\n", "line 2: class 'z' has no column p_z"),
+            ("path,true,predicted,p_x,p_y\na,x,x,0.5,much\n", "a probability is no number"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, tmp_path, text: str, message: str) -> None:
+        (tmp_path / "p.csv").write_text(text)
+        with pytest.raises(RecordError, match=message):
+            read_predictions(tmp_path / "p.csv")
