@@ -2,7 +2,7 @@
 
 import typer
 
-from inat_ft.cli import compare, demo, evaluate, fetch, split, strategies, train
+from inat_ft.cli import cache, compare, demo, evaluate, fetch, split, strategies, train
 
 
 def add_to(app: typer.Typer) -> None:
@@ -14,3 +14,4 @@ def add_to(app: typer.Typer) -> None:
     app.command("eval")(evaluate.evaluate)
     app.command()(compare.compare)
     app.command()(strategies.strategies)
+    app.command()(cache.cache)

@@ -82,7 +82,7 @@ def train(
     cache: Annotated[str | None, _flag("--cache", "auto, none, packed or prefix. [default: auto]", _RUN)] = None,
     wandb: Annotated[str | None, _flag("--wandb", "Log to W&B: off, offline or online. [default: off]", _RUN)] = None,
     deterministic: Annotated[
-        bool | None, _flag("--deterministic", "The same bits each time, on a GPU too.", _RUN, is_flag=True)
+        bool | None, _flag("--deterministic", "The same bits each time, on a GPU too.", _RUN)
     ] = None,
     config: Annotated[Path | None, _flag("--config -c", "YAML file of settings; flags override it.", _RUN)] = None,
     set_: Annotated[

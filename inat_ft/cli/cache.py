@@ -1,0 +1,50 @@
+"""`inat-ft cache`: what the caches hold, and how to be rid of it."""
+
+from typing import Annotated
+
+import typer
+
+from inat_ft.cli import options, render
+
+
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove what is listed.")] = False,
+    kind: Annotated[
+        str | None, typer.Option(help="Only packed (images) or prefix (frozen layers).", show_default=False)
+    ] = None,
+    cache_dir: options.CacheDir = None,
+    json: options.Json = False,
+) -> None:
+    """List the caches with their sizes, or clear them. They are made again when they are needed.
+
+    [dim]inat-ft cache --clear --kind prefix[/dim]
+    """
+    from inat_ft.data.places import cache_folder
+    from inat_ft.data.store import clear_store, list_stores
+    from inat_ft.errors import UsageError
+
+    if kind not in (None, "packed", "prefix"):
+        raise UsageError(f"unknown kind '{kind}'", "known: packed, prefix")
+    folder = cache_folder(cache_dir)
+    stores = [store for store in list_stores(folder) if kind in (None, store.kind)]
+    if clear:
+        for store in stores:
+            clear_store(store)
+    total = sum(store.size for store in stores)
+    if json:
+        listed = [
+            {"kind": s.kind, "rows": s.rows, "bytes": s.size, "folder": s.folder.as_posix(), "key": s.key}
+            for s in stores
+        ]
+        render.as_json({"folder": folder.as_posix(), "bytes": total, "cleared": clear, "caches": listed})
+        return
+    rows = [(s.kind, f"{s.rows:,}", f"{s.size / 2**20:,.1f}", _about(s.key), s.folder.name) for s in stores]
+    if rows:
+        render.table("", ("kind", "rows", "MiB", "of", "folder"), rows, right=("rows", "MiB"))
+    render.result(f"{folder}: {total / 2**20:,.1f} MiB in {len(stores)} caches{', cleared' if clear else ''}")
+
+
+def _about(key: dict[str, object]) -> str:
+    size = f"{key.get('size')} x {key.get('size')} pixels"
+    stages = key.get("stages")
+    return f"{stages[0]}..{stages[-1]}, {key.get('form')}, {size}" if isinstance(stages, list) and stages else size

@@ -1,0 +1,145 @@
+"""The sweep file: what W&B's format means here, and how a fault is named."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inat_ft.errors import ConfigError, UsageError
+from inat_ft.sweeps.space import Parameter, SweepSpec, check_values, parse_spec, read_spec
+
+
+def spec_with(parameters, **more):
+    return parse_spec({"method": "random", "parameters": parameters, **more})
+
+
+def test_built_in_sweep_has_24_points_and_22_runs() -> None:
+    spec = read_spec(None)
+
+    assert (len(spec.points() or ()), spec.num_trials) == (24, 22)
+    assert (spec.method, spec.metric.name, spec.metric.goal) == ("bayes", "val_accuracy", "maximize")
+    assert spec.fixed == {"mode": "head", "patience": 3}
+    config = spec.config({"epochs": 10, "dropout": 0.2, "batch_size": 32, "lr": 1e-3})
+    assert (config.optim.epochs, config.model.dropout, config.optim.batch_size) == (10, 0.2, 32)
+    assert (config.strategy.name, config.stop.patience, config.optim.lr) == ("head", 3, 1e-3)
+
+
+def test_numbers_that_yaml_1_1_reads_as_text_are_numbers(tmp_path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "method: grid\nmetric: {name: val_accuracy, goal: maximize}\n"
+        "parameters:\n  learning_rate: {values: [1e-3, '1e-4', 1E-5]}\n  weight_decay: {value: 1e-2}\n"
+    )
+    spec = read_spec(file)
+
+    assert [point["learning_rate"] for point in spec.points() or ()] == [1e-3, 1e-4, 1e-5]
+    assert spec.to_wandb()["parameters"]["learning_rate"]["values"] == [1e-3, 1e-4, 1e-5]
+    assert spec.to_wandb()["parameters"]["weight_decay"]["value"] == 0.01
+
+
+def test_nested_parameters_and_dotted_keys_are_the_same() -> None:
+    nested = spec_with({"optim": {"parameters": {"lr": {"values": [0.1, 0.01]}}}})
+
+    assert nested.points() == [{"optim.lr": 0.1}, {"optim.lr": 0.01}]
+    assert nested.overrides({"optim.lr": 0.1}) == [("optim.lr", 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "values"),
+    [
+        ({"min": 1, "max": 4}, [1, 2, 3, 4]),
+        ({"min": 0.1, "max": 0.5, "distribution": "q_uniform", "q": 0.2}, [0.1, 0.3, 0.5]),
+        ({"values": [5, 10, 5]}, [5, 10]),
+        ({"value": 3}, [3]),
+        ({"min": 0.0, "max": 0.5}, None),
+        ({"min": 1e-5, "max": 1e-1, "distribution": "log_uniform_values"}, None),
+    ],
+)
+def test_possible_values(parameter, values) -> None:
+    assert Parameter.model_validate(parameter).choices() == values
+
+
+def test_log_uniform_bounds_are_exponents_as_for_wandb() -> None:
+    low, high = Parameter.model_validate({"distribution": "log_uniform", "min": -2, "max": 0}).extremes()
+
+    assert (round(low, 6), high) == (0.135335, 1.0)
+
+
+@given(st.integers(0, 50), st.integers(1, 50))
+def test_whole_number_ranges_include_both_ends(low: int, width: int) -> None:
+    choices = Parameter(min=low, max=low + width).choices()
+
+    assert choices == list(range(low, low + width + 1))
+
+
+@pytest.mark.parametrize(
+    ("raw", "named"),
+    [
+        ({"parameters": {"lrr": {"values": [1]}}}, "'lrr': did you mean 'lr'"),
+        ({"parameters": {"lr": {"min": 1.0}}}, "parameters.lr: needs one of"),
+        ({"parameters": {"lr": {"value": 1, "values": [1]}}}, "parameters.lr: needs one of"),
+        ({"parameters": {"lr": {"min": 2.0, "max": 1.0}}}, "min must be below max (got 2.0 and 1.0)"),
+        ({"parameters": {"lr": {"distribution": "normal", "mu": 0}}}, "distribution 'normal' is not supported"),
+        ({"parameters": {"lr": {"distribution": "unifrom", "min": 0.1, "max": 1}}}, "'unifrom' is unknown"),
+        ({"parameters": {"lr": {"vals": [1]}}}, "vals"),
+        ({"parameters": {"lr": {"value": 1}, "learning_rate": {"value": 2}}}, "'lr' and 'learning_rate' are both optim.lr"),
+        ({"run_cap": 0}, "run_cap"),
+        ({"method": "baes"}, "method: 'baes' is not one of bayes, random, grid: did you mean 'bayes'?"),
+        ({"method": "bayes", "metric": None}, "metric"),
+        ({"metric": {"name": "test_accuracy"}}, "never touches the test set"),
+        ({"method": "grid", "parameters": {"lr": {"min": 0.1, "max": 1.0}}}, "lr has too many"),
+        ({"early_terminate": {"type": "hyperband"}}, "min_iter"),
+        ({"controller": {"type": "local"}}, "'controller' is W&B's own"),
+        ({"foo": 1}, "unknown key 'foo'"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_named_with_its_key(raw, named) -> None:
+    whole = {"method": "random", "parameters": {"lr": {"values": [0.1]}}, **raw}
+
+    with pytest.raises(ConfigError) as caught:
+        parse_spec(whole)
+    assert named in caught.value.message
+
+
+def test_bayes_needs_a_metric() -> None:
+    with pytest.raises(ConfigError, match="method bayes needs a metric"):
+        parse_spec({"method": "bayes", "parameters": {"lr": {"values": [0.1, 0.2]}}})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        ({"lr": {"values": [0.1, -1]}}, r"optim.lr.*got -1"),
+        ({"dropout": {"min": 0.0, "max": 1.5}}, r"model.dropout.*got 1.5"),
+        ({"mode": {"values": ["head", "hed"]}}, "'hed'"),
+        ({"optim.lrr": {"value": 1}}, "'lrr' in optim"),
+    ],
+)
+def test_every_value_is_tried_before_anything_runs(parameters, named) -> None:
+    with pytest.raises(ConfigError, match=named):
+        check_values(spec_with(parameters))
+
+
+def test_set_fixes_a_key_for_all_trials_whatever_its_name_in_the_file() -> None:
+    spec = read_spec(None, [("optim.lr", 0.01), ("model.backbone", "resnet18")])
+
+    assert len(spec.points() or ()) == 12
+    assert spec.fixed == {"mode": "head", "patience": 3, "lr": 0.01, "model.backbone": "resnet18"}
+
+
+def test_a_spec_survives_the_way_to_wandb_and_back() -> None:
+    spec = read_spec(None)
+
+    assert parse_spec(spec.to_wandb()) == spec
+
+
+def test_an_endless_space_has_no_points_and_only_run_cap_limits_it() -> None:
+    spec: SweepSpec = spec_with({"lr": {"min": 0.001, "max": 0.1}, "epochs": {"values": [1, 2]}})
+
+    assert (spec.points(), spec.num_trials) == (None, None)
+
+
+def test_missing_file_is_named() -> None:
+    with pytest.raises(UsageError, match=r"no such file: nowhere\.yaml"):
+        from pathlib import Path
+
+        read_spec(Path("nowhere.yaml"))

@@ -1,0 +1,60 @@
+"""What the documentation says is true: its commands exist, its schema is current, its examples run."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from inat_ft.cli.main import app
+from inat_ft.records import RunRecord
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def known_options() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+
+    def walk(command, words: tuple[str, ...]) -> None:
+        for name, inner in getattr(command, "commands", {}).items():
+            walk(inner, (*words, name))
+        found[" ".join(words)] = {
+            option for parameter in command.params for option in parameter.opts + parameter.secondary_opts
+        }
+
+    walk(typer.main.get_command(app), ())
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_and_option_on_the_page_exists(page: Path) -> None:
+    known = known_options()
+    for line in re.findall(r"inat-ft ((?:[a-z]+)(?: [^\n`#|]*)?)", page.read_text()):
+        words = line.split()
+        command = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
+        assert command in known, f"{page.name}: inat-ft {line}"
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line):
+            assert option in known[command] | {"--help", "--quiet", "--debug"}, f"{page.name}: inat-ft {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_the_published_schema_is_that_of_the_model() -> None:
+    assert json.loads((ROOT / "docs" / "record.schema.json").read_text()) == RunRecord.model_json_schema()
+
+
+def test_the_example_runs(images: Path, tmp_path: Path) -> None:
+    settings = ["backbone=resnet18", "weights=none", "image_size=32", "epochs=1", "precision=fp32"]
+    command = [sys.executable, str(ROOT / "examples" / "python_api.py"), str(images), *settings]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("60 images") and ran.stdout.strip().endswith(".")
