@@ -199,8 +199,7 @@ class _Run:
 
     def _feed(self, config: RunConfig, pixels: dict[str, Pixels]) -> Feed:
         setup = self.setup
-        forced = config.compute.precision == "bf16"
-        cache = PrefixCache(setup.plan.net, setup.model.preprocess, setup.compute, self.places.cache, forced)
+        cache = PrefixCache(setup.plan.net, setup.model.preprocess, setup.compute, self.places.cache)
         return Feed(
             plan=setup.plan,
             train_pixels=pixels["train"],

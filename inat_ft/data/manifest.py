@@ -8,13 +8,14 @@ through a manifest.
 from __future__ import annotations
 
 import csv
+import gc
 import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ class Manifest:
     left_out: Sequence[tuple[str, str]] = ()
     seed: int = 0
     made: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    """SHA-256 in hex of the rows as the file holds them; independent of the root."""
+
+    def __post_init__(self) -> None:
+        if not self.fingerprint:
+            object.__setattr__(self, "fingerprint", hashlib.sha256(_rows_text(self).encode()).hexdigest())
 
     def rows(self, subset: str) -> NDArray[np.int64]:
         """Numbers of the rows of a subset, int64, ascending."""
@@ -63,16 +70,6 @@ class Manifest:
         return {
             name: dict(zip(SUBSETS, map(int, row), strict=True)) for name, row in zip(self.classes, table, strict=True)
         }
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 in hex of classes, paths, labels, subsets and contents; independent of the root."""
-        digest = hashlib.sha256(json.dumps(self.classes).encode())
-        for path, label, subset, name in zip(
-            self.paths, self.labels.tolist(), self.subsets.tolist(), self.hashes, strict=True
-        ):
-            digest.update(f"{path}\0{label}\0{subset}\0{name}\n".encode())
-        return digest.hexdigest()
 
     def subset_fingerprint(self, subset: str) -> str:
         """SHA-256 in hex of the subset's images and labels, whatever their order and paths."""
@@ -91,8 +88,11 @@ def manifest_text(manifest: Manifest) -> str:
         "fingerprint": manifest.fingerprint,
         "left_out": manifest.left_out,
     }
+    return _MARK + json.dumps(header, ensure_ascii=True) + "\n" + _rows_text(manifest)
+
+
+def _rows_text(manifest: Manifest) -> str:
     out = io.StringIO()
-    out.write(_MARK + json.dumps(header, ensure_ascii=True) + "\n")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_COLUMNS)
     labels = (manifest.classes[label] for label in manifest.labels.tolist())
@@ -126,14 +126,22 @@ def read_manifest(path: Path, root: Path | None = None) -> Manifest:
     if not path.is_file():
         raise UsageError(f"no such manifest: {path}", "make one: inat-ft split DATA")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            first = file.readline()
+        with path.open("rb") as raw:
+            first = raw.readline().decode()
             if not first.startswith(_MARK):
                 raise DataError(f"{path} is no manifest of inat-ft", "make one: inat-ft split DATA")
             header = json.loads(first.removeprefix(_MARK))
-            reader = csv.reader(file)
-            next(reader)
-            columns = list(zip(*reader, strict=True))
+            start = raw.tell()
+            fingerprint = hashlib.sha256()
+            while block := raw.read(2**20):
+                fingerprint.update(block)
+            if fingerprint.hexdigest() != header["fingerprint"]:
+                raise DataError(f"the manifest {path} was edited or damaged: its rows do not match its fingerprint")
+            raw.seek(start)
+            with io.TextIOWrapper(raw, encoding="utf-8", newline="") as text, _no_collection():
+                reader = csv.reader(text)
+                next(reader)
+                columns = list(zip(*reader, strict=True))
         return _manifest(path, root, header, columns)
     except (OSError, UnicodeDecodeError, csv.Error, ValueError, KeyError, TypeError, StopIteration) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -147,7 +155,7 @@ def _manifest(path: Path, root: Path | None, header: dict[str, Any], columns: li
     index = {name: number for number, name in enumerate(header["classes"])}
     codes = {name: number for number, name in enumerate(SUBSETS)}
     known = ("schema", "root", "classes", "seed", "fingerprint", "left_out")
-    manifest = Manifest(
+    return Manifest(
         path,
         (root or path.parent / header["root"]).resolve(),
         tuple(header["classes"]),
@@ -159,10 +167,20 @@ def _manifest(path: Path, root: Path | None, header: dict[str, Any], columns: li
         [(file, reason) for file, reason in header["left_out"]],
         header["seed"],
         {key: value for key, value in header.items() if key not in known},
+        header["fingerprint"],
     )
-    if manifest.fingerprint != header["fingerprint"]:
-        raise DataError(f"the manifest {path} was edited or damaged: its rows do not match its fingerprint")
-    return manifest
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Millions of new rows make Python look for cycles again and again; here there are none."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def find_manifest(folder: Path = Path("splits")) -> Path:

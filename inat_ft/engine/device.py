@@ -13,10 +13,19 @@ from inat_ft.errors import UsageError
 
 @dataclass(frozen=True)
 class Compute:
-    """Where the arithmetic is done and in which precision: fp32 or bf16 (autocast, weights stay float32)."""
+    """Where the arithmetic is done and in which precision: fp32 or bf16 (autocast, weights stay float32).
+
+    forced: the precision was asked for and not chosen: fp32 then means exact, bf16 means in any case.
+    """
 
     device: torch.device
     precision: str
+    forced: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing may be folded or rounded."""
+        return self.forced and self.precision == "fp32"
 
     def autocast(self) -> AbstractContextManager[object]:
         """bfloat16 where it is safe, when the precision asks for it."""
@@ -40,9 +49,9 @@ def choose_compute(device: str, precision: str) -> Compute:
         raise UsageError(f"--device {device}: there are only {torch.cuda.device_count()} CUDA devices")
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: this machine has no Apple GPU that torch can use", "try: --device auto")
-    if precision == "auto":
-        precision = "bf16" if has_bf16(chosen) else "fp32"
-    return Compute(chosen, precision)
+    if precision != "auto":
+        return Compute(chosen, precision, forced=True)
+    return Compute(chosen, "bf16" if has_bf16(chosen) else "fp32")
 
 
 def _best_device() -> str:

@@ -145,8 +145,7 @@ class Feed:
             )
             self._say(f"prefix cache: off, since {why}" if self.mode != "none" else "cache: none")
             return None
-        exact = self.prefix_cache.compute.precision == "fp32" and self.prefix_cache.compute.device.type == "cpu"
-        cut = self.prefix_cache.exact_cut(prefix) if exact else prefix
+        cut = self.prefix_cache.exact_cut(prefix) if self.prefix_cache.compute.exact else prefix
         if cut == 0:
             self._say("prefix cache: off, since the frozen layers' output hangs on the batch and fp32 is exact")
             return None
@@ -175,9 +174,8 @@ class Feed:
     def _front(self, cut: int) -> Front:
         if cut not in self._fronts:
             front = self._fronts[cut] = self.prefix_cache.front(cut, self._sample)
-            if front.form != "fp32":
-                error = f", relative error {front.error:.2%}" if front.error else ""
-                self._say(f"prefix: computed in {front.form}{error}")
+            if front.error > 0:
+                self._say(f"prefix: computed in {front.form}; bf16 differs from fp32 by {front.error:.2%}")
         return self._fronts[cut]
 
     def _sample(self) -> Tensor:

@@ -22,13 +22,13 @@ from inat_ft.data.batches import Batches, ImageInput, Resident, Source, Stored
 from inat_ft.data.pixels import Pixels, pixels_key
 from inat_ft.data.store import Store, open_store
 from inat_ft.engine.device import Compute
-from inat_ft.engine.front import Front, exact_front, fast_front
+from inat_ft.engine.front import Front, exact_front, fast_front, folded_front
 from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net
 from inat_ft.models.weights import fingerprint
 
 _CHECKED_BATCH = 16
-_CHECKED_PARTS = (1, 4, 11)
+_CHECKED_PARTS = [1, 4, 11]
 _DISK_SHARE = 0.5
 _WORTH = 0.2
 _BATCH = {"cpu": 32, "cuda": 256, "mps": 64}
@@ -74,7 +74,6 @@ class PrefixCache:
     preprocess: Preprocess
     compute: Compute
     folder: Path
-    forced_bf16: bool = False
 
     def estimate(self, prefix: int, num_train: int, num_val: int, epochs: int, views: int) -> Estimate:
         """Count the arithmetic of one image through the stages; a step forward and back costs three times a forward."""
@@ -117,9 +116,11 @@ class PrefixCache:
 
     def front(self, prefix: int, sample: Callable[[], Tensor]) -> Front:
         """The first stages in the form in which they are computed."""
-        if self.compute.precision == "fp32":
+        if self.compute.exact:
             return exact_front(self.net, prefix)
-        return fast_front(self.net, prefix, sample(), forced=self.forced_bf16)
+        if self.compute.precision == "fp32":
+            return folded_front(self.net, prefix)
+        return fast_front(self.net, prefix, sample(), self.compute.forced)
 
     def rows(
         self, front: Front, estimate: Estimate, pixels: Pixels, view: View, tick: Callable[[int, int], None]
@@ -133,7 +134,7 @@ class PrefixCache:
             "stages": [name for name, _ in stages],
             "mean": self.preprocess.mean,
             "std": self.preprocess.std,
-            "form": front.form if front.dtype == torch.bfloat16 else "fp32",
+            "form": front.form,
             "device": self.compute.device.type,
             "torch": torch.__version__.split("+")[0],
             "view": view.name,

@@ -157,7 +157,9 @@ class TestManifest:
         shutil.copytree(images, moved)
         for file in moved.rglob("*.png"):
             file.rename(file.with_name(f"x{file.name}"))
-        second = Manifest(**{**first.__dict__, "paths": [path.replace("/", "/x") for path in first.paths]})
+        second = Manifest(
+            **{**first.__dict__, "paths": [path.replace("/", "/x") for path in first.paths], "fingerprint": ""}
+        )
         assert second.subset_fingerprint("val") == first.subset_fingerprint("val")
         assert second.fingerprint != first.fingerprint
 

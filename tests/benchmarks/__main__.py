@@ -1,0 +1,135 @@
+"""Ours against the plain loop, whole processes, interleaved in one run on generated photographs.
+
+    python -m tests.benchmarks [--quick] [--images N] [--only head partial ...] [--json FILE]
+
+Both are started as processes and everything counts: imports, decoding, caching, validation. The plain loop's time for
+many epochs is its process's own overhead plus the median of its measured epochs times their number (that is said in the
+table). ResNet50 with random weights at 224 x 224, batches of 64, on 600 JPEGs of 800 x 600. Ours computes in bfloat16
+(--precision bf16): random weights amplify rounding, so `auto` would refuse it here; `auto` and `fp32` are measured as well.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks.pictures import make_pictures, write_csv
+
+ROOT = Path(__file__).parents[2]
+EPOCHS = 5
+SWEEP_EPOCHS = 165
+
+
+def timed(command: list[str], folder: Path) -> tuple[float, str]:
+    started = time.perf_counter()
+    ran = subprocess.run(
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    if ran.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{ran.stderr}")
+    return time.perf_counter() - started, ran.stdout
+
+
+def plain(folder: Path, mode: str, epochs: int) -> tuple[float, float]:
+    """Seconds of one epoch (median) and of the rest of the process."""
+    whole, out = timed([sys.executable, "-m", "tests.benchmarks.plain", "pictures", mode, str(epochs)], folder)
+    seconds = json.loads(out)["seconds"]
+    return statistics.median(seconds), whole - sum(seconds)
+
+
+def ours(folder: Path, cache: str, *words: str, precision: str = "bf16") -> float:
+    command = [
+        sys.executable,
+        "-m",
+        "inat_ft",
+        "train",
+        "--quiet",
+        "--weights",
+        "none",
+        "--patience",
+        "0",
+        "--precision",
+        precision,
+    ]
+    return timed([*command, "--epochs", str(EPOCHS), "--cache-dir", cache, *words], folder)[0]
+
+
+CASES = {
+    "head": ("head", ("--mode", "head")),
+    "partial from layer4": ("layer4", ("--mode", "partial", "--unfreeze-from", "layer4")),
+    "partial from layer3": ("layer3", ("--mode", "partial", "--unfreeze-from", "layer3")),
+    "full": ("full", ("--mode", "full")),
+}
+
+
+def measure(folder: Path, only: list[str], plain_epochs: int, rounds: int) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+
+    def add(case: str, how: str, seconds: float, baseline: float) -> None:
+        rows.append(
+            {
+                "case": case,
+                "ours": how,
+                "seconds": round(seconds, 1),
+                "plain": round(baseline, 1),
+                "ratio": round(baseline / seconds, 1),
+            }
+        )
+        print(
+            f"{case:22} {how:18} {seconds:8.1f} s   plain loop {baseline:9.1f} s   {baseline / seconds:7.1f} x",
+            flush=True,
+        )
+
+    for case in only:
+        mode, words = CASES[case]
+        epochs, overheads, cold, warm = [], [], [], []
+        for number in range(rounds):  # interleaved, so that a slow minute of the machine meets both
+            epoch, overhead = plain(folder, mode, plain_epochs)
+            epochs.append(epoch)
+            overheads.append(overhead)
+            cold.append(ours(folder, f"cache-{mode}-{number}", *words))
+            warm.append(ours(folder, f"cache-{mode}-{number}", *words))
+        baseline = statistics.median(overheads) + EPOCHS * statistics.median(epochs)
+        add(case, "cold, bf16", statistics.median(cold), baseline)
+        add(case, "warm, bf16", statistics.median(warm), baseline)
+        if case == "head":
+            add(case, "cold, auto", ours(folder, "cache-auto", *words, precision="auto"), baseline)
+            add(case, "cold, fp32 exact", ours(folder, "cache-fp32", *words, precision="fp32"), baseline)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="fewer images, one epoch of the plain loop, one round")
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    images = chosen.images or (120 if chosen.quick else 600)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_pictures(folder / "pictures", images)
+        write_csv(folder / "pictures")
+        timed(
+            [sys.executable, "-m", "inat_ft", "split", "pictures/list.csv", "--no-near", "--out", "splits/p.csv"],
+            folder,
+        )
+        cpu = next(
+            (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.processor()
+        )
+        print(f"{cpu}, {os.cpu_count()} cores, torch {torch.__version__}, {images} images, {EPOCHS} epochs", flush=True)
+        rows = measure(folder, chosen.only, 1 if chosen.quick else 2, 1 if chosen.quick else 2)
+    if chosen.json:
+        chosen.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
