@@ -2,7 +2,7 @@
 
 import typer
 
-from inat_ft.cli import cache, compare, demo, evaluate, fetch, split, strategies, train
+from inat_ft.cli import cache, compare, demo, evaluate, fetch, split, strategies, sweep, train
 
 
 def add_to(app: typer.Typer) -> None:
@@ -11,6 +11,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(fetch.fetch)
     app.command()(split.split)
     app.command()(train.train)
+    app.add_typer(sweep.app)
     app.command("eval")(evaluate.evaluate)
     app.command()(compare.compare)
     app.command()(strategies.strategies)

@@ -1,0 +1,364 @@
+"""A sweep without a server: an Optuna study, from which workers claim one trial after the other.
+
+Whatever a worker does to the study, it does under the claim, and it holds a lock for as long as its trial runs. So a
+trial that runs without its lock being held is one whose worker has died, and the next worker takes it up again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from inat_ft.errors import RecordError, UsageError
+from inat_ft.records import write_text
+from inat_ft.sweeps.sampler import make_sampler
+from inat_ft.sweeps.space import Point, SweepSpec, parse_spec
+from inat_ft.sweeps.storage import Locks, open_storage, without_password
+
+ATTEMPTS = 2
+"""A trial that fails is tried once more."""
+_DEATHS = 3
+"""A trial whose worker dies this often counts as failed: it may be what kills them."""
+FAILURES_IN_A_ROW = 10
+_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
+_STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.RUNNING: "running",
+    TrialState.FAIL: "failed",
+    TrialState.WAITING: "waiting",
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial as it stands: its last attempt."""
+
+    number: int
+    """Counted from 0; a repetition keeps the number."""
+    state: str
+    """complete, pruned, running, failed, interrupted, or waiting."""
+    point: Point
+    value: float | None
+    run: str
+    """Name of its run directory."""
+    reason: str = ""
+    """Why it failed."""
+    seconds: float | None = None
+    attempts: int = 1
+
+
+@dataclass
+class Claimed:
+    """A trial that this process is to run; its lock is held until `release`."""
+
+    number: int
+    point: Point
+    run: str
+    trial: optuna.Trial
+    locks: ExitStack = field(repr=False)
+
+
+class Sweep:
+    """A sweep that exists, with its study open."""
+
+    def __init__(self, id: str, folder: Path, study: optuna.Study, locks: Locks) -> None:
+        self.id, self.folder, self.study, self.locks = id, folder, study, locks
+        attrs = study.user_attrs
+        self.spec: SweepSpec = parse_spec(attrs["spec"])
+        self.seed: int = attrs["seed"]
+        self.wandb: str | None = attrs.get("wandb")
+        """`entity/project/sweep` when W&B gives out the trials; the study then only keeps the outcomes."""
+        self.finite = self.spec.points() is not None
+
+    @property
+    def runs(self) -> Path:
+        """Folder of the trials' run directories."""
+        return self.folder / "runs"
+
+    def trials(self) -> list[Trial]:
+        """All trials by number."""
+        groups = _by_number(self.study.get_trials(deepcopy=False))
+        return [_view(attempts) for _, attempts in sorted(groups.items())]
+
+    def best(self) -> list[Trial]:
+        """The complete trials, the best first."""
+        done = [trial for trial in self.trials() if trial.state == "complete" and trial.value is not None]
+        return sorted(done, key=lambda trial: self._loss(trial.value))
+
+    def _loss(self, value: float | None) -> float:
+        assert value is not None
+        return -value if self.spec.metric.goal == "maximize" else value
+
+    def state(self) -> tuple[str, str]:
+        """finished, running, stopped, failed or waiting (nobody works on it), and why."""
+        with self.locks.claim():
+            self._bury_the_dead()
+        attempts = self.study.get_trials(deepcopy=False)
+        ended = self._ended(attempts)
+        if any(attempt.state == TrialState.RUNNING for attempt in attempts):
+            return "running", ended[1] if ended else ""
+        return ended or ("waiting", "")
+
+    def claim(self) -> Claimed | tuple[str, str] | None:
+        """The next trial for this process; (state, why) when the sweep has ended; None while others run the last ones."""
+        with self.locks.claim():
+            self._bury_the_dead()
+            attempts = self.study.get_trials(deepcopy=False)
+            ended = self._ended(attempts)
+            if ended is not None and ended[0] != "finished":
+                return ended
+            again = self._to_repeat(attempts)
+            if ended is not None or (again is None and self._all_given_out(attempts)):
+                return ended
+            return self._take(attempts, again)
+
+    def _take(self, attempts: Sequence[FrozenTrial], again: FrozenTrial | None) -> Claimed:
+        number = len(_by_number(attempts))
+        if again is not None and again.state != TrialState.WAITING:
+            self.study.enqueue_trial(
+                again.params, user_attrs={key: again.user_attrs[key] for key in ("number", "run", "point")}
+            )
+        self.study.sampler = make_sampler(self._space(), self.finite, self.spec.method, self.seed, number)
+        trial = self.study.ask(self._space())
+        locks = ExitStack()
+        locks.enter_context(self.locks.hold(trial.number))
+        if "point" not in trial.user_attrs:
+            point = {name: p.cast(trial.params[name]) for name, p in self.spec.varying.items()}
+            trial.set_user_attr("number", number)
+            trial.set_user_attr("run", f"{self.id}-{number:02d}")
+            trial.set_user_attr("point", point)  # only now does the trial count: see `_by_number`
+        attrs = trial.user_attrs
+        return Claimed(attrs["number"], attrs["point"], attrs["run"], trial, locks)
+
+    def report(self, claimed: Claimed, epoch: int, value: float) -> bool:
+        """Note the metric after an epoch; True when the trial is to end there."""
+        claimed.trial.report(value, epoch)
+        return claimed.trial.should_prune()
+
+    def finish(self, claimed: Claimed, value: float, pruned: bool = False) -> None:
+        """Record the outcome of a trial and let go of it."""
+        with claimed.locks, self.locks.claim():
+            if pruned:
+                claimed.trial.set_user_attr("value", value)
+            self.study.tell(claimed.trial, None if pruned else value, TrialState.PRUNED if pruned else None)
+
+    def fail(self, claimed: Claimed, reason: str) -> None:
+        """Record a failure and let go of the trial."""
+        with claimed.locks, self.locks.claim():
+            claimed.trial.set_user_attr("reason", reason)
+            self.study.tell(claimed.trial, state=TrialState.FAIL)
+
+    def put_back(self, claimed: Claimed) -> None:
+        """Leave a trial to whoever claims next: it goes on from its last epoch."""
+        with claimed.locks, self.locks.claim():
+            claimed.trial.set_user_attr("interrupted", "by its user")
+            self.study.tell(claimed.trial, state=TrialState.FAIL)
+
+    def stop(self) -> None:
+        """Give out no more trials."""
+        self.study.set_user_attr("stopped", True)
+
+    def go_on(self) -> None:
+        """Undo a stop. After failures in a row all that failed may be tried anew."""
+        attempts = self.study.get_trials(deepcopy=False)
+        if self.study.user_attrs.get("stopped"):
+            self.study.set_user_attr("stopped", False)
+        if self._streak(attempts) >= FAILURES_IN_A_ROW:
+            self.study.set_user_attr("since", len(attempts))
+
+    def add(self, number: int, point: Point, value: float | None, run: str, reason: str = "") -> None:
+        """Keep the outcome of a trial that someone else gave out."""
+        attrs = {"number": number, "point": point, "run": run, **({"reason": reason} if reason else {})}
+        with self.locks.claim():
+            state = TrialState.FAIL if value is None else TrialState.COMPLETE
+            self.study.add_trial(optuna.trial.create_trial(state=state, value=value, user_attrs=attrs))
+
+    def _space(self) -> dict[str, BaseDistribution]:
+        varying = self.spec.varying
+        if self.finite:
+            return {name: CategoricalDistribution(p.choices() or ()) for name, p in varying.items()}
+        return {name: p.distribution_for() for name, p in varying.items()}
+
+    def _bury_the_dead(self) -> None:
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if not self.locks.is_held(trial.number):
+                dead = optuna.Trial(self.study, trial._trial_id)
+                dead.set_user_attr("interrupted", "its worker was killed")
+                self.study.tell(dead, state=TrialState.FAIL)
+
+    def _ended(self, attempts: Sequence[FrozenTrial]) -> tuple[str, str] | None:
+        if self.study.user_attrs.get("stopped"):
+            return "stopped", "it was stopped; `sweep run` goes on"
+        if self._streak(attempts) >= FAILURES_IN_A_ROW:
+            return "failed", f"{FAILURES_IN_A_ROW} failures in a row, the last one: {_reason(attempts)}"
+        goal, done = self.spec.metric, [t for t in attempts if t.state == TrialState.COMPLETE and t.values]
+        if goal.target is not None and any(self._loss(t.value) <= self._loss(goal.target) for t in done):
+            return "finished", f"a trial reached the target, {goal.name} {goal.target}"
+        busy = any(t.state in (TrialState.RUNNING, TrialState.WAITING) for t in attempts)
+        if self.wandb or busy or not self._all_given_out(attempts) or self._to_repeat(attempts):
+            return None
+        points = self.spec.points()
+        used_up = points is not None and self.spec.num_trials == len(points)
+        return "finished", f"all {len(points or ())} points have been tried" if used_up else "run_cap is reached"
+
+    def _all_given_out(self, attempts: Sequence[FrozenTrial]) -> bool:
+        limit = self.spec.num_trials
+        return limit is not None and len(_by_number(attempts)) >= limit
+
+    def _to_repeat(self, attempts: Sequence[FrozenTrial]) -> FrozenTrial | None:
+        """The last attempt of a trial that was interrupted, or has failed for the first time, or waits already."""
+        since = self.study.user_attrs.get("since", 0)
+        for tries in _by_number(attempts).values():
+            last = tries[-1]
+            recent = [t for t in tries if t.number >= since and t.state == TrialState.FAIL]
+            failures = sum("interrupted" not in t.user_attrs for t in recent)
+            deaths = sum(t.user_attrs.get("interrupted") == "its worker was killed" for t in recent)
+            open_ = last.state == TrialState.FAIL and failures < ATTEMPTS and deaths < _DEATHS
+            if last.state == TrialState.WAITING or (open_ and not self.wandb):
+                return last
+        return None
+
+    def _streak(self, attempts: Sequence[FrozenTrial]) -> int:
+        """Failures since the last trial that did not fail, the latest to end first."""
+        ended = [t for t in attempts if t.state.is_finished() and "interrupted" not in t.user_attrs]
+        ended = [t for t in ended if t.number >= self.study.user_attrs.get("since", 0) and "point" in t.user_attrs]
+        ended.sort(key=lambda t: t.datetime_complete.timestamp() if t.datetime_complete else 0.0, reverse=True)
+        return next((place for place, t in enumerate(ended) if t.state != TrialState.FAIL), len(ended))
+
+
+def _by_number(attempts: Sequence[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
+    """The attempts of each trial, in order; a worker that died while asking leaves one that is no trial's."""
+    groups: dict[int, list[FrozenTrial]] = {}
+    for attempt in attempts:
+        if "point" in attempt.user_attrs:
+            groups.setdefault(attempt.user_attrs["number"], []).append(attempt)
+    return groups
+
+
+def _reason(attempts: Sequence[FrozenTrial]) -> str:
+    return next((str(t.user_attrs["reason"]) for t in reversed(attempts) if "reason" in t.user_attrs), "unknown")
+
+
+def _view(attempts: Sequence[FrozenTrial]) -> Trial:
+    last = attempts[-1]
+    attrs, state = last.user_attrs, _STATES[last.state]
+    if state == "failed" and "interrupted" in attrs:
+        state = "interrupted"
+    value = attrs.get("value", last.value if last.values else None)
+    times = [a.duration.total_seconds() for a in attempts if a.duration is not None]
+    return Trial(
+        number=attrs["number"],
+        state=state,
+        point=attrs["point"],
+        value=value if value is not None and math.isfinite(value) else None,
+        run=attrs["run"],
+        reason=str(attrs.get("reason", attrs.get("interrupted", ""))) if state in ("failed", "interrupted") else "",
+        seconds=sum(times) if times else None,
+        attempts=len(attempts),
+    )
+
+
+def new_id() -> str:
+    """Eight characters that cannot be mistaken for one another."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(8))
+
+
+def create(
+    spec: SweepSpec, sweeps: Path, id: str, seed: int = 0, storage: str | None = None, wandb: str | None = None
+) -> Sweep:
+    """Make a sweep's folder and study. Raises UsageError when the id is taken or the storage does not work."""
+    import yaml
+
+    folder = sweeps / id
+    if (folder / "sweep.json").exists():
+        raise UsageError(f"the sweep {folder} exists already", f"go on with it: inat-ft sweep run {id}")
+    folder.mkdir(parents=True, exist_ok=True)
+    backend, locks = open_storage(storage, folder, id)
+    _hush()
+    try:
+        study = optuna.create_study(storage=backend, study_name=id, direction=spec.metric.goal)
+    except optuna.exceptions.DuplicatedStudyError:
+        raise UsageError(f"the database has a sweep '{id}' already", "choose another --name") from None
+    for key, value in {"seed": seed, "wandb": wandb, "spec": spec.to_wandb()}.items():
+        study.set_user_attr(key, value)
+    write_text(folder / "sweep.yaml", yaml.safe_dump(spec.to_wandb(), sort_keys=False, allow_unicode=True))
+    about = {"id": id, "storage": without_password(storage) if storage else None, "wandb": wandb}
+    write_text(folder / "sweep.json", json.dumps(about, indent=2) + "\n")
+    return open_sweep(id, sweeps, storage)
+
+
+def open_sweep(id: str, sweeps: Path, storage: str | None = None) -> Sweep:
+    """A sweep by its id; one in a database needs no folder. Raises UsageError when there is none."""
+    folder = sweeps / id
+    about = _about(folder)
+    if about is None and storage is None:
+        known = ", ".join(found["id"] for found in list_sweeps(sweeps)) or "none"
+        raise UsageError(f"no sweep '{id}' in {sweeps}", f"there are: {known}\nmake one: inat-ft sweep create")
+    backend, locks = open_storage(storage or (about or {}).get("storage"), folder, id)
+    _hush()
+    try:
+        study = optuna.load_study(study_name=id, storage=backend)
+    except KeyError:
+        raise UsageError(f"the database has no sweep '{id}'") from None
+    if "spec" not in study.user_attrs:
+        raise RecordError(f"{folder} was never finished: creating it was interrupted", "remove it and create it anew")
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep = Sweep(id, folder, study, locks)
+    study.pruner = _pruner(sweep.spec)
+    return sweep
+
+
+def list_sweeps(sweeps: Path) -> list[dict[str, Any]]:
+    """What stands in each sweep's sweep.json, the oldest first."""
+    files = sorted(sweeps.glob("*/sweep.json"), key=lambda file: file.stat().st_mtime)
+    return [about for about in map(_about, (file.parent for file in files)) if about]
+
+
+def only_sweep(sweeps: Path) -> str:
+    """The id of the only sweep. Raises UsageError when there are several or none."""
+    ids = [about["id"] for about in list_sweeps(sweeps)]
+    if len(ids) == 1:
+        return str(ids[0])
+    if not ids:
+        raise UsageError(f"there is no sweep in {sweeps}", "make one: inat-ft sweep create")
+    raise UsageError(f"which of the {len(ids)} sweeps? name its ID", f"there are: {', '.join(ids)}")
+
+
+def _about(folder: Path) -> dict[str, Any] | None:
+    try:
+        loaded = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return loaded if isinstance(loaded, dict) and "id" in loaded else None
+
+
+def _pruner(spec: SweepSpec) -> optuna.pruners.BasePruner:
+    early = spec.early_terminate
+    if early is None:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=early.first, reduction_factor=early.eta)
+
+
+def _hush() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def command_line(spec: SweepSpec, point: Mapping[str, Any]) -> str:
+    """The training of a trial as a command that can be pasted."""
+    import shlex
+
+    settings = [
+        f"{key}={json.dumps(value) if isinstance(value, bool) else value}" for key, value in spec.overrides(point)
+    ]
+    return " ".join(["inat-ft train", *(f"--set {shlex.quote(setting)}" for setting in settings)])

@@ -1,0 +1,97 @@
+"""Sweeps that W&B gives out: `wandb.sweep` and `wandb.agent`, with the outcomes kept here as well.
+
+What was run on this machine stands in the same kind of study as a local sweep's, so that status, best and report work
+alike, and go on working when the server is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from inat_ft.errors import InatFtError, UsageError
+from inat_ft.settings import dotted
+from inat_ft.sweeps import local
+from inat_ft.sweeps.space import SweepSpec, parse_spec
+from inat_ft.sweeps.worker import Job, Objective, Say
+from inat_ft.tracking.wandb import require_server
+
+
+def _require_online() -> None:
+    mode = os.environ.get("WANDB_MODE", "online")
+    if mode != "online":
+        raise UsageError(
+            f"WANDB_MODE={mode}: W&B's sweeps need its server, they have no offline mode",
+            "the same file without a server: inat-ft sweep create --backend local",
+        )
+    require_server()
+
+
+def create_sweep(spec: SweepSpec, project: str | None, entity: str | None) -> str:
+    """Make the sweep at W&B; returns `entity/project/id`. Raises within 5 s when the server or the key is no good."""
+    _require_online()
+    import wandb
+
+    with redirect_stdout(sys.stderr):
+        try:
+            id = wandb.sweep(spec.to_wandb(), entity=entity, project=project)
+        except wandb.Error as error:
+            raise InatFtError(f"W&B refuses the sweep: {error}") from error
+    return "/".join([os.environ.get("WANDB_ENTITY") or "", os.environ.get("WANDB_PROJECT") or "", id]).lstrip("/")
+
+
+def adopt_sweep(path: str, sweeps: Path) -> local.Sweep:
+    """Take in a sweep made elsewhere, `entity/project/id`; its space stays with W&B."""
+    unknown = parse_spec({"method": "random", "parameters": {"seed": {"value": 0}}})
+    return local.create(unknown, sweeps, path.rsplit("/", 1)[-1], wandb=path)
+
+
+def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: Say) -> tuple[str, str]:
+    """Run the trials that W&B gives out until it has no more, or `count` are done; returns the sweep's state and why."""
+    _require_online()
+    import wandb
+
+    assert sweep.wandb is not None
+    *place, id = sweep.wandb.split("/")
+    done: list[str] = []
+
+    def run_one() -> None:
+        with redirect_stdout(sys.stderr):
+            run = wandb.init(settings=wandb.Settings(silent=True, init_timeout=30))
+        point = {str(key): value for key, value in dict(run.config).items()}
+        varying = {key: value for key, value in point.items() if key not in sweep.spec.fixed}
+        number = len(sweep.trials())
+        name = f"{sweep.id}-{run.id}"
+        overrides = [(dotted(key), value) for key, value in point.items()]
+        job = Job(name, sweep.runs, [*overrides, ("track.wandb", "online")], lambda epoch, value: False)
+        done.append(name)
+        try:
+            value = objective(job)
+        except Exception as error:
+            sweep.add(number, varying, None, name, str(error).partition("\n")[0] or "stopped by W&B")
+            say(f"run {run.id} failed: {error}")
+            raise
+        sweep.add(number, varying, value, name)
+        say(f"run {run.id}: {sweep.spec.metric.name} {value:.4f}")
+
+    with redirect_stdout(sys.stderr):
+        try:
+            wandb.agent(
+                id, function=run_one, count=count, **dict(zip(("project", "entity"), reversed(place), strict=False))
+            )
+        except wandb.Error as error:
+            raise InatFtError(
+                f"W&B does not give out trials of {sweep.wandb}: {error}", "what was run is kept: inat-ft sweep status"
+            ) from error
+    return "waiting", f"W&B's agent has ended after {len(done)} {'run' if len(done) == 1 else 'runs'}"
+
+
+def stop_sweep(path: str) -> None:
+    """Tell W&B to give out no more trials. Raises InatFtError when it does not take it."""
+    _require_online()
+    asked = subprocess.run([sys.executable, "-m", "wandb", "sweep", "--stop", path], capture_output=True, text=True)
+    if asked.returncode:
+        raise InatFtError(f"W&B did not stop {path}: {(asked.stderr or asked.stdout).strip().splitlines()[-1]}")

@@ -1,0 +1,170 @@
+"""The worker of a sweep: claims a trial, trains it, records what came of it, and claims the next."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inat_ft.errors import DataError, InatFtError, PluginError, UsageError, WeightsError
+from inat_ft.settings import Override, load_config
+from inat_ft.sweeps.local import Claimed, Sweep
+
+if TYPE_CHECKING:
+    from inat_ft.config import RunConfig
+    from inat_ft.records import Epoch, RunRecord
+    from inat_ft.training import Listener
+
+_POLL_S = 0.5
+_PARENT = "INAT_FT_SWEEP_PARENT"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a trial asks for."""
+
+    name: str
+    """Of the run."""
+    runs: Path
+    """Where the run's directory goes."""
+    overrides: Sequence[Override]
+    report: Callable[[int, float], bool]
+    """Called with (epoch, metric) after each epoch; True ends the trial there."""
+
+
+Objective = Callable[[Job], float]
+"""Runs a trial; returns the metric that the sweep is after."""
+
+
+def work(sweep: Sweep, objective: Objective, count: int | None = None, say: Say = print) -> tuple[str, str]:
+    """Run trials until `count` of them are done or the sweep has ended; returns its state and why.
+
+    A trial that fails is recorded and retried once by whoever claims next. Raises what the very first trials fail with
+    when it is no matter of their point: data or weights that are missing.
+    """
+    parent = int(os.environ.get(_PARENT, "0"))
+    done = 0
+    while count is None or done < count:
+        if parent and os.getppid() != parent:
+            return "waiting", "the process that started this worker has gone"
+        claimed = sweep.claim()
+        if claimed is None:
+            time.sleep(_POLL_S)  # others run the last trials; should one of them die, its trial is for us
+        elif isinstance(claimed, tuple):
+            return claimed
+        else:
+            _run(sweep, objective, claimed, say)
+            done += 1
+    return "waiting", f"{done} trials are done, as asked"
+
+
+def _run(sweep: Sweep, objective: Objective, claimed: Claimed, say: Say) -> None:
+    pruned = False
+
+    def report(epoch: int, value: float) -> bool:
+        nonlocal pruned
+        pruned = sweep.report(claimed, epoch, value)
+        return pruned
+
+    started = time.perf_counter()
+    shown = f"trial {claimed.number}: {', '.join(f'{name}={value}' for name, value in claimed.point.items())}"
+    try:
+        value = objective(Job(claimed.run, sweep.runs, sweep.spec.overrides(claimed.point), report))
+        if not math.isfinite(value):
+            raise InatFtError(f"{sweep.spec.metric.name} is {value}")
+    except BaseException as error:
+        again = isinstance(error, UsageError | DataError | WeightsError | PluginError) and not sweep.best()
+        if again or not isinstance(error, Exception):
+            sweep.put_back(claimed)
+            raise
+        reason = error.message if isinstance(error, InatFtError) else f"{type(error).__name__}: {error}"
+        sweep.fail(claimed, reason.splitlines()[0])
+        say(f"{shown} failed: {reason}")
+        _free_memory()
+    else:
+        sweep.finish(claimed, value, pruned)
+        ended = " (ended early)" if pruned else ""
+        say(f"{shown}: {sweep.spec.metric.name} {value:.4f}{ended}, {time.perf_counter() - started:.1f} s")
+
+
+def _free_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def metric_of(record: RunRecord, name: str) -> float:
+    """The metric of a run's best epoch."""
+    best = record.history[(record.best_epoch or 1) - 1]
+    value = getattr(best, name)
+    return float("nan") if value is None else float(value)
+
+
+def training(
+    metric: str, cache: Path, listener_for: Callable[[RunConfig], Listener], extra: Sequence[Override] = ()
+) -> Objective:
+    """The objective that trains. A run that was interrupted goes on from its last epoch."""
+
+    def objective(job: Job) -> float:
+        from dataclasses import replace
+
+        from inat_ft.training import Places, train
+
+        config = load_config(None, [*job.overrides, *extra, ("name", job.name)])
+        listener = listener_for(config)
+
+        def on_epoch(epoch: Epoch) -> bool:
+            listener.on_epoch(epoch)
+            return job.report(epoch.epoch, float(getattr(epoch, metric) or 0.0))
+
+        directory = job.runs / job.name
+        record, _ = train(
+            config,
+            Places(job.runs, cache),
+            replace(listener, on_epoch=on_epoch),
+            resume=directory if directory.is_dir() else None,
+        )
+        return metric_of(record, metric)
+
+    return objective
+
+
+def run_workers(arguments: Sequence[str], number: int, count: int | None) -> int:
+    """Run `inat-ft sweep run` in several processes, which share cores and trials; returns the worst exit code."""
+    from inat_ft.data.threads import num_cores
+
+    threads = str(max(1, num_cores() // number))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, _PARENT: str(os.getpid())}
+    shares = [None if count is None else count // number + (place < count % number) for place in range(number)]
+    children = []
+    try:
+        for place, share in enumerate(share for share in shares if share != 0):
+            counted = [] if share is None else ["--count", str(share)]
+            devices = _device(environment, place)
+            command = [sys.executable, "-m", "inat_ft", "sweep", "run", *arguments, *counted]
+            children.append(subprocess.Popen(command, env=devices))
+        return max(_exit_code(child.wait()) for child in children)
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
+
+
+def _exit_code(status: int) -> int:
+    return 128 - status if status < 0 else status
+
+
+def _device(environment: dict[str, str], place: int) -> dict[str, str]:
+    """Each worker sees one GPU, in turn, where the user named several."""
+    named = [device for device in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+    return {**environment, "CUDA_VISIBLE_DEVICES": named[place % len(named)]} if len(named) > 1 else environment
