@@ -56,7 +56,7 @@ def test_imports_flow_one_way() -> None:
 def test_modules_and_functions_stay_small() -> None:
     for file in PACKAGE.rglob("*.py"):
         text = file.read_text()
-        assert text.count("\n") <= 400, f"{file} has grown into two modules"
+        assert text.count("\n") <= 550, f"{file} has grown into two modules"
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef) and file.parent.name != "cli":
                 assert node.end_lineno - node.lineno <= 75, f"{file}: {node.name}"
