@@ -98,7 +98,9 @@ class FakeWandb:
         with self.lock:
             run = self.run(id)
             for name, part in (sent.get("files") or {}).items():
-                lines = [json.loads(line) for line in part["content"]] if name.endswith(("jsonl", "summary.json")) else []
+                lines = (
+                    [json.loads(line) for line in part["content"]] if name.endswith(("jsonl", "summary.json")) else []
+                )
                 if name == "wandb-history.jsonl":
                     run["history"] += lines
                 elif name == "wandb-summary.json":

@@ -13,12 +13,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from inat_ft.data.scan import Looks
+
 MAX_BITS = 7
 _CROWD = 256
 _BLOCK = 1 << 16
 _MAX_GAIN = 1.35
 _RATIO_TOLERANCE = 0.03
-_MAX_LEVEL = 40.0
+_MAX_TINT = 10.0
 _FLAT = 0.5
 _SHARE = 0.12
 _WORST = 5.0
@@ -30,10 +32,9 @@ def exact_copies(hashes: Sequence[str]) -> NDArray[np.int64]:
     return np.fromiter((first.setdefault(name, place) for place, name in enumerate(hashes)), np.int64, len(hashes))
 
 
-def near_copies(
-    phashes: NDArray[np.uint64], thumbs: NDArray[np.uint8], ratios: NDArray[np.float32]
-) -> NDArray[np.int64]:
+def near_copies(looks: Looks) -> NDArray[np.int64]:
     """Pairs of images that show the same picture, `[P, 2]` int64."""
+    phashes, ratios = looks.phashes, looks.ratios
     found = [np.zeros((0, 2), np.int64)]
     for first, second in _candidates(phashes):
         for start in range(0, len(first), _BLOCK):
@@ -41,9 +42,17 @@ def near_copies(
             alike = np.bitwise_count(phashes[a] ^ phashes[b]) <= MAX_BITS
             alike &= np.abs(ratios[a] / ratios[b] - 1) <= _RATIO_TOLERANCE
             a, b = a[alike], b[alike]
-            same = same_picture(thumbs[a], thumbs[b])
+            same = same_picture(looks.thumbs[a], looks.thumbs[b])
+            same &= _same_tint(looks.colours[a], looks.colours[b], looks.thumbs[a])
             found.append(np.stack([a[same], b[same]], 1))
     return np.unique(np.concatenate(found), axis=0)
+
+
+def _same_tint(first: NDArray[np.uint8], second: NDArray[np.uint8], thumbs: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether two mean colours, uint8 `[P, 3]`, differ in brightness alone; the plainer the picture, the more exactly."""
+    change = first.astype(np.float32) - second.astype(np.float32)
+    result: NDArray[np.bool_] = np.ptp(change, axis=1) <= np.minimum(_MAX_TINT, 1 + thumbs.std((1, 2)))
+    return result
 
 
 def _candidates(phashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -91,10 +100,11 @@ def same_picture(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray
     gain = (a.std(1) + _FLAT) / (b.std(1) + _FLAT)
     rest = np.abs(a - gain[:, None] * b)
     limit = _FLAT + _SHARE * contrast
+    limit_of_level = 2 + np.minimum(40, 2 * contrast)  # two plain grounds are the same only if they are equally bright
     result: NDArray[np.bool_] = (
         (np.sqrt((rest**2).mean(1)) <= limit)
         & (rest.max(1) <= _WORST * limit)
-        & (level <= _MAX_LEVEL)
+        & (level <= limit_of_level)
         & (np.abs(np.log(gain)) <= np.log(_MAX_GAIN))
     )
     return result

@@ -14,29 +14,84 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inat_ft.data.images import ImageProblem, decode
+from inat_ft.data.threads import one_thread_each
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 THUMB = 32
-"""Side of the grey thumbnails by which copies are recognised, in pixels."""
+"""Side of the thumbnails by which copies are recognised, in pixels."""
 
-_ENOUGH = 128
+_ENOUGH = 96
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What images look like, for telling copies: one row for each of N images.
+
+    phashes: perceptual hash, uint64 `[N]`; thumbs: grey thumbnails, uint8 `[N, 32, 32]`; colours: mean red, green and
+    blue, uint8 `[N, 3]`; ratios: width by height, float32 `[N]`.
+    """
+
+    phashes: NDArray[np.uint64]
+    thumbs: NDArray[np.uint8]
+    colours: NDArray[np.uint8]
+    ratios: NDArray[np.float32]
+
+    @classmethod
+    def blank(cls, count: int, side: int = THUMB) -> Looks:
+        """Rows to be filled in."""
+        return cls(
+            np.zeros(count, np.uint64),
+            np.zeros((count, side, side), np.uint8),
+            np.zeros((count, 3), np.uint8),
+            np.ones(count, np.float32),
+        )
+
+    def of(self, places: NDArray[np.int64]) -> Looks:
+        """The rows of these images."""
+        return Looks(self.phashes[places], self.thumbs[places], self.colours[places], self.ratios[places])
+
+    def fill(self, places: Sequence[int], small: Sequence[NDArray[np.uint8]]) -> None:
+        """Fill in the rows of images of which there are small pictures, each uint8 `[32, 32, 3]`.
+
+        Many at once: each of them alone would make threads wait for each other.
+        """
+        import imagehash
+        from PIL import Image
+
+        pictures = np.stack(small)
+        self.colours[places] = pictures.mean((1, 2)).round()
+        self.thumbs[places] = (pictures @ _GREY).round()
+        for place in places:
+            bits = imagehash.phash(Image.fromarray(self.thumbs[place])).hash
+            self.phashes[place] = int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def small_picture(image: Tensor) -> NDArray[np.uint8]:
+    """An image uint8 `[3, H, W]` as uint8 `[32, 32, 3]`.
+
+    Large images are thinned out first: averaging every pixel would cost a third of the decoding.
+    """
+    from PIL import Image
+
+    step = max(1, min(image.shape[1:]) // _ENOUGH)
+    thin = image.permute(1, 2, 0)[::step, ::step].contiguous().numpy()
+    return np.asarray(Image.fromarray(thin).resize((THUMB, THUMB), Image.Resampling.BOX))
 
 
 @dataclass(frozen=True)
 class Scan:
     """What was found, file by file in the order given.
 
-    hashes: SHA-256 in hex of the content, "" where unreadable; problems: why a file is unusable, "" where it is usable;
-    phashes: perceptual hash, uint64 `[N]`; thumbs: grey thumbnails, uint8 `[N, 32, 32]`; ratios: width by height `[N]`.
+    hashes: SHA-256 in hex of the content, "" where unreadable; problems: why a file is unusable, "" where it is usable.
     """
 
     hashes: list[str]
     problems: list[str]
-    phashes: NDArray[np.uint64]
-    thumbs: NDArray[np.uint8]
-    ratios: NDArray[np.float32]
+    looks: Looks
 
 
 def scan(
@@ -47,61 +102,41 @@ def scan(
     near: bool,
     tick: Callable[[int, int], None],
 ) -> Scan:
-    """Decode all files with `workers` threads. near: compute what near copies are recognised by, too."""
+    """Decode all files with `workers` threads. near: see what they look like, too."""
     count = len(paths)
-    found = Scan(
-        [""] * count,
-        [""] * count,
-        np.zeros(count, np.uint64),
-        np.zeros((count, THUMB, THUMB), np.uint8),
-        np.ones(count, np.float32),
-    )
+    found = Scan([""] * count, [""] * count, Looks.blank(count if near else 0))
 
-    def look(place: int) -> None:
-        try:
-            data = (root / paths[place]).read_bytes()
-            found.hashes[place] = hashlib.sha256(data).hexdigest()
-            image = decode(data, max_pixels)
-        except OSError as error:
-            found.problems[place] = f"cannot be read: {error.strerror}"
-        except ImageProblem as problem:
-            found.problems[place] = str(problem)
-        else:
-            if near:
-                found.thumbs[place] = thumbnail(image)
-                found.phashes[place] = perceptual_hash(found.thumbs[place])
-                found.ratios[place] = image.shape[2] / image.shape[1]
+    def visit(part: range) -> None:
+        small = {}
+        for place in part:
+            try:
+                data = (root / paths[place]).read_bytes()
+                found.hashes[place] = hashlib.sha256(data).hexdigest()
+                image = decode(data, max_pixels)
+            except OSError as error:
+                found.problems[place] = f"cannot be read: {error.strerror}"
+            except ImageProblem as problem:
+                found.problems[place] = str(problem)
+            else:
+                if near:
+                    small[place] = small_picture(image)
+                    found.looks.ratios[place] = image.shape[2] / image.shape[1]
+        if small:
+            found.looks.fill(list(small), list(small.values()))
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="scan") as pool:
-        waiting: deque[Future[None]] = deque()
-        for place in range(count):
-            waiting.append(pool.submit(look, place))
-            if len(waiting) > 4 * workers:  # no more in flight than keeps the threads busy
-                waiting.popleft().result()
-                tick(place + 1 - len(waiting), count)
+    with one_thread_each(), ThreadPoolExecutor(workers, thread_name_prefix="scan") as pool:
+        waiting: deque[tuple[int, Future[None]]] = deque()
+        for start in range(0, count, _CHUNK):
+            part = range(start, min(start + _CHUNK, count))
+            waiting.append((part.stop, pool.submit(visit, part)))
+            if len(waiting) > 2 * workers:  # no more in flight than keeps the threads busy
+                _wait(waiting, tick, count)
         while waiting:
-            waiting.popleft().result()
-            tick(count - len(waiting), count)
+            _wait(waiting, tick, count)
     return found
 
 
-def thumbnail(image: Tensor) -> NDArray[np.uint8]:
-    """A grey thumbnail, uint8 `[32, 32]`, of an image uint8 `[3, H, W]`.
-
-    Large images are thinned out first: averaging every pixel would cost a third of the decoding.
-    """
-    from PIL import Image
-
-    step = max(1, min(image.shape[1:]) // _ENOUGH)
-    thin = image[:, ::step, ::step].numpy().astype(np.uint16)
-    grey = ((thin[0] + 2 * thin[1] + thin[2]) >> 2).astype(np.uint8)
-    return np.asarray(Image.fromarray(grey).resize((THUMB, THUMB), Image.Resampling.BOX))
-
-
-def perceptual_hash(thumb: NDArray[np.uint8]) -> int:
-    """The 64 bits of imagehash's pHash: which low frequencies of the thumbnail are above their median."""
-    import imagehash
-    from PIL import Image
-
-    bits = imagehash.phash(Image.fromarray(thumb)).hash.flatten()
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+def _wait(waiting: deque[tuple[int, Future[None]]], tick: Callable[[int, int], None], count: int) -> None:
+    done, future = waiting.popleft()
+    future.result()
+    tick(done, count)

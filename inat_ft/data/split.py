@@ -105,9 +105,8 @@ class _Pool:
         self.given = [files.subsets[place] for place in places]
         self.hashes = [scanned.hashes[place] for place in places]
         self.groups = [groups[place] for place in places]
-        self.phashes = scanned.phashes[usable]
-        self.thumbs = scanned.thumbs[usable]
-        self.ratios = scanned.ratios[usable]
+        self.looks = scanned.looks
+        self.usable = usable
         self.is_test = np.fromiter((given == "test" for given in self.given), bool, len(places))
 
     def units(self, near: bool, findings: Findings) -> NDArray[np.int64]:
@@ -119,7 +118,7 @@ class _Pool:
         unique = np.flatnonzero(first == own)
         pairs = np.zeros((0, 2), np.int64)
         if near and len(unique) > 1:
-            pairs = unique[near_copies(self.phashes[unique], self.thumbs[unique], self.ratios[unique])]
+            pairs = unique[near_copies(self.looks.of(self.usable[unique]))]
             findings.near_groups = self._named(components(count, pairs))
         by_name: dict[str, int] = {}
         named = np.fromiter((by_name.setdefault(g, p) if g else p for p, g in enumerate(self.groups)), np.int64, count)

@@ -163,10 +163,11 @@ def without_password(url: str) -> str:
 def _postgres(url: str) -> BaseStorage:
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
 
     full = driver_url(url)
     try:
-        return RDBStorage(full, engine_kwargs={"connect_args": {"connect_timeout": 5}, "pool_pre_ping": True})
+        return RDBStorage(full, engine_kwargs={"connect_args": {"connect_timeout": 5}, "poolclass": NullPool})
     except ImportError as error:
         if "psycopg" not in str(error):
             raise

@@ -17,7 +17,7 @@ from inat_ft.settings import dotted
 from inat_ft.sweeps import local
 from inat_ft.sweeps.space import SweepSpec, parse_spec
 from inat_ft.sweeps.worker import Job, Objective, Say
-from inat_ft.tracking.wandb import require_server
+from inat_ft.tracking.wandb import patience, require_server
 
 
 def _require_online() -> None:
@@ -60,7 +60,7 @@ def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: 
 
     def run_one() -> None:
         with redirect_stdout(sys.stderr):
-            run = wandb.init(settings=wandb.Settings(silent=True, init_timeout=30))
+            run = wandb.init(settings=wandb.Settings(**patience()))
         point = {str(key): value for key, value in dict(run.config).items()}
         varying = {key: value for key, value in point.items() if key not in sweep.spec.fixed}
         number = len(sweep.trials())
@@ -77,16 +77,30 @@ def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: 
         sweep.add(number, varying, value, name)
         say(f"run {run.id}: {sweep.spec.metric.name} {value:.4f}")
 
-    with redirect_stdout(sys.stderr):
-        try:
-            wandb.agent(
-                id, function=run_one, count=count, **dict(zip(("project", "entity"), reversed(place), strict=False))
-            )
-        except wandb.Error as error:
+    where = dict(zip(("project", "entity"), reversed(place), strict=False))
+    while count is None or len(done) < count:
+        before = len(done)
+        try:  # one run at a time: the agent would wait for ever for a server that was lost
+            with redirect_stdout(sys.stderr):
+                wandb.agent(id, function=run_one, count=1, **where)
+            if len(done) == before:
+                return "waiting", f"W&B has no more runs to give out; {len(done)} were run now"
+            if _streak(sweep) >= local.FAILURES_IN_A_ROW:
+                return "failed", f"{local.FAILURES_IN_A_ROW} failures in a row: {sweep.trials()[-1].reason}"
+            require_server()
+        except (wandb.Error, InatFtError) as error:
+            message = error.message if isinstance(error, InatFtError) else str(error)
             raise InatFtError(
-                f"W&B does not give out trials of {sweep.wandb}: {error}", "what was run is kept: inat-ft sweep status"
+                f"W&B gives out no more trials of {sweep.wandb}: {message}",
+                f"{len(done)} {'run is' if len(done) == 1 else 'runs are'} complete and kept in {sweep.runs}; "
+                f"send what W&B missed with `wandb sync`, then: inat-ft sweep run {sweep.id}",
             ) from error
-    return "waiting", f"W&B's agent has ended after {len(done)} {'run' if len(done) == 1 else 'runs'}"
+    return "waiting", f"{len(done)} {'run is' if len(done) == 1 else 'runs are'} done, as asked"
+
+
+def _streak(sweep: local.Sweep) -> int:
+    states = [trial.state for trial in reversed(sweep.trials())]
+    return next((place for place, state in enumerate(states) if state != "failed"), len(states))
 
 
 def stop_sweep(path: str) -> None:

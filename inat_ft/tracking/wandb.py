@@ -43,7 +43,6 @@ class WandbTracker:
         import wandb
 
         self.directory = directory
-        settings = {key: value for key, value in _SETTINGS.items() if f"WANDB_{key.upper()}" not in os.environ}
         resolved = config.model_dump(mode="json", exclude={"name", "track"})
         try:
             with redirect_stdout(sys.stderr):
@@ -53,7 +52,7 @@ class WandbTracker:
                     name=name,
                     dir=directory,
                     mode=self.config.wandb,
-                    settings=wandb.Settings(silent=True, **settings),
+                    settings=wandb.Settings(**patience()),
                 )
                 self.run.config.update(resolved, allow_val_change=True)
         except wandb.Error as error:
@@ -89,6 +88,11 @@ class WandbTracker:
             print(f"warning: W&B did not take it ({error}); `wandb sync` can send it later", file=sys.stderr)
 
 
+def patience() -> dict[str, Any]:
+    """Settings that keep wandb from waiting for ever for a server that was lost."""
+    return {"silent": True} | {k: v for k, v in _SETTINGS.items() if f"WANDB_{k.upper()}" not in os.environ}
+
+
 def curves(history: list[Epoch]) -> Figure:
     """Loss and accuracy over the epochs."""
     with plotting():
@@ -106,11 +110,15 @@ def require_server() -> None:
     """Ask W&B who we are. Raises UsageError or InatFtError, within 5 s, when it cannot be reached or refuses the key."""
     mode = os.environ.get("WANDB_MODE", "online")
     if mode in ("offline", "disabled", "dryrun"):
-        raise UsageError(f"WANDB_MODE={mode}, and this needs W&B's server", "unset WANDB_MODE, or stay without a server")
+        raise UsageError(
+            f"WANDB_MODE={mode}, and this needs W&B's server", "unset WANDB_MODE, or stay without a server"
+        )
     base = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").rstrip("/")
     key = _key(base)
     if not key:
-        raise UsageError(f"there is no W&B key for {base}", "run `wandb login`, set WANDB_API_KEY, or stay without a server")
+        raise UsageError(
+            f"there is no W&B key for {base}", "run `wandb login`, set WANDB_API_KEY, or stay without a server"
+        )
     query = {"operationName": "Viewer", "query": "query Viewer { viewer { id username entity } }", "variables": {}}
     login = b64encode(f"api:{key}".encode()).decode()
     request = urllib.request.Request(
@@ -133,7 +141,9 @@ def require_server() -> None:
 
 
 def _wrong_key(base: str) -> InatFtError:
-    return InatFtError(f"W&B at {base} does not know this key", "run `wandb login --relogin`, or set WANDB_API_KEY anew")
+    return InatFtError(
+        f"W&B at {base} does not know this key", "run `wandb login --relogin`, or set WANDB_API_KEY anew"
+    )
 
 
 def _unreachable(base: str, why: str) -> InatFtError:

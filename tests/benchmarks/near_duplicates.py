@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from inat_ft.data.duplicates import near_copies
 from inat_ft.data.images import decode
-from inat_ft.data.scan import perceptual_hash, thumbnail
+from inat_ft.data.scan import Looks, small_picture
 
 
 def looks(pictures):
@@ -26,10 +26,11 @@ def looks(pictures):
         data = BytesIO()
         picture.save(data, "JPEG", quality=92)
         encoded.append(data.getvalue())
+    found = Looks.blank(len(encoded))
     images = [decode(data) for data in encoded]
-    thumbs = np.stack([thumbnail(image) for image in images])
-    hashes = np.array([perceptual_hash(thumb) for thumb in thumbs], np.uint64)
-    return hashes, thumbs, np.array([image.shape[2] / image.shape[1] for image in images], np.float32)
+    found.fill(range(len(images)), [small_picture(image) for image in images])
+    found.ratios[:] = [image.shape[2] / image.shape[1] for image in images]
+    return found
 
 
 def crops(rng, count, size):
@@ -68,14 +69,16 @@ def main(quick: bool) -> None:
     print(f"{'copies of photographs':32} {'found':>14}")
     for way in ("quality 90", "quality 70", "quality 50", "half size", "brighter"):
         count = len(originals)
-        pairs = near_copies(*looks(originals + [again(picture, way) for picture in originals]))
+        pairs = near_copies(looks(originals + [again(picture, way) for picture in originals]))
         found = sum((pairs == [place, place + count]).all(1).any() for place in range(count))
         print(f"{way:32} {found:6} of {count:4}")
     digits = [
         Image.fromarray((image * 255 / 16).astype(np.uint8)).resize((32, 32), Image.Resampling.NEAREST).convert("RGB")
         for image in load_digits().images[: 300 if quick else None]
     ]
+    flat = [Image.new("RGB", (200, 150), tuple(map(int, rng.integers(0, 255, 3)))) for _ in range(300)]
     different = {
+        "plain colours": flat,
         "handwritten digits, 32 x 32": digits,
         "plain ground, small subject": list(plain(rng, 100 if quick else 500, 2.0)),
         "grain alone": list(plain(rng, 100 if quick else 500, 12.0)),
@@ -83,15 +86,16 @@ def main(quick: bool) -> None:
     }
     print(f"\n{'different pictures':32} {'pairs':>10} {'merged':>8} {'images merged':>14}")
     for name, pictures in different.items():
-        pairs = near_copies(*looks(pictures))
+        pairs = near_copies(looks(pictures))
         merged = len(np.unique(pairs))
         print(f"{name:32} {len(pictures) * (len(pictures) - 1) // 2:10,} {len(pairs):8} {merged / len(pictures):14.2%}")
     print(f"\n{'images (random thumbnails)':32} {'seconds':>10}")
     for count in (3_000, 12_000) if quick else (12_000, 48_000, 192_000):
-        thumbs = rng.integers(0, 255, (count, 32, 32), dtype=np.uint8)
-        hashes = rng.integers(0, 2**63, count, dtype=np.int64).astype(np.uint64)
+        random = Looks.blank(count)
+        random.thumbs[:] = rng.integers(0, 255, (count, 32, 32), dtype=np.uint8)
+        random.phashes[:] = rng.integers(0, 2**63, count, dtype=np.int64)
         started = time.perf_counter()
-        near_copies(hashes, thumbs, np.ones(count, np.float32))
+        near_copies(random)
         print(f"{count:32,} {time.perf_counter() - started:10.1f}")
 
 

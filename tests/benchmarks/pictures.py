@@ -13,12 +13,12 @@ def make_pictures(root: Path, number: int) -> Path:
     for place in range(number):
         rng = np.random.default_rng(place)
         photo = photos[place % 2]
-        width = int(rng.integers(300, photo.width))
+        width = int(rng.integers(300, 560))
         height = width * 3 // 4
         x, y = rng.integers(0, photo.width - width + 1), rng.integers(0, photo.height - height + 1)
         crop = photo.crop((x, y, x + width, y + height)).resize((800, 600), Image.Resampling.BICUBIC)
         grain = np.asarray(crop).astype(np.int16) + rng.normal(0, 6, (600, 800, 1)).astype(np.int16)
-        file = root / ("val" if place % 5 == 0 else "train") / f"class{place // 2 % 10}" / f"{place:05d}.jpg"
+        file = root / ("val" if place % 5 == 0 else "train") / f"class{place // 5 % 10}" / f"{place:05d}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.clip(grain, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
     return root

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
 from inat_ft.data.manifest import Manifest, find_manifest, read_manifest, write_manifest
-from inat_ft.data.scan import Scan, scan
+from inat_ft.data.scan import Looks, Scan, scan
 from inat_ft.data.sources import Files, find_files
 from inat_ft.data.split import Options, group_names, make_manifest
 from inat_ft.errors import DataError, UsageError
@@ -31,10 +31,7 @@ def invented(labels: list[str], groups: list[str]) -> tuple[Files, Scan]:
     paths = [f"{label}/{number:06d}.jpg" for number, label in enumerate(labels)]
     files = Files(Path("/data"), "class folders", paths, labels, [""] * len(labels))
     hashes = [f"{number:064x}" for number in range(len(labels))]
-    blank = np.zeros((len(labels), 32, 32), np.uint8)
-    return files, Scan(
-        hashes, [""] * len(labels), np.zeros(len(labels), np.uint64), blank, np.ones(len(labels), np.float32)
-    )
+    return files, Scan(hashes, [""] * len(labels), Looks.blank(0))
 
 
 class TestStratification:

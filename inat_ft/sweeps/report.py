@@ -1,0 +1,189 @@
+"""What a sweep has found, as one HTML page that needs no network, and as PNGs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inat_ft import __version__
+from inat_ft.evaluation.figures import BLUE, GREY, ORANGE, new_figure, plotting, save
+from inat_ft.evaluation.report import inline
+from inat_ft.records import RunRecord, write_text
+from inat_ft.sweeps.choice import choose, read_run
+from inat_ft.sweeps.local import Sweep, Trial, command_line
+from inat_ft.sweeps.statistics import (
+    Importance,
+    by_value,
+    correlations,
+    importances,
+    is_logarithmic,
+    is_numeric,
+    levels,
+    parameters,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Times:
+    """What the sweep has cost, in seconds."""
+
+    total: float
+    per_trial: float
+    first_pass: float | None
+    """What the frozen layers took in the trial that filled the cache; None where nothing was shared."""
+    saved: float | None
+    """About what the others were spared."""
+
+
+def write_report(sweep: Sweep, folder: Path) -> list[Path]:
+    """Write report.html and a PNG (and SVG) of each figure; returns the page and the PNGs.
+
+    Raises RecordError when no trial is complete.
+    """
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    choice = choose(sweep)
+    trials = sorted((c.trial for c in choice.candidates), key=lambda trial: trial.number)
+    maximize, metric = sweep.spec.metric.goal == "maximize", sweep.spec.metric.name.replace("_", " ")
+    weights = importances(trials)
+    figures = {"trials": (_over_trials(trials, metric, maximize), f"{metric} of each trial, and the best so far")}
+    if weights:
+        figures["parallel"] = (_parallel(trials, metric), "each line is a trial; the darker, the better")
+        figures["importance"] = (_importance(weights), f"share of the variance of {metric} that a parameter explains")
+        figures["values"] = (_by_value(trials, metric), f"{metric} by value of each parameter, with the mean")
+    loader = ChoiceLoader([PackageLoader("inat_ft.sweeps"), PackageLoader("inat_ft.evaluation")])
+    page = (
+        Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+        .get_template("sweep.html")
+        .render(
+            sweep=sweep,
+            state=sweep.state(),
+            choice=choice,
+            metric=metric,
+            best=command_line(sweep.spec, choice.candidates[0].trial.point),
+            trials=sweep.trials(),
+            names=list(dict.fromkeys(name for trial in trials for name in trial.point)),
+            importances=weights,
+            correlations=correlations(trials),
+            by_value=by_value(trials, maximize),
+            times=_times(sweep, trials),
+            charts={name: {"image": inline(figure), "says": says} for name, (figure, says) in figures.items()},
+            version=__version__,
+        )
+    )
+    write_text(folder / "report.html", page)
+    pngs = [save(figure, folder / name)[0] for name, (figure, _) in figures.items()]
+    return [folder / "report.html", *pngs]
+
+
+def _times(sweep: Sweep, trials: Sequence[Trial]) -> Times | None:
+    runs = [run for run in (read_run(sweep, trial) for trial in trials) if run is not None and "total" in run.seconds]
+    if not runs:
+        return None
+    totals = [run.seconds["total"] for run in runs]
+    extra = [_above_usual(run) for run in runs]
+    first = max(extra)
+    shared = len(runs) > 1 and first > 3 * median(extra) and first > 0.5
+    return Times(
+        sum(totals), median(totals), first if shared else None, first * len(runs) - sum(extra) if shared else None
+    )
+
+
+def _above_usual(run: RunRecord) -> float:
+    """Seconds of the training that its epochs, at their median, do not account for: reading images, filling caches."""
+    epochs = [epoch.seconds for epoch in run.history if epoch.seconds is not None]
+    return max(0.0, run.seconds["total"] - median(epochs) * len(epochs)) if epochs else 0.0
+
+
+def _over_trials(trials: Sequence[Trial], metric: str, maximize: bool) -> Figure:
+    values = np.array([trial.value for trial in trials], float)
+    best = np.maximum.accumulate(values) if maximize else np.minimum.accumulate(values)
+    with plotting():
+        figure, axes = new_figure(6.4, 3.4)
+        axes.plot([trial.number for trial in trials], values, "o", color=BLUE, label="trial")
+        axes.step([trial.number for trial in trials], best, where="post", color=ORANGE, label="best so far")
+        axes.set(xlabel="trial", ylabel=metric)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False, loc="lower right" if maximize else "upper right")
+    return figure  # type: ignore[no-any-return]
+
+
+def _heights(values: Sequence[Any]) -> tuple[np.ndarray[Any, Any], list[tuple[float, str]]]:
+    """Where each value stands on an axis from 0 to 1, and the marks of that axis."""
+    if not is_numeric(values):
+        level, names = levels(values)
+        return level / max(1, len(names) - 1), [(n / max(1, len(names) - 1), name) for n, name in enumerate(names)]
+    scaled = np.log(np.array(values, float)) if is_logarithmic(values) else np.array(values, float)
+    low, spread = scaled.min(), float(np.ptp(scaled)) or 1.0
+    distinct = sorted(set(values))
+    shown = distinct if len(distinct) <= 6 else [distinct[0], distinct[-1]]
+    marks = [(float(scaled[values.index(value)] - low) / spread, f"{value:.4g}") for value in shown]
+    return (scaled - low) / spread, marks
+
+
+def _parallel(trials: Sequence[Trial], metric: str) -> Figure:
+    columns = {**parameters(trials), metric: [trial.value for trial in trials]}
+    axes_of = {name: _heights(values) for name, values in columns.items()}
+    order = np.argsort([trial.value or 0.0 for trial in trials])
+    lines = np.stack([heights for heights, _ in axes_of.values()], axis=1)
+    jitter = np.random.default_rng(0).uniform(-0.012, 0.012, lines.shape) * np.r_[np.ones(lines.shape[1] - 1), 0]
+    with plotting() as mpl:
+        figure, axes = new_figure(max(6.4, 1.3 * len(columns)), 3.6)
+        colours = mpl.colormaps["viridis_r"]
+        for place in order:
+            shade = colours(0.1 + 0.9 * lines[place, -1])
+            axes.plot(range(lines.shape[1]), (lines + jitter)[place], color=shade, alpha=0.85, linewidth=1.4)
+        for place, (_, marks) in enumerate(axes_of.values()):
+            axes.axvline(place, color=GREY, linewidth=1)
+            for height, text in marks:
+                axes.annotate(
+                    _plain(text), (place, height), (4, 0), textcoords="offset points", va="center", fontsize=8
+                )
+        axes.set_xticks(range(len(columns)), [_plain(name) for name in columns])
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+    return figure  # type: ignore[no-any-return]
+
+
+def _importance(weights: Sequence[Importance]) -> Figure:
+    with plotting():
+        figure, axes = new_figure(6.4, 1.3 + 0.4 * len(weights))
+        for place, weight in enumerate(reversed(weights)):
+            axes.barh(place, weight.share, color=BLUE, height=0.6)
+            axes.plot([weight.low, weight.high], [place, place], color="black", linewidth=1.4)
+            label = "what chance reaches in 5 %" if place == 0 else None
+            axes.plot([weight.chance] * 2, [place - 0.36, place + 0.36], color=ORANGE, linewidth=2, label=label)
+        axes.set_yticks(range(len(weights)), [_plain(weight.name) for weight in reversed(weights)])
+        axes.set(xlim=(0, 1), xlabel="share of the variance, with its 95 % interval")
+        axes.legend(frameon=False, loc="lower right")
+    return figure  # type: ignore[no-any-return]
+
+
+def _by_value(trials: Sequence[Trial], metric: str) -> Figure:
+    columns = parameters(trials)
+    y = np.array([trial.value for trial in trials], float)
+    with plotting():
+        figure, grid = new_figure(max(3.2, 2.1 * len(columns)), 3.0, ncols=len(columns), sharey=True, squeeze=False)
+        for axes, (name, values) in zip(grid[0], columns.items(), strict=True):
+            level, names = levels(values)
+            axes.plot(level + np.random.default_rng(0).uniform(-0.12, 0.12, len(y)), y, "o", color=BLUE, alpha=0.6)
+            for place in range(len(names)):
+                if (level == place).any():
+                    axes.plot([place - 0.3, place + 0.3], [y[level == place].mean()] * 2, color=ORANGE, linewidth=2)
+            axes.set_xticks(range(len(names)), [_plain(word) for word in names], rotation=30 if len(names) > 3 else 0)
+            axes.set(xlabel=_plain(name), xlim=(-0.6, len(names) - 0.4))
+        grid[0][0].set_ylabel(metric)
+    return figure  # type: ignore[no-any-return]
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not read as mathematics."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,139 @@
+"""What a sweep says about each parameter: importance with its uncertainty, correlation, mean by value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inat_ft.sweeps.local import Trial
+
+Floats = NDArray[np.float64]
+_SAMPLES = 500
+_BINS = 4
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Share of the metric's variance that one parameter explains by itself, 0 to 1."""
+
+    name: str
+    share: float
+    low: float
+    high: float
+    """95 % interval: bootstrap over the trials."""
+    chance: float
+    """What a parameter without any effect exceeds in 5 % of cases: permutation of the values."""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson's r of a parameter (or of one of its values, 0 or 1) with the metric."""
+
+    name: str
+    r: float
+    low: float
+    high: float
+    """95 % interval (Fisher 1915)."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """The trials with one value of a parameter."""
+
+    name: str
+    value: str
+    number: int
+    mean: float
+    best: float
+
+
+def parameters(trials: Sequence[Trial]) -> dict[str, list[Any]]:
+    """The values of each parameter that differs among the trials, by trial."""
+    names = dict.fromkeys(name for trial in trials for name in trial.point)
+    columns = {name: [trial.point.get(name) for trial in trials] for name in names}
+    return {name: values for name, values in columns.items() if len({str(value) for value in values}) > 1}
+
+
+def is_numeric(values: Sequence[Any]) -> bool:
+    """Whether all values are numbers."""
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+
+
+def is_logarithmic(values: Sequence[Any]) -> bool:
+    """Whether the values are numbers that span decades, so that their logarithm is what counts."""
+    return is_numeric(values) and min(values) > 0 and max(values) / min(values) >= 8
+
+
+def levels(values: Sequence[Any]) -> tuple[NDArray[np.int64], list[str]]:
+    """Which of a parameter's levels each value is, `[N]`, and their names; a continuum is cut into quarters."""
+    distinct = sorted(set(values)) if is_numeric(values) else sorted(set(values), key=str)
+    if not is_numeric(values) or len(distinct) <= max(_BINS, len(values) // 3):
+        return np.array([distinct.index(value) for value in values]), [f"{value}" for value in distinct]
+    edges = np.quantile(np.array(values, float), np.linspace(0, 1, _BINS + 1))
+    names = [f"{low:.3g} to {high:.3g}" for low, high in zip(edges, edges[1:], strict=False)]
+    return np.searchsorted(edges[1:-1], np.array(values, float)).astype(np.int64), names
+
+
+def _explained(level: NDArray[np.int64], y: Floats) -> float:
+    """Variance between the levels as a share of all (eta squared)."""
+    total = float(((y - y.mean()) ** 2).sum())
+    if total == 0:
+        return 0.0
+    counts, sums = np.bincount(level), np.bincount(level, y)
+    means = sums / np.maximum(counts, 1)
+    return float((counts * (means - y.mean()) ** 2).sum() / total)
+
+
+def importances(trials: Sequence[Trial]) -> list[Importance]:
+    """The importance of each parameter, the greatest first; the same trials give the same figures."""
+    y = np.array([trial.value for trial in trials], float)
+    found = []
+    for name, values in parameters(trials).items():
+        level, _ = levels(values)
+        rng = np.random.default_rng(0)
+        rows = rng.integers(0, len(y), (_SAMPLES, len(y)))
+        low, high = np.quantile([_explained(level[row], y[row]) for row in rows], [0.025, 0.975])
+        chance = np.quantile([_explained(level, rng.permutation(y)) for _ in range(_SAMPLES)], 0.95)
+        found.append(Importance(name, _explained(level, y), float(low), float(high), float(chance)))
+    return sorted(found, key=lambda importance: -importance.share)
+
+
+def correlations(trials: Sequence[Trial]) -> list[Correlation]:
+    """Correlation of each numeric parameter, and of each value of the others, with the metric."""
+    y = np.array([trial.value for trial in trials], float)
+    found = []
+    for name, values in parameters(trials).items():
+        if is_numeric(values):
+            x = np.array(values, float)
+            label = f"log {name}" if is_logarithmic(values) else name
+            found.append(_correlation(label, np.log(x) if is_logarithmic(values) else x, y))
+        else:
+            level, names = levels(values)
+            found += [_correlation(f"{name} = {word}", (level == place) * 1.0, y) for place, word in enumerate(names)]
+    return found
+
+
+def _correlation(name: str, x: Floats, y: Floats) -> Correlation:
+    if len(y) < 4 or x.std() == 0 or y.std() == 0:
+        return Correlation(name, float("nan"), -1.0, 1.0)
+    r = float(np.clip(np.corrcoef(x, y)[0, 1], -0.999999, 0.999999))
+    low, high = np.tanh(np.arctanh(r) + np.array([-1.96, 1.96]) / np.sqrt(len(y) - 3))
+    return Correlation(name, r, float(low), float(high))
+
+
+def by_value(trials: Sequence[Trial], maximize: bool) -> list[Level]:
+    """Mean and best of the metric for each value of each parameter."""
+    y = np.array([trial.value for trial in trials], float)
+    found = []
+    for name, values in parameters(trials).items():
+        level, names = levels(values)
+        for place, word in enumerate(names):
+            chosen = y[level == place]
+            if len(chosen):
+                best = chosen.max() if maximize else chosen.min()
+                found.append(Level(name, word, len(chosen), float(chosen.mean()), float(best)))
+    return found

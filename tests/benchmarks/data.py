@@ -1,0 +1,90 @@
+"""Scanning against the decoder alone, and a warm epoch from the packed cache against decoding.
+
+    python -m tests.benchmarks.data [--images 600]
+
+Rounds are interleaved and medians taken. The decoder alone is libjpeg through torchvision in as many threads as the scan
+uses, on bytes already in memory.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from inat_ft.data.batches import Batches, ImageInput
+from inat_ft.data.images import sha256_of
+from inat_ft.data.pixels import Pixels
+from inat_ft.data.scan import scan
+from tests.benchmarks.pictures import make_pictures
+
+ROUNDS = 5
+
+
+def seconds(work) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def main(images: int) -> None:
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(cores) as pool:
+        root = make_pictures(Path(temporary) / "p", images)
+        files = sorted(root.rglob("*.jpg"))
+        paths = [file.relative_to(root).as_posix() for file in files]
+        encoded = [torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8) for file in files]
+
+        def bare() -> None:
+            list(pool.map(lambda data: decode_jpeg(data, ImageReadMode.RGB), encoded))
+
+        def ours() -> None:
+            scan(root, paths, 10**9, cores, True, lambda done, total: None)
+
+        ours()
+        times = [(seconds(bare), seconds(ours)) for _ in range(ROUNDS)]
+        alone, scanned = (statistics.median(column) for column in zip(*times, strict=True))
+        print(f"{cores} cores, {images} JPEGs of 800 x 600")
+        print(f"decoder alone {images / alone:8.0f} images/s")
+        print(f"scan          {images / scanned:8.0f} images/s, {alone / scanned:.0%} of it")
+
+        hashes = [sha256_of(file) for file in files]
+        labels = torch.zeros(images, dtype=torch.int64)
+        pixels = Pixels(files, hashes, labels, 224, Path(temporary) / "cache", pool)
+        packed = pixels.packed(lambda done, total: None)
+        prepare = ImageInput((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+        def read(source) -> None:
+            order = torch.randperm(images)
+            for numbers in torch.split(order, 64):
+                source.rows(numbers)
+
+        def whole(source) -> None:
+            for _ in Batches(source, labels, 64, prepare)(torch.randperm(images)):
+                pass
+
+        times = [(seconds(lambda: read(pixels.files())), seconds(lambda: read(packed))) for _ in range(ROUNDS)]
+        decoding, warm = (statistics.median(column) for column in zip(*times, strict=True))
+        print(f"an epoch's pixels, decoded    {images / decoding:8.0f} images/s")
+        print(f"an epoch's pixels, warm cache {images / warm:8.0f} images/s, {decoding / warm:.0f} times as fast")
+        print(f"the same, normalised to float {images / seconds(lambda: whole(packed)):8.0f} images/s")
+        before = resident_mib()
+        for _ in range(3):
+            read(packed)
+        print(f"resident memory grew by {resident_mib() - before:.0f} MiB over three more warm epochs")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=600)
+    main(parser.parse_args().images)
