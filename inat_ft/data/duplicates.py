@@ -50,8 +50,10 @@ def near_copies(looks: Looks) -> NDArray[np.int64]:
 
 def _same_tint(first: NDArray[np.uint8], second: NDArray[np.uint8], thumbs: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Whether two mean colours, uint8 `[P, 3]`, differ in brightness alone; the plainer the picture, the more exactly."""
-    change = first.astype(np.float32) - second.astype(np.float32)
-    result: NDArray[np.bool_] = np.ptp(change, axis=1) <= np.minimum(_MAX_TINT, 1 + thumbs.std((1, 2)))
+    a, b = first.astype(np.float32), second.astype(np.float32)
+    gain = (a * b).sum(1) / np.maximum((b * b).sum(1), 1)
+    rest = np.abs(a - gain[:, None] * b).max(1)
+    result: NDArray[np.bool_] = rest <= np.minimum(_MAX_TINT, 1 + thumbs.std((1, 2)))
     return result
 
 

@@ -264,7 +264,7 @@ class TestCopies:
 
     def test_near_copies_stay_on_one_side(self, tmp_path: Path) -> None:
         data = make_images(tmp_path / "d", classes=2, each=10)
-        photo = Image.fromarray(load_sample_images().images[0])
+        photo = Image.fromarray(load_sample_images().images[1])
         for number in range(4):
             crop = photo.crop((100 * number, 50 * number, 100 * number + 250, 50 * number + 250))
             crop.save(data / "class0" / f"{number:03d}.png")

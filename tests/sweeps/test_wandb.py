@@ -1,0 +1,114 @@
+"""W&B's backend, end to end with the real client: sweeps made here and elsewhere, and servers that go away."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.fake_wandb import FakeWandb
+from tests.tracking.test_wandb import environment
+
+from inat_ft.sweeps.local import open_sweep
+
+AGENT = """
+import sys, time
+from pathlib import Path
+import wandb.agents.pyagent
+from inat_ft.records import Epoch, RunRecord
+from inat_ft.settings import load_config
+from inat_ft.sweeps.local import create
+from inat_ft.sweeps.space import read_spec
+from inat_ft.sweeps.wandb import adopt_sweep, create_sweep, run_agent
+from inat_ft.errors import InatFtError
+from inat_ft.tracking import tracker_for
+
+wandb.agents.pyagent.Agent.HEARTBEAT_SLEEP_SECONDS = 0.05
+folder, what, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+
+def objective(job):
+    config = load_config(None, job.overrides)
+    if config.optim.lr == 1e-5:
+        raise InatFtError("the loss is nan")
+    tracker = tracker_for(config.track)
+    tracker.start(config, job.name, folder)
+    epochs = [Epoch(epoch=n, train_loss=1.0, val_accuracy=0.5 + config.optim.lr) for n in (1, 2)]
+    for epoch in epochs:
+        tracker.log(epoch)
+        if what == "lost":
+            (folder / "lost").touch()
+            time.sleep(0.5)
+    tracker.finish(RunRecord(name=job.name, history=epochs, best_epoch=1))
+    return 0.5 + config.optim.lr
+
+if "/" in what:
+    sweep = adopt_sweep(what, folder)
+else:
+    spec = read_spec(None)
+    path = create_sweep(spec, "proj", None)
+    sweep = create(spec, folder, path.split("/")[-1], wandb=path)
+print(run_agent(sweep, objective, count, lambda line: None)[1])
+"""
+
+
+def run_agent(folder: Path, what: str, count: int, fake: FakeWandb, **more: str):
+    command = [sys.executable, "-c", AGENT, str(folder), what, str(count)]
+    env = environment(folder, fake.url, WANDB_DIR=str(folder), WANDB_FINISH_TIMEOUT="2", **more)
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
+
+
+def test_a_sweep_made_here(tmp_path: Path) -> None:
+    points = [{"lr": 1e-3, "epochs": 5}, {"lr": 1e-5, "epochs": 5}, {"learning_rate": "1e-4", "epochs": 10}]
+    with FakeWandb(points) as fake:
+        out, errors = run_agent(tmp_path, "new", 3, fake).communicate(timeout=90)
+    assert "3 runs are done, as asked" in out, errors
+
+    assert fake.sweeps["sweep1"]["parameters"]["lr"] == {"values": [1e-3, 1e-4]}
+    assert fake.sweeps["sweep1"]["run_cap"] == 22
+    good, failed = fake.runs["run1"], fake.runs["run2"]
+    assert (good["sweep"], good["exit"], failed["exit"]) == ("sweep1", 0, 1)
+    assert [row["val_accuracy"] for row in good["history"]] == [0.501, 0.501]
+    assert good["config"]["lr"]["value"] == 1e-3
+    sweep = open_sweep("sweep1", tmp_path)
+    assert sweep.wandb == "me/proj/sweep1"
+    assert [(trial.state, trial.value) for trial in sweep.trials()] == [
+        ("complete", 0.501),
+        ("failed", None),
+        ("complete", pytest.approx(0.5001)),
+    ]
+    assert sweep.trials()[1].reason == "the loss is nan"
+
+
+def test_a_sweep_made_elsewhere(tmp_path: Path) -> None:
+    with FakeWandb([{"lr": 0.01}]) as fake:
+        out, errors = run_agent(tmp_path, "them/theirs/abc", 1, fake).communicate(timeout=60)
+    assert "1 run is done" in out, errors
+
+    (trial,) = open_sweep("abc", tmp_path).trials()
+    assert (trial.point, trial.value) == ({"lr": 0.01}, 0.51)
+
+
+def test_an_agent_that_is_killed_costs_no_finished_run(tmp_path: Path) -> None:
+    with FakeWandb([{"lr": 1e-3}, {"lr": 1e-4}, {"lr": 1e-2}]) as fake:
+        agent = run_agent(tmp_path, "me/proj/abc", 3, fake)
+        while "run1" not in fake.runs or fake.runs["run1"]["exit"] is None:
+            assert agent.poll() is None, agent.communicate()[1]
+            os.sched_yield()
+        agent.kill()
+        agent.communicate()
+        assert [row["val_accuracy"] for row in fake.runs["run1"]["history"]] == [0.501, 0.501]
+
+
+@pytest.mark.slow
+def test_a_server_lost_in_the_middle_costs_no_run(tmp_path: Path) -> None:
+    with FakeWandb([{"lr": 1e-3}, {"lr": 1e-4}]) as fake:
+        agent = run_agent(tmp_path, "lost", 2, fake)
+        while not (tmp_path / "lost").exists():
+            assert agent.poll() is None, agent.communicate()[1]
+            os.sched_yield()
+        fake.down = True
+        _, errors = agent.communicate(timeout=120)
+
+    assert "gives out no more trials" in errors
+    (trial,) = open_sweep("sweep1", tmp_path).trials()
+    assert (trial.state, trial.value) == ("complete", 0.501)

@@ -1,0 +1,134 @@
+"""W&B's real client against a loopback server: what a run leaves there, and what happens when it is not there."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.fake_wandb import KEY, FakeWandb
+
+from inat_ft.config import TrackConfig
+from inat_ft.errors import InatFtError, UsageError
+from inat_ft.settings import load_config
+from inat_ft.tracking import NoTracker, tracker_for
+from inat_ft.tracking.wandb import require_server
+
+RUN = """
+import json, sys
+from pathlib import Path
+from inat_ft.config import TrackConfig
+from inat_ft.records import Epoch, RunRecord
+from inat_ft.settings import load_config
+from inat_ft.tracking import tracker_for
+
+mode, directory = sys.argv[1], Path(sys.argv[2])
+config = load_config(None, [("optim.lr", 1e-3), ("model.backbone", "cnn")])
+tracker = tracker_for(TrackConfig(wandb=mode, project="birds"))
+tracker.start(config, "first", directory)
+epochs = [
+    Epoch(epoch=n, train_loss=1 / n, train_accuracy=0.5, val_loss=1.0, val_accuracy=acc, lr=1e-3, seconds=2.0)
+    for n, acc in ((1, 0.6), (2, 0.8), (3, 0.7))
+]
+for epoch in epochs:
+    tracker.log(epoch)
+tracker.finish(RunRecord(name="first", history=epochs, best_epoch=2, seconds={"total": 6.0}))
+print("done")
+"""
+
+
+def environment(tmp_path: Path, url: str, **more: str) -> dict[str, str]:
+    own = {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false", "HOME": str(tmp_path)}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    return {**kept, **own, "OMP_NUM_THREADS": "1", **more}
+
+
+def log_run(tmp_path: Path, mode: str, url: str, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", RUN, mode, str(tmp_path)]
+    return subprocess.run(command, env=environment(tmp_path, url, **more), capture_output=True, text=True, timeout=60)
+
+
+def test_an_online_run_has_config_history_summary_and_figure(tmp_path: Path) -> None:
+    with FakeWandb() as fake:
+        ended = log_run(tmp_path, "online", fake.url)
+    assert ended.stdout == "done\n", ended.stderr
+
+    (run,) = fake.runs.values()
+    assert run["config"]["optim"]["value"]["lr"] == 1e-3
+    assert [row["val_accuracy"] for row in run["history"]] == [0.6, 0.8, 0.7]
+    assert {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy"} <= set(run["history"][0])
+    assert (run["summary"]["val_accuracy"], run["summary"]["best_epoch"], run["summary"]["total_s"]) == (0.8, 2, 6)
+    assert run["exit"] == 0
+    assert any(name.endswith(".png") and content.startswith(b"\x89PNG") for name, content in run["files"].items())
+
+
+def test_an_offline_run_asks_nobody_and_can_be_sent_later(tmp_path: Path) -> None:
+    ended = log_run(tmp_path, "offline", "http://127.0.0.1:9", WANDB_API_KEY="")
+    assert ended.stdout == "done\n", ended.stderr
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+
+    with FakeWandb() as fake:
+        sync = [sys.executable, "-m", "wandb", "sync", "--yes", str(folder)]
+        subprocess.run(sync, env=environment(tmp_path, fake.url), check=True, capture_output=True, cwd=tmp_path)
+    (run,) = fake.runs.values()
+    assert [row["val_accuracy"] for row in run["history"]] == [0.6, 0.8, 0.7]
+
+
+def test_off_is_silent() -> None:
+    assert isinstance(tracker_for(TrackConfig()), NoTracker)
+    assert load_config().track.wandb == "off"
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def go(url: str, key: str = KEY, mode: str | None = None) -> None:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        monkeypatch.setenv("WANDB_API_KEY", key)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+        if mode:
+            monkeypatch.setenv("WANDB_MODE", mode)
+
+    return go
+
+
+def test_the_preflight_passes_and_says_what_is_wrong(at) -> None:
+    with FakeWandb() as fake:
+        at(fake.url)
+        require_server()
+        at(fake.url, key="1" * 40)
+        with pytest.raises(InatFtError, match="does not know this key"):
+            require_server()
+        at(fake.url, key="")
+        with pytest.raises(UsageError, match="there is no W&B key"):
+            require_server()
+        at(fake.url, mode="offline")
+        with pytest.raises(UsageError, match="WANDB_MODE=offline"):
+            require_server()
+        fake.down = True
+        at(fake.url)
+        with pytest.raises(InatFtError, match="it answers 503"):
+            require_server()
+
+
+def test_a_key_that_wandb_login_wrote_is_found(at, tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text(f"machine 127.0.0.1\n  login user\n  password {KEY}\n")
+    with FakeWandb() as fake:
+        at(fake.url, key="")
+        require_server()
+
+
+def test_a_server_that_is_down_or_mute_is_named_within_five_seconds(at) -> None:
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        for url in ("http://127.0.0.1:9", f"http://127.0.0.1:{mute.getsockname()[1]}"):
+            at(url)
+            started = time.monotonic()
+            with pytest.raises(InatFtError, match="cannot be reached") as caught:
+                require_server()
+            assert time.monotonic() - started < 5
+            assert "--wandb offline" in caught.value.hint
+
