@@ -36,6 +36,7 @@ from inat_ft.models.build import Model, build_model
 from inat_ft.models.weights import save_model
 from inat_ft.records import Epoch, Parameters, RunRecord, SplitInfo, read_record, write_record, write_text
 from inat_ft.settings import dump_config
+from inat_ft.tracking import Tracker, tracker_for
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,15 @@ def train(
     started = time.perf_counter()
     setup = prepare(config)
     with _claimed(resume or _new_directory(setup.config, places.runs)) as directory:
-        run = _Run(setup, directory, places, listener, started)
-        return run.train(), directory
+        tracker = tracker_for(config.track)
+        run = _Run(setup, directory, places, listener, tracker, started)
+        record = None
+        try:
+            tracker.start(setup.config, directory.name, directory)
+            record = run.train()
+        finally:
+            tracker.finish(record)
+        return record, directory
 
 
 def _new_directory(config: RunConfig, runs: Path) -> Path:
@@ -153,6 +161,7 @@ class _Run:
     directory: Path
     places: Places
     listener: Listener
+    tracker: Tracker
     started: float
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -181,10 +190,14 @@ class _Run:
                     training,
                     class_weights(setup, config),
                     self.listener.on_step,
-                    self.listener.on_epoch,
+                    self._on_epoch,
                     lambda state: self._save(file, state, identity),
                 )
         return self._finish(config, training, feed)
+
+    def _on_epoch(self, epoch: Epoch) -> bool | None:
+        self.tracker.log(epoch)
+        return self.listener.on_epoch(epoch)
 
     def _pixels(self, subset: str, pool: ThreadPoolExecutor) -> Pixels:
         manifest, rows = self.setup.manifest, self.setup.manifest.rows(subset)

@@ -23,7 +23,7 @@ _RATIO_TOLERANCE = 0.03
 _MAX_TINT = 10.0
 _FLAT = 0.5
 _SHARE = 0.12
-_WORST = 5.0
+_WORST = 7.0
 
 
 def exact_copies(hashes: Sequence[str]) -> NDArray[np.int64]:
