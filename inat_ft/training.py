@@ -108,8 +108,8 @@ def train(
         tracker = tracker_for(config.track)
         run = _Run(setup, directory, places, listener, tracker, started)
         record = None
+        tracker.start(setup.config, directory.name, directory)
         try:
-            tracker.start(setup.config, directory.name, directory)
             record = run.train()
         finally:
             tracker.finish(record)

@@ -6,41 +6,67 @@ import hashlib
 import http.client
 import json
 import os
-import shutil
-import socket
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from filelock import FileLock
-
 from inat_ft import __version__
-from inat_ft.errors import DataError, UsageError
+from inat_ft.data.folders import locked
+from inat_ft.errors import DataError, InatFtError, UsageError
 from inat_ft.records import write_text
 
 Tick = Callable[[int, int], None]
 
 _BLOCK = 2**20
 _TRIES_WITHOUT_PROGRESS = 4
-_RETRIED = (408, 425, 429, 500, 502, 503, 504)
+_TRIES = 1000
+_PASSING = (408, 425, 429, 500, 502, 503, 504)
+_RANGE_NOT_SATISFIABLE = 416
+_PART_HINT = "what has arrived is kept: run the command again to go on from there"
 
 
 class _Interrupted(Exception):
     """The transfer broke off; what has arrived is kept."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Version:
+    """What a server says of the file it sends, so that parts of two versions are never joined."""
+
+    url: str
+    tag: str = ""
+    modified: str = ""
+    total: int = -1
+    """Bytes of the whole file, -1 when not said."""
+
+    @property
+    def condition(self) -> str:
+        """For If-Range, which takes no weak tags (RFC 9110, 13.1.5)."""
+        return self.tag if self.tag and not self.tag.startswith("W/") else self.modified
+
+    def contradicts(self, other: _Version) -> bool:
+        """Whether both say something that differs; an answer with a part of the file may say less than one with all."""
+        return any(
+            (mine not in ("", -1)) and (theirs not in ("", -1)) and mine != theirs
+            for mine, theirs in zip(asdict(self).values(), asdict(other).values(), strict=True)
+        )
+
+
+@dataclass(frozen=True)
 class _Download:
     url: str
     target: Path
+    size: int | None
+    vouched: bool
+    """A size or hash is known, by which the file is judged in the end."""
     timeout_s: float
-    tick: Tick
     pause_s: float
-    said: dict[str, str] = field(default_factory=dict)
+    tick: Tick
 
     @property
     def part(self) -> Path:
@@ -48,99 +74,117 @@ class _Download:
 
     @property
     def notes(self) -> Path:
-        """What the server said of the version that the part belongs to."""
+        """The _Version that the part belongs to."""
         return self.target.with_name(f"{self.target.name}.part.json")
 
     def run(self) -> None:
         """Fetch the rest of the file, trying again as long as something arrives."""
-        failures, most = 0, self._arrived()
-        while True:
+        failures, most, since = 0, self._arrived(), time.monotonic()
+        for _ in range(_TRIES):
             try:
-                self._transfer(self._arrived())
+                self._transfer()
                 return
             except _Interrupted as interruption:
-                failures = 1 if self._arrived() > most else failures + 1
-                most = max(most, self._arrived())
-                if failures >= _TRIES_WITHOUT_PROGRESS:
-                    raise DataError(
-                        f"cannot fetch {self.url}: {interruption}",
-                        "check the network and try again; what has arrived is kept and the rest is fetched then",
-                    ) from None
-                time.sleep(self.pause_s * 2**failures)
+                why = str(interruption)
+            if self._arrived() > most:
+                failures, most, since = 0, self._arrived(), time.monotonic()
+            failures += 1
+            if failures >= _TRIES_WITHOUT_PROGRESS or time.monotonic() - since > 2 * self.timeout_s:
+                break
+            time.sleep(self.pause_s * 2**failures)
+        hint = _PART_HINT if self._arrived() else "run the command again, or use another mirror"
+        raise DataError(f"cannot fetch {self.url}: {why}", f"check the network; {hint}")
+
+    def start_again(self) -> None:
+        """Forget what has arrived. The part goes before its notes: notes without a part do no harm."""
+        self.part.unlink(missing_ok=True)
+        self.notes.unlink(missing_ok=True)
 
     def _arrived(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
 
-    def _transfer(self, start: int) -> None:
+    def _transfer(self) -> None:
+        known, start = self._known(), self._arrived()
+        if known and start and known.total == start:  # killed between the last byte and the renaming
+            return
         headers = {"User-Agent": f"inat-ft/{__version__}", "Accept-Encoding": "identity"}
-        version = self._known_version()
-        if start and version:  # without a version, two different files might be joined
-            headers |= {"Range": f"bytes={start}-", "If-Range": version}
+        if known and start:
+            headers["Range"] = f"bytes={start}-"
+            headers |= {"If-Range": known.condition} if known.condition else {}
+        request = urllib.request.Request(self.url, headers=headers)
         try:
-            with urllib.request.urlopen(
-                urllib.request.Request(self.url, headers=headers), timeout=self.timeout_s
-            ) as answer:
-                self._receive(answer, start)
+            with _opener().open(request, timeout=self.timeout_s) as answer:
+                version, start = self._begin(answer, known, start)
+                self._receive(answer, version.total, start)
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code == 416:  # the part is as long as the file, or the file has become shorter
-                self._start_again()
-            if error.code in (*_RETRIED, 416):
-                raise _Interrupted(f"the server answered {error.code} {error.reason}") from None
-            raise DataError(f"cannot fetch {self.url}: the server answered {error.code} {error.reason}") from None
+            self._refused(error.code, error.reason)
         except urllib.error.URLError as error:
-            if isinstance(error.reason, socket.gaierror):  # no such host, or no network at all: waiting does not help
-                raise DataError(
-                    f"cannot fetch {self.url}: no network, or no such host ({error.reason.strerror})"
-                ) from None
-            raise _Interrupted(f"no connection ({error.reason})") from None
-        except (TimeoutError, http.client.HTTPException, ConnectionError) as error:
-            raise _Interrupted(f"the connection broke off ({error or type(error).__name__})") from None
+            raise _Interrupted(f"no connection ({_reason(error.reason)})") from None
+        except (http.client.HTTPException, OSError) as error:
+            raise _Interrupted(f"the connection broke off ({_reason(error)})") from None
 
-    def _receive(self, answer: http.client.HTTPResponse, start: int) -> None:
-        if answer.status != 206:
-            start = 0
-        elif not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            self._start_again()
-            raise _Interrupted("the server sent another part than asked for")
-        length = int(answer.headers.get("Content-Length") or -1)
-        total = start + length if length >= 0 else -1
-        self._note(answer)
+    def _refused(self, code: int, reason: str) -> None:
+        if code == _RANGE_NOT_SATISFIABLE:
+            self.start_again()
+            raise _Interrupted("the server has less of it than it said (416)")
+        if code in _PASSING:
+            raise _Interrupted(f"the server answered {code} {reason}")
+        raise DataError(
+            f"cannot fetch {self.url}: the server answered {code} {reason}", "check the address, or use another mirror"
+        )
+
+    def _begin(self, answer: http.client.HTTPResponse, known: _Version | None, start: int) -> tuple[_Version, int]:
+        """What the answer holds, and from which byte on. The part and its notes are made to fit it."""
+        tag, modified = answer.headers.get("ETag") or "", answer.headers.get("Last-Modified") or ""
+        if answer.status == http.HTTPStatus.PARTIAL_CONTENT:
+            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "").strip())
+            version = _Version(self.url, tag, modified, _number(span and span[2]))
+            if not known or not span or int(span[1]) != start or version.contradicts(known):
+                self.start_again()
+                raise _Interrupted("the server sent a part of another version, or another part than was asked for")
+            return _Version(self.url, tag, modified, max(version.total, known.total)), start
+        version = _Version(self.url, tag, modified, _number(answer.headers.get("Content-Length")))
+        if self.size is not None and version.total not in (-1, self.size):
+            raise DataError(
+                f"{self.url} has {version.total:,} bytes instead of {self.size:,}",
+                "it is not the file that was expected: use another mirror",
+            )
+        self.start_again()
         try:
-            with self.part.open("r+b" if start else "wb") as file:
-                file.seek(start)
-                file.truncate()
-                done = start
-                while block := answer.read1(_BLOCK):
+            write_text(self.notes, json.dumps(asdict(version)))
+        except InatFtError as error:
+            raise DataError(error.message, error.hint) from error
+        return version, 0
+
+    def _receive(self, answer: http.client.HTTPResponse, total: int, start: int) -> None:
+        if not self.vouched:
+            answer.length = None  # read on to the end of the connection, which tells when the length was too short
+        done = start
+        try:
+            with self.part.open("ab") as file:
+                while block := _read(answer, complete=done == total):
                     file.write(block)
                     done += len(block)
                     self.tick(done, max(total, done))
                 file.flush()
                 os.fsync(file.fileno())
-        except (TimeoutError, ConnectionError, http.client.HTTPException):
-            raise
         except OSError as error:
             raise DataError(
-                f"cannot write {self.part}: {error.strerror or error}",
-                "free some space and run the command again; what has arrived is kept",
+                f"cannot write {self.part}: {error.strerror or error}", f"free some space; {_PART_HINT}"
             ) from error
-        if total >= 0 and done != total:
+        if 0 <= total < done:
+            self.start_again()
+            raise _Interrupted(f"the server sent more than the {total:,} bytes it announced")
+        if done < total:
             raise _Interrupted(f"only {done:,} of {total:,} bytes arrived")
 
-    def _known_version(self) -> str | None:
+    def _known(self) -> _Version | None:
         try:
-            notes = json.loads(self.notes.read_text(encoding="utf-8"))
-            return str(notes["version"]) if notes["url"] == self.url and notes["version"] else None
-        except (OSError, ValueError, KeyError, TypeError):
+            known = _Version(**json.loads(self.notes.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             return None
-
-    def _note(self, answer: http.client.HTTPResponse) -> None:
-        tag = answer.headers.get("ETag") or ""
-        version = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified") or ""
-        write_text(self.notes, json.dumps({"url": self.url, "version": version}))
-
-    def _start_again(self) -> None:
-        self.part.unlink(missing_ok=True)
+        return known if known.url == self.url and (known.condition or known.total >= 0) else None
 
 
 def download(
@@ -157,30 +201,76 @@ def download(
     """Fetch a URL into the file `to`; nothing happens when it is there already, with the right hash and size.
 
     sha256 (or the first digits of it) and size in bytes are checked when given. An interrupted download is kept beside the
-    target and goes on next time, if the server still has the same version. timeout_s: of one read; pause_s: before the
-    first retry, doubled each time. Raises DataError saying what went wrong, within seconds when there is no network.
+    target, as `.part`, and goes on next time if the server still has the same version; tick gets (done, total) in bytes.
+    timeout_s: of one read; pause_s: before the first retry, doubled each time. Raises DataError saying what went wrong,
+    soon when there is no network, and UsageError for an address or a hash that cannot be one.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise UsageError(f"{url} is no http or https address")
+    _require_address(url)
     wanted = (sha256 or sha256_prefix or "").lower()
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder {to.parent}: {error.strerror}") from error
-    with FileLock(to.with_name(f".{to.name}.lock")):
+    if not re.fullmatch(r"([0-9a-f]{8,64})?", wanted):
+        raise UsageError(f"'{wanted}' is no SHA-256", "give its 64 hexadecimal digits, or at least the first 8")
+    if to.is_dir():
+        raise UsageError(f"{to} is a folder, not a file to download into", "name a file")
+    with locked(to):
         if to.exists() and _problem(to, wanted, size) is None:
             return to
-        task = _Download(url, to, timeout_s, tick, pause_s)
+        task = _Download(url, to, size, bool(wanted or size is not None), timeout_s, pause_s, tick)
+        resumed = task.part.exists()
         task.run()
-        problem = _problem(task.part, wanted, size)
+        if resumed and _problem(task.part, wanted, size):  # the fault may lie in the part that an earlier run left
+            task.start_again()
+            task.run()
+        if problem := _problem(task.part, wanted, size):
+            task.start_again()
+            raise DataError(f"what {url} sent is not the file that was expected: {problem}", "use another mirror")
+        task.part.replace(to)
         task.notes.unlink(missing_ok=True)
-        if problem:
-            task.part.unlink()
-            raise DataError(
-                f"what {url} sent is not the file that was expected: {problem}", "try again, or use another mirror"
-            )
-        shutil.move(task.part, to)
     return to
+
+
+def _require_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or not url.isascii() or re.search(r"[\s\x00-\x1f\x7f]", url):
+        raise UsageError(
+            f"{url} is no http or https address", "it looks like https://host/path, with special characters as %xx"
+        )
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Opens http and https alone, through the environment's proxies: a redirection cannot lead to a file or to FTP."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
+def _read(answer: http.client.HTTPResponse, complete: bool) -> bytes:
+    try:
+        return answer.read1(_BLOCK)
+    except (http.client.HTTPException, OSError) as error:
+        if complete:  # it is all here; only the connection was not closed in good order
+            return b""
+        raise _Interrupted(f"the connection broke off ({_reason(error)})") from None
+
+
+def _reason(error: object) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else -1
 
 
 def _problem(file: Path, sha256: str, size: int | None) -> str | None:

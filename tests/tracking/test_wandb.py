@@ -131,4 +131,3 @@ def test_a_server_that_is_down_or_mute_is_named_within_five_seconds(at) -> None:
                 require_server()
             assert time.monotonic() - started < 5
             assert "--wandb offline" in caught.value.hint
-

@@ -1,0 +1,84 @@
+"""`inat-ft record`: records of other code bases, for `compare`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inat_ft.cli import options, render
+
+if TYPE_CHECKING:
+    from inat_ft.records import RunRecord
+
+app = typer.Typer(
+    name="record",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make a record from another program's results, for `inat-ft compare`.",
+)
+
+Name = Annotated[str, typer.Option(help="What the comparison calls it.")]
+Out = Annotated[Path, typer.Option(help="The record to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
+
+
+@app.command()
+def new(
+    predictions: Annotated[Path, typer.Argument(help="CSV: path,true,predicted[,sha256][,p_<class>...].")],
+    name: Name,
+    out: Out,
+    force: Force = False,
+    json: options.Json = False,
+) -> None:
+    """From predictions on the test images, one row each: the most that can be compared.
+
+    [dim]inat-ft record new predictions.csv --name "my cnn" --out partA.json[/dim]
+    """
+    from inat_ft.evaluation.foreign import from_predictions
+
+    _write(lambda: from_predictions(predictions, name, out), out, force, json)
+
+
+@app.command()
+def wandb(
+    export: Annotated[Path, typer.Argument(help="History of one run as CSV or JSON, or its summary as JSON.")],
+    name: Name,
+    out: Out,
+    force: Force = False,
+    json: options.Json = False,
+) -> None:
+    """From what W&B exports of a run."""
+    from inat_ft.evaluation.foreign import from_wandb
+
+    _write(lambda: from_wandb(export, name), out, force, json)
+
+
+@app.command()
+def huggingface(
+    state: Annotated[Path, typer.Argument(help="A trainer_state.json.")],
+    name: Name,
+    out: Out,
+    force: Force = False,
+    json: options.Json = False,
+) -> None:
+    """From the state of a Hugging Face Trainer."""
+    from inat_ft.evaluation.foreign import from_trainer_state
+
+    _write(lambda: from_trainer_state(state, name), out, force, json)
+
+
+def _write(make: "Callable[[], RunRecord]", out: Path, force: bool, json: bool) -> None:
+    from inat_ft.errors import UsageError
+    from inat_ft.records import write_record
+
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists already", "name another file with --out, or replace it: --force")
+    record = make()
+    write_record(record, out)
+    if json:
+        render.as_json(record.model_dump(mode="json"))
+        return
+    shown = "unknown" if record.test_accuracy is None else f"{record.test_accuracy:.4f}"
+    render.result(f"{out}: {record.name}, test accuracy {shown}")

@@ -1,0 +1,59 @@
+"""Folders that are there whole or not at all, made by one process at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from inat_ft.errors import DataError, UsageError
+
+
+@contextmanager
+def locked(target: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Keep other processes from making `target`, a file or folder; its parent folder is made.
+
+    on_wait is called when another process is at it. Raises UsageError when the parent is a file, DataError when it
+    cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target.with_name(f".{target.name}.lock"))
+        try:
+            lock.acquire(timeout=0.1)
+        except Timeout:
+            on_wait()
+            lock.acquire()
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{target.parent} is not a folder", "name a folder") from None
+    except OSError as error:
+        raise DataError(f"cannot write to {target.parent}: {error.strerror or error}", "name another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target` that becomes it when the block ends well, and is gone when it does not.
+
+    Call it under `locked(target)`: what a killed process left is cleared away first. Raises DataError when `target`
+    exists and is not an empty folder, and OSError when the disk will not take it.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"{target} exists already", "remove it, or name another place with --to")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = target.with_name(f".{target.name}.unfinished")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+        if target.exists():
+            target.rmdir()
+        work.replace(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

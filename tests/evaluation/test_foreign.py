@@ -1,0 +1,64 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from inat_ft.errors import RecordError
+from inat_ft.evaluation.compare import compare
+from inat_ft.evaluation.foreign import from_trainer_state, from_wandb
+from inat_ft.records import read_record
+
+
+def predictions(file: Path, wrong: int) -> Path:
+    rows = [
+        f"{n}.jpg,{t},{t if n >= wrong else ('dog' if t == 'cat' else 'cat')}"
+        for n in range(200)
+        for t in [("cat", "dog")[n % 2]]
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("path,true,predicted\n" + "\n".join(rows) + "\n")
+    return file
+
+
+def test_two_foreign_predictions_make_a_paired_test(cli, tmp_path: Path) -> None:
+    for name, wrong in (("keras", 60), ("jax", 20)):
+        predictions(tmp_path / name / "p.csv", wrong)
+        ran = cli("record", "new", f"{name}/p.csv", "--name", name, "--out", f"{name}.json")
+        assert ran.code == 0 and f"test accuracy {1 - wrong / 200:.4f}" in ran.out
+    found = compare([Path("keras.json"), Path("jax.json")])
+    assert (found.pairs[0].only_first, found.pairs[0].only_second) == (40, 0)
+    assert found.sentence.startswith("jax is better than keras")
+    assert cli("record", "new", "jax/p.csv", "--name", "x", "--out", "jax.json").code == 2
+    assert read_record(Path("jax.json"))[0].predictions == {"test": "jax/p.csv"}
+
+
+def test_wandb_history_and_summary(tmp_path: Path) -> None:
+    (tmp_path / "h.csv").write_text(
+        '"Step","run-7 - epoch","run-7 - val_accuracy","run-7 - train_loss"\n0,1,0.5,2.0\n1,2,0.7,1.0\n2,3,0.6,0.9\n'
+    )
+    record = from_wandb(tmp_path / "h.csv", "A")
+    assert [epoch.val_accuracy for epoch in record.history] == [0.5, 0.7, 0.6] and record.best_epoch == 2
+    (tmp_path / "s.json").write_text(json.dumps({"epoch": 5, "val_acc": 0.8, "test_acc": 0.79, "_step": 5}))
+    record = from_wandb(tmp_path / "s.json", "B")
+    assert (record.test_accuracy, record.val_accuracy) == (0.79, 0.8)
+    (tmp_path / "bad.json").write_text('{"val_accuracy": 80}')
+    with pytest.raises(RecordError, match="val_accuracy: .*got 80"):
+        from_wandb(tmp_path / "bad.json", "C")
+    (tmp_path / "none.json").write_text('{"x": 1}')
+    with pytest.raises(RecordError, match="neither epochs nor a test accuracy"):
+        from_wandb(tmp_path / "none.json", "C")
+
+
+def test_hugging_faces_trainer_state(tmp_path: Path) -> None:
+    log = [
+        {"epoch": 0.5, "loss": 2.0},
+        {"epoch": 1.0, "loss": 1.5},
+        {"epoch": 1.0, "eval_loss": 1.4, "eval_accuracy": 0.6},
+        {"epoch": 2.0, "eval_loss": 1.2, "eval_accuracy": 0.7},
+    ]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    record = from_trainer_state(tmp_path / "trainer_state.json", "hf")
+    assert [(e.epoch, e.train_loss, e.val_accuracy) for e in record.history] == [(1, 1.5, 0.6), (2, None, 0.7)]
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(RecordError, match="no trainer_state"):
+        from_trainer_state(tmp_path / "other.json", "hf")
