@@ -71,6 +71,12 @@ def train(
         _flag("--patience", "Epochs without a better validation accuracy; 0 never stops. [default: 3]", _LEARN),
     ] = None,
     seed: Annotated[int | None, _flag("--seed", "Same seed, same result; 0 or more. [default: 0]", _RUN)] = None,
+    seeds: Annotated[
+        int,
+        _flag(
+            "--seeds", "Train this many times, with this seed and the next ones. [default: 1]", _RUN, min=1, max=1000
+        ),
+    ] = 1,
     name: Annotated[str | None, _flag("--name", "Name of the run. [default: backbone, strategy, number]", _RUN)] = None,
     device: Annotated[str | None, _flag("--device", "auto, cpu, cuda, cuda:N or mps. [default: auto]", _RUN)] = None,
     precision: Annotated[
@@ -123,6 +129,10 @@ def train(
         _show_config(resolved, json)
     elif dry_run:
         _dry_run(resolved, json)
+    elif seeds > 1:
+        if resume is not None:
+            raise UsageError("--seeds begins new runs; --resume goes on with one", "leave one of them out")
+        _train_seeds(resolved, seeds, runs_dir, cache_dir, json)
     else:
         _train(resolved, resume, runs_dir, cache_dir, json)
 
@@ -137,6 +147,36 @@ def _train(config: "RunConfig", resume: Path | None, runs_dir: Path, cache_dir: 
         render.as_json({**record.model_dump(mode="json"), "directory": directory.as_posix()})
     else:
         _show_run(record, directory)
+
+
+def _train_seeds(config: "RunConfig", seeds: int, runs_dir: Path, cache_dir: Path | None, json: bool) -> None:
+    from statistics import mean, stdev
+
+    from inat_ft.cli.listening import listener
+    from inat_ft.data.places import cache_folder
+    from inat_ft.training import Places, train
+
+    places, runs = Places(runs_dir, cache_folder(cache_dir)), []
+    for seed in range(config.seed, config.seed + seeds):
+        render.remark(f"seed {seed}")
+        name = f"{config.name}-seed{seed}" if config.name else None
+        runs.append(train(config.model_copy(update={"seed": seed, "name": name}), places, listener(config)))
+    accuracies = [record.val_accuracy or 0.0 for record, _ in runs]
+    if json:
+        directories = [directory.as_posix() for _, directory in runs]
+        render.as_json(
+            {
+                "mean": mean(accuracies),
+                "deviation": stdev(accuracies),
+                "val_accuracy": accuracies,
+                "directories": directories,
+            }
+        )
+        return
+    for record, directory in runs:
+        render.result(f"seed {record.seed}: validation accuracy {record.val_accuracy:.4f}  {directory}")
+    render.result(f"{seeds} seeds: validation accuracy {mean(accuracies):.4f} ± {stdev(accuracies):.4f}")
+    render.remark("next: inat-ft eval each of them, then inat-ft compare --group with another configuration's")
 
 
 def _show_run(record: "RunRecord", directory: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
+import errno
 import stat
-import tempfile
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from inat_ft.data.folders import whole_folder
 from inat_ft.errors import DataError
 
 Tick = Callable[[int, int], None]
@@ -16,67 +18,96 @@ Tick = Callable[[int, int], None]
 MAX_BYTES = 64 * 2**30
 """Most that an archive may unpack to."""
 MAX_FILES = 4_000_000
+MAX_RATIO = 100
+"""Most bytes unpacked for one byte of archive, beyond the first 16 MiB; photographs come to about 1."""
+MAX_DEPTH = 32
 
 _BLOCK = 2**20
+_RATIO_APPLIES_FROM = 2**24
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DAMAGE = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error, zlib.error)
+
+
+class BadArchive(DataError):
+    """The archive itself is at fault, not the place that it is unpacked to."""
 
 
 def unpack(archive: Path, target: Path, inside: str, tick: Tick, max_bytes: int = MAX_BYTES) -> None:
     """Unpack a zip file so that its folder `inside` becomes `target`, all of it or nothing.
 
-    Raises DataError for a damaged archive, for names that lead out of it, links, devices, more than max_bytes (counted
-    as they are written, since headers lie) or when `inside` is not in it.
+    Call it under `locked(target)`. tick gets (done, total) in files. Raises BadArchive for damage, for names that lead out
+    of the archive, links, devices, encryption, more than max_bytes, MAX_FILES or MAX_RATIO (all counted as they are
+    written, since headers lie), or when `inside` is not in it; DataError when the disk will not take it.
     """
-    if target.exists():
-        raise DataError(f"{target} exists already", "remove it to unpack again")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        with whole_folder(target) as work:
+            _extract(archive, work, inside, tick, min(max_bytes, _by_ratio(archive)))
     except OSError as error:
-        raise DataError(f"cannot write to {target.parent}: {error.strerror}") from error
+        hint = "free some space and try again" if error.errno in _DISK_FULL else "see that the folder can be written"
+        raise DataError(f"cannot unpack {archive} to {target.parent}: {error.strerror or error}", hint) from error
+
+
+def _by_ratio(archive: Path) -> int:
+    return max(_RATIO_APPLIES_FROM, MAX_RATIO * archive.stat().st_size)
+
+
+def _extract(archive: Path, work: Path, inside: str, tick: Tick, max_bytes: int) -> None:
     try:
         with zipfile.ZipFile(archive) as opened:
-            _extract(opened, work, tick, max_bytes)
-        if not (work / inside).is_dir():
-            raise DataError(f"{archive} holds no folder {inside}", "it is not the archive that was expected")
-        (work / inside).replace(target)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{archive} is damaged: {error}", "remove it and fetch it again") from error
-    except OSError as error:
-        raise DataError(
-            f"cannot unpack {archive} to {target.parent}: {error.strerror or error}", "free some space"
-        ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            members = [(member, _harmless(member)) for member in opened.infolist()]
+            wanted = [(member, place) for member, place in members if place.parts[0] == inside]
+            if len(members) > MAX_FILES:
+                raise BadArchive(f"the archive holds {len(members):,} files, more than {MAX_FILES:,}")
+            _require_room(sum(member.file_size for member, _ in wanted), max_bytes)
+            if not any(len(place.parts) > 1 for _, place in wanted):
+                raise BadArchive(f"{archive} holds no folder {inside}", "it is not the archive that was expected")
+            written = 0
+            for number, (member, place) in enumerate(wanted, 1):
+                written += _write(opened, member, work.joinpath(*place.parts[1:]), max_bytes - written)
+                tick(number, len(wanted))
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise BadArchive(f"{archive} holds a name twice: {Path(error.filename).relative_to(work)}") from error
+    except _DAMAGE as error:
+        raise BadArchive(f"{archive} is damaged: {error}", "remove it and fetch it again") from error
 
 
-def _extract(opened: zipfile.ZipFile, work: Path, tick: Tick, max_bytes: int) -> None:
-    members = opened.infolist()
-    if len(members) > MAX_FILES:
-        raise DataError(f"the archive holds {len(members):,} files, more than {MAX_FILES:,}")
-    for member in members:
-        _require_harmless(member)
-    written = 0
-    for number, member in enumerate(members, 1):
-        place = work / PurePosixPath(member.filename)
-        if member.is_dir():
-            place.mkdir(parents=True, exist_ok=True)
-        else:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with opened.open(member) as source, place.open("xb") as out:
-                while block := source.read(_BLOCK):
-                    written += len(block)
-                    if written > max_bytes:
-                        raise DataError(f"the archive unpacks to more than {max_bytes:,} bytes")
-                    out.write(block)
-        tick(number, len(members))
-
-
-def _require_harmless(member: zipfile.ZipInfo) -> None:
-    """Only plain files and folders below the archive's own root."""
-    name = PurePosixPath(member.filename)
-    mode = member.external_attr >> 16
+def _harmless(member: zipfile.ZipInfo) -> PurePosixPath:
+    """Where a member goes, if it is a plain file or folder below the archive's own root."""
+    name, kind = PurePosixPath(member.filename), stat.S_IFMT(member.external_attr >> 16)
     bad_name = name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename
-    if bad_name or "\0" in member.filename or not name.parts:
-        raise DataError(f"the archive holds a name that leads out of its folder: {member.filename!r}")
-    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise DataError(f"the archive holds a link or device, not a file: {member.filename!r}")
+    if bad_name or not name.parts:
+        raise BadArchive(f"the archive holds a name that leads out of its folder: {member.filename!r}")
+    if len(name.parts) > MAX_DEPTH:
+        raise BadArchive(f"the archive holds folders more than {MAX_DEPTH} deep: {member.filename[:80]!r}...")
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise BadArchive(f"the archive holds a link or device, not a file: {member.filename!r}")
+    if member.flag_bits & 1:
+        raise BadArchive(f"the archive is encrypted: {member.filename!r}")
+    if member.compress_type not in (
+        zipfile.ZIP_STORED,
+        zipfile.ZIP_DEFLATED,
+    ):  # what a reader needs memory for is bounded
+        raise BadArchive(f"the archive is packed by a method other than deflate: {member.filename!r}")
+    return name
+
+
+def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, place: Path, room: int) -> int:
+    """Write one member; returns its bytes, at most `room`."""
+    if member.is_dir():
+        place.mkdir(parents=True, exist_ok=True)
+        return 0
+    place.parent.mkdir(parents=True, exist_ok=True)
+    written = 0
+    with opened.open(member) as source, place.open("xb") as out:
+        while block := source.read(_BLOCK):
+            written += len(block)
+            _require_room(written, room)
+            out.write(block)
+    return written
+
+
+def _require_room(num_bytes: int, room: int) -> None:
+    if num_bytes > room:
+        raise BadArchive(
+            "the archive unpacks to more than a data set of its size can hold", f"{num_bytes:,} bytes and more"
+        )

@@ -27,7 +27,7 @@ _TRIES_WITHOUT_PROGRESS = 4
 _TRIES = 1000
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _RANGE_NOT_SATISFIABLE = 416
-_PART_HINT = "what has arrived is kept: run the command again to go on from there"
+_PART_HINT = "what has arrived is kept, and the rest is fetched then"
 
 
 class _Interrupted(Exception):
@@ -92,8 +92,8 @@ class _Download:
             if failures >= _TRIES_WITHOUT_PROGRESS or time.monotonic() - since > 2 * self.timeout_s:
                 break
             time.sleep(self.pause_s * 2**failures)
-        hint = _PART_HINT if self._arrived() else "run the command again, or use another mirror"
-        raise DataError(f"cannot fetch {self.url}: {why}", f"check the network; {hint}")
+        hint = _PART_HINT if self._arrived() else "or use another mirror"
+        raise DataError(f"cannot fetch {self.url}: {why}", f"check the network and try again; {hint}")
 
     def start_again(self) -> None:
         """Forget what has arrived. The part goes before its notes: notes without a part do no harm."""
@@ -171,7 +171,7 @@ class _Download:
                 os.fsync(file.fileno())
         except OSError as error:
             raise DataError(
-                f"cannot write {self.part}: {error.strerror or error}", f"free some space; {_PART_HINT}"
+                f"cannot write {self.part}: {error.strerror or error}", f"free some space and try again; {_PART_HINT}"
             ) from error
         if 0 <= total < done:
             self.start_again()
@@ -201,7 +201,8 @@ def download(
     """Fetch a URL into the file `to`; nothing happens when it is there already, with the right hash and size.
 
     sha256 (or the first digits of it) and size in bytes are checked when given. An interrupted download is kept beside the
-    target, as `.part`, and goes on next time if the server still has the same version; tick gets (done, total) in bytes.
+    target, as `.part`, and goes on next time if the server still has the same version (by ETag, else Last-Modified, else
+    length); tick gets (done, total) in bytes.
     timeout_s: of one read; pause_s: before the first retry, doubled each time. Raises DataError saying what went wrong,
     soon when there is no network, and UsageError for an address or a hash that cannot be one.
     """
@@ -211,8 +212,10 @@ def download(
         raise UsageError(f"'{wanted}' is no SHA-256", "give its 64 hexadecimal digits, or at least the first 8")
     if to.is_dir():
         raise UsageError(f"{to} is a folder, not a file to download into", "name a file")
+    if _is_right(to, wanted, size):  # asked before locking too: the folder may be one that cannot be written
+        return to
     with locked(to):
-        if to.exists() and _problem(to, wanted, size) is None:
+        if _is_right(to, wanted, size):
             return to
         task = _Download(url, to, size, bool(wanted or size is not None), timeout_s, pause_s, tick)
         resumed = task.part.exists()
@@ -271,6 +274,10 @@ def _reason(error: object) -> str:
 
 def _number(text: str | None) -> int:
     return int(text) if text and text.isdecimal() else -1
+
+
+def _is_right(file: Path, sha256: str, size: int | None) -> bool:
+    return file.exists() and _problem(file, sha256, size) is None
 
 
 def _problem(file: Path, sha256: str, size: int | None) -> str | None:

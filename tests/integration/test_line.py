@@ -124,3 +124,10 @@ def test_a_fault_of_ours_shows_its_traceback_only_when_asked(cli, manifest_file:
     ran = cli("train", *SMALL, "--split", manifest_file)
     assert ran.code == 1 and "Traceback" not in ran.err
     assert "Traceback" in cli("train", *SMALL, "--split", manifest_file, "--debug").err
+
+
+def test_several_seeds_give_mean_and_spread(cli, manifest_file: Path) -> None:
+    ran = cli("train", *SMALL, "--split", manifest_file, "--mode", "head", "--seeds", 3, "--name", "many", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["directories"] == [f"runs/many-seed{seed}" for seed in range(3)]
+    assert ran.json["mean"] == pytest.approx(sum(ran.json["val_accuracy"]) / 3) and ran.json["deviation"] >= 0

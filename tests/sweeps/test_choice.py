@@ -132,7 +132,9 @@ def test_importance_is_the_share_of_variance_and_knows_chance() -> None:
 
 
 def test_correlations_take_the_logarithm_of_decades_and_levels_of_words() -> None:
-    rows = {row.name: row for row in correlations(_trials(lambda point: np.log(point["lr"]) + 0.01 * point["batch_size"]))}
+    rows = {
+        row.name: row for row in correlations(_trials(lambda point: np.log(point["lr"]) + 0.01 * point["batch_size"]))
+    }
 
     assert list(rows) == ["log lr", "batch_size", "mode = a", "mode = b", "mode = c"]
     assert rows["log lr"].r > 0.98
@@ -190,7 +192,13 @@ def test_a_report_of_a_single_trial_and_of_words_in_the_space(tmp_path: Path) ->
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
 def test_a_browser_shows_the_report_without_an_error(tmp_path: Path) -> None:
     page = write_report(sweep_of(tmp_path, [(300, 5.0), (302, 9.0), (250, 1.0)]), tmp_path / "report")[0]
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-dev-shm-usage",
+    ]
     command = ["chromium", *options, f"--user-data-dir={tmp_path}/browser", "--enable-logging=stderr", "--dump-dom"]
     shown = subprocess.run(
         [*command, page.as_uri()], capture_output=True, text=True, timeout=60, env={**os.environ, "HOME": str(tmp_path)}

@@ -102,7 +102,11 @@ def test_an_agent_that_is_killed_costs_no_finished_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_server_lost_in_the_middle_costs_no_run(tmp_path: Path) -> None:
     with FakeWandb([{"lr": 1e-3}, {"lr": 1e-4}]) as fake:
-        impatient = {"WANDB__GRAPHQL_RETRY_MAX": "1", "WANDB__GRAPHQL_RETRY_WAIT_MAX_SECONDS": "1", "WANDB_HTTP_TIMEOUT": "2"}
+        impatient = {
+            "WANDB__GRAPHQL_RETRY_MAX": "1",
+            "WANDB__GRAPHQL_RETRY_WAIT_MAX_SECONDS": "1",
+            "WANDB_HTTP_TIMEOUT": "2",
+        }
         agent = run_agent(tmp_path, "lost", 2, fake, **impatient)
         while not (tmp_path / "lost").exists():
             assert agent.poll() is None, agent.communicate()[1]
