@@ -27,6 +27,7 @@ from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.environment import environment, peak_memory_mib
 from inat_ft.engine.feed import Feed, TickFor, no_progress
 from inat_ft.engine.fit import OnStep, Training, fit
+from inat_ft.engine.gradients import relative_gradients
 from inat_ft.engine.plan import Plan, make_plan
 from inat_ft.engine.prefix import PrefixCache
 from inat_ft.engine.stopping import EarlyStop
@@ -36,6 +37,7 @@ from inat_ft.models.build import Model, build_model
 from inat_ft.models.weights import save_model
 from inat_ft.records import Epoch, Parameters, RunRecord, SplitInfo, read_record, write_record, write_text
 from inat_ft.settings import dump_config
+from inat_ft.strategies.base import Strategy
 from inat_ft.tracking import Tracker, tracker_for
 
 
@@ -68,6 +70,7 @@ class Setup:
     config: RunConfig
     manifest: Manifest
     model: Model
+    strategy: Strategy
     plan: Plan
     compute: Compute
 
@@ -80,13 +83,24 @@ def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("s
     for subset in ("train", "val"):
         if not len(manifest.rows(subset)):
             raise UsageError(f"{split} has no images in {subset}", "split again: inat-ft split DATA")
-    model = build_model(config.model, len(manifest.classes), config.seed, config.data.image_size, load_weights)
-    strategy = build_strategy(config.strategy)
-    net = strategy.adapt(model.net)
+    strategy: Strategy = build_strategy(config.strategy)
+    load = load_weights or strategy.needs_gradients
+    model = build_model(config.model, len(manifest.classes), config.seed, config.data.image_size, load)
+    model.net.to(compute.device).to(memory_format=torch.channels_last)
+    strategy = strategy.choose(model.net, lambda: _gradients(model, manifest, compute))
+    net = strategy.adapt(model.net).to(compute.device)
     plan = make_plan(strategy, net, config.optim.epochs)
-    net.to(compute.device).to(memory_format=torch.channels_last)
-    data = config.data.model_copy(update={"split": split.as_posix(), "image_size": model.preprocess.image_size})
-    return Setup(config.model_copy(update={"data": data}), manifest, model, plan, compute)
+    resolved = {
+        "data": config.data.model_copy(update={"split": split.as_posix(), "image_size": model.preprocess.image_size}),
+        "strategy": config.strategy.model_copy(update=strategy.model_dump(mode="json")),
+    }
+    return Setup(config.model_copy(update=resolved), manifest, model, strategy, plan, compute)
+
+
+def _gradients(model: Model, manifest: Manifest, compute: Compute) -> dict[str, float]:
+    rows = manifest.rows("train")
+    paths = [manifest.root / manifest.paths[row] for row in rows]
+    return relative_gradients(model.net, paths, torch.from_numpy(manifest.labels[rows]), model.preprocess, compute)
 
 
 def train(
@@ -254,15 +268,17 @@ class _Run:
             probabilities,
         )
         write_predictions(self.directory / "predictions-val.csv", predictions)
+        trained = setup.plan.num_learned  # counted while adapters, if any, are still there
+        setup.strategy.merge(setup.plan.net)
         save_model(
             self.directory / "model.safetensors", setup.plan.net, config, setup.model.preprocess, manifest.classes
         )
         self.seconds["total"] = time.perf_counter() - self.started
-        record = self._record(config, training, feed)
+        record = self._record(config, training, feed, trained)
         write_record(record, self.directory / "record.json")
         return record
 
-    def _record(self, config: RunConfig, training: Training, feed: Feed) -> RunRecord:
+    def _record(self, config: RunConfig, training: Training, feed: Feed, trained: int) -> RunRecord:
         setup, manifest = self.setup, self.setup.manifest
         best = training.history[training.best_epoch - 1]
         total = sum(parameter.numel() for parameter in setup.plan.net.parameters())
@@ -278,7 +294,7 @@ class _Run:
             history=training.history,
             best_epoch=training.best_epoch,
             stopped_early=bool(training.stopped),
-            parameters=Parameters(total=total, trained=setup.plan.num_learned),
+            parameters=Parameters(total=total, trained=trained),
             seconds={part: round(seconds, 3) for part, seconds in self.seconds.items()},
             images_per_s=round(trained_images / self.seconds["total"], 2),
             peak_memory_mib=peak_memory_mib(setup.compute.device),

@@ -25,49 +25,6 @@ class FakeWandb:
         self.operations: list[str] = []
         self.lock = threading.Lock()
         self.down = False
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *words: Any) -> None:
-                pass
-
-            def body(self) -> bytes:
-                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-            def answer(self, value: Any, code: int = 200) -> None:
-                text = json.dumps(value).encode()
-                self.send_response(code)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            def do_PUT(self) -> None:
-                content = self.body()
-                if fake.down:
-                    return self.answer({}, 503)
-                _, _, run, name = self.path.split("/", 3)
-                fake.run(run)["files"][name] = content
-                return self.answer({})
-
-            def do_POST(self) -> None:
-                content = self.body()
-                if fake.down:
-                    return self.answer({}, 503)
-                if self.path.endswith("/file_stream"):
-                    fake.stream(self.path.split("/")[-2], json.loads(content))
-                    return self.answer({"exitcode": None, "limits": {}})
-                if self.path != "/graphql":
-                    return self.answer({})
-                if not fake.allowed(self.headers):
-                    return self.answer({"errors": [{"message": "user is not logged in"}]}, 401)
-                with fake.lock:
-                    return self.answer({"data": fake.graphql(json.loads(content))})
-
-            def do_GET(self) -> None:
-                self.answer({})
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
@@ -75,7 +32,7 @@ class FakeWandb:
             def handle_error(self, *connection: object) -> None:  # clients leave as they like
                 pass
 
-        self.server = Server(("127.0.0.1", 0), Handler)
+        self.server = Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> "FakeWandb":
@@ -156,3 +113,47 @@ class FakeWandb:
         elif not busy:
             commands = [{"type": "exit"}]
         return {"agentHeartbeat": {"agent": {"id": "a1"}, "commands": json.dumps(commands)}}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    fake: FakeWandb
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *words: Any) -> None:
+        pass
+
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def answer(self, value: Any, code: int = 200) -> None:
+        text = json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def do_PUT(self) -> None:
+        content = self.body()
+        if self.fake.down:
+            return self.answer({}, 503)
+        _, _, run, name = self.path.split("/", 3)
+        self.fake.run(run)["files"][name] = content
+        return self.answer({})
+
+    def do_POST(self) -> None:
+        content = self.body()
+        if self.fake.down:
+            return self.answer({}, 503)
+        if self.path.endswith("/file_stream"):
+            self.fake.stream(self.path.split("/")[-2], json.loads(content))
+            return self.answer({"exitcode": None, "limits": {}})
+        if self.path != "/graphql":
+            return self.answer({})
+        if not self.fake.allowed(self.headers):
+            return self.answer({"errors": [{"message": "user is not logged in"}]}, 401)
+        with self.fake.lock:
+            return self.answer({"data": self.fake.graphql(json.loads(content))})
+
+    def do_GET(self) -> None:
+        self.answer({})

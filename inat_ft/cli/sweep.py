@@ -2,15 +2,15 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from inat_ft.cli import options, render
+from inat_ft.cli import options, render, sweep_show
 
 if TYPE_CHECKING:
     from inat_ft.settings import Override
-    from inat_ft.sweeps.choice import Candidate, Choice, Confirmed
+    from inat_ft.sweeps.choice import Confirmed
     from inat_ft.sweeps.local import Sweep, Trial
     from inat_ft.sweeps.worker import Objective
 
@@ -74,7 +74,7 @@ def create(
     """
     from inat_ft.errors import UsageError
     from inat_ft.settings import parse_override
-    from inat_ft.sweeps import local
+    from inat_ft.sweeps import folder
     from inat_ft.sweeps.space import read_spec
 
     if name is not None and not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
@@ -85,8 +85,8 @@ def create(
         from inat_ft.sweeps.wandb import create_sweep
 
         path = create_sweep(spec, project or spec.project, entity or spec.entity)
-    sweep = local.create(
-        spec, sweeps_dir, name or (path.split("/")[-1] if path else local.new_id()), seed, storage, path
+    sweep = folder.create(
+        spec, sweeps_dir, name or (path.split("/")[-1] if path else folder.new_id()), seed, storage, path
     )
     points = spec.points()
     if json:
@@ -100,7 +100,7 @@ def create(
         }
         render.as_json(about)
         return
-    for line in _about_space(sweep):
+    for line in sweep_show.about_space(sweep):
         render.remark(line)
     if path:
         render.result(f"W&B:  {path}")
@@ -111,23 +111,6 @@ def create(
 def _next(sweep: "Sweep", sweeps_dir: Path) -> str:
     where = "" if sweeps_dir == Path("sweeps") else f" --sweeps-dir {sweeps_dir}"
     return f"inat-ft sweep run {sweep.id}{where}"
-
-
-def _about_space(sweep: "Sweep") -> list[str]:
-    spec, points = sweep.spec, sweep.spec.points()
-    goal = f"{spec.metric.goal} {spec.metric.name}"
-    if points is None:
-        limit = f"{spec.run_cap} trials" if spec.run_cap else "no run_cap: say with --count how many trials to run"
-        return [f"{spec.method}, {goal}, {limit}"]
-    number, trials = len(points), spec.num_trials or len(points)
-    lines = [f"{spec.method}, {goal}: {trials} trials, and {number} points are all there is"]
-    if 0 < number - trials <= number // 2:
-        more = number - trials
-        lines.append(
-            f"{more} more {'run' if more == 1 else 'runs'} (run_cap: {number}) would try every point: no better one could "
-            f"be left out; without them one of {number} is missed at a chance of {more / number:.0%} at most"
-        )
-    return lines
 
 
 @app.command()
@@ -178,31 +161,16 @@ def run(
         except KeyboardInterrupt:
             render.remark(f"interrupted; go on with: {_next(sweep, sweeps_dir)}")
             raise typer.Exit(130) from None
-    _show_end(sweep, state, why)
-
-
-def _show_end(sweep: "Sweep", state: str, why: str) -> None:
-    from inat_ft.errors import InatFtError
-
-    if state == "failed":
-        raise InatFtError(f"the sweep has stopped: {why}", f"mend the cause, then: inat-ft sweep run {sweep.id}")
-    failed = [trial for trial in sweep.trials() if trial.state == "failed"]
-    for trial in failed:
-        render.remark(f"skipped after {trial.attempts} attempts: trial {trial.number}, {_shown(trial)}: {trial.reason}")
-    best = sweep.best()
-    render.result(f"{state}: {why}" if why else state)
-    if best:
-        render.result(f"best: trial {best[0].number}, {sweep.spec.metric.name} {best[0].value:.4f}: {_shown(best[0])}")
-        render.remark(f"next: inat-ft sweep best {sweep.id}, inat-ft sweep report {sweep.id}")
+    sweep_show.show_end(sweep, state, why)
 
 
 def _open(id: str | None, sweeps_dir: Path, storage: str | None, adopt: bool = False) -> "Sweep":
     """The sweep that was named, or the only one; adopt: take in a W&B sweep made elsewhere."""
     from inat_ft.errors import UsageError
-    from inat_ft.sweeps import local
+    from inat_ft.sweeps import folder
 
     if id is None:
-        return local.open_sweep(local.only_sweep(sweeps_dir), sweeps_dir, storage)
+        return folder.open_sweep(folder.only_sweep(sweeps_dir), sweeps_dir, storage)
     name = id.rsplit("/", 1)[-1]
     if "/" in id and not (sweeps_dir / name / "sweep.json").exists():
         if not adopt or id.count("/") != 2:
@@ -210,7 +178,7 @@ def _open(id: str | None, sweeps_dir: Path, storage: str | None, adopt: bool = F
         from inat_ft.sweeps.wandb import adopt_sweep
 
         return adopt_sweep(id, sweeps_dir)
-    return local.open_sweep(name, sweeps_dir, storage)
+    return folder.open_sweep(name, sweeps_dir, storage)
 
 
 def _pin_split(sweep: "Sweep") -> None:
@@ -251,93 +219,18 @@ def status(
     """
     sweep = _open(id, sweeps_dir, storage)
     if json:
-        render.as_json(_status_json(sweep))
+        render.as_json(sweep_show.status_json(sweep))
         return
     while watch:
         render.console().clear()
-        state, _ = _show_status(sweep)
+        state, _ = sweep_show.show_status(sweep)
         if state not in ("running", "waiting"):
             return
         try:
             time.sleep(_WATCH_S)
         except KeyboardInterrupt:
             return
-    _show_status(sweep)
-
-
-def _status_json(sweep: "Sweep") -> dict[str, Any]:
-    from inat_ft.sweeps.local import command_line
-
-    state, why = sweep.state()
-    best = sweep.best()
-    return {
-        "id": sweep.id,
-        "state": state,
-        "why": why,
-        "metric": sweep.spec.metric.name,
-        "goal": sweep.spec.metric.goal,
-        "num_trials": sweep.spec.num_trials,
-        "best": best[0].number if best else None,
-        "fixed": sweep.spec.fixed,
-        "trials": [
-            {
-                "number": trial.number,
-                "state": trial.state,
-                "params": trial.point,
-                "value": trial.value,
-                "seconds": trial.seconds,
-                "attempts": trial.attempts,
-                "reason": trial.reason or None,
-                "run": (sweep.runs / trial.run).as_posix(),
-                "command": command_line(sweep.spec, trial.point),
-            }
-            for trial in sweep.trials()
-        ],
-    }
-
-
-def _show_status(sweep: "Sweep") -> tuple[str, str]:
-    state, why = sweep.state()
-    trials, best = sweep.trials(), sweep.best()
-    names = list(dict.fromkeys(name for trial in trials for name in trial.point))
-    rows = [
-        (
-            trial.number,
-            trial.state + (f", {trial.attempts} attempts" if trial.attempts > 1 else ""),
-            *(trial.point.get(name, "") for name in names),
-            ""
-            if trial.value is None
-            else f"{trial.value:.4f}{' best' if best and trial.number == best[0].number else ''}",
-            "" if trial.seconds is None else f"{trial.seconds:.1f}",
-            trial.reason,
-        )
-        for trial in trials
-    ]
-    columns = ("trial", "state", *names, sweep.spec.metric.name, "seconds", "")
-    render.table(
-        f"sweep {sweep.id}: {state}{f', {why}' if why else ''}", columns, rows, right=("trial", "seconds", *names)
-    )
-    render.result(_progress(sweep, trials))
-    if best:
-        from inat_ft.sweeps.local import command_line
-
-        render.result(f"best so far: trial {best[0].number}, {command_line(sweep.spec, best[0].point)}")
-    return state, why
-
-
-def _progress(sweep: "Sweep", trials: "list[Trial]") -> str:
-    counts = {state: sum(trial.state == state for trial in trials) for state in dict.fromkeys(t.state for t in trials)}
-    limit = sweep.spec.num_trials
-    shown = ", ".join(f"{number} {state}" for state, number in counts.items()) or "no trial yet"
-    seconds = [trial.seconds for trial in trials if trial.state == "complete" and trial.seconds is not None]
-    left = 0 if limit is None else limit - sum(trial.state in ("complete", "failed", "pruned") for trial in trials)
-    running = max(1, counts.get("running", 0))
-    ahead = f"; about {left * sum(seconds) / len(seconds) / running:,.0f} s left" if seconds and left else ""
-    return f"{shown}{f', of {limit}' if limit else ''}{ahead}"
-
-
-def _shown(trial: "Trial") -> str:
-    return " ".join(f"{name}={value}" for name, value in trial.point.items())
+    sweep_show.show_status(sweep)
 
 
 @app.command()
@@ -375,11 +268,11 @@ def best(
         directory = _train(sweep, picked, runs_dir, cache_dir)
     accuracy = _evaluate(sweep, directory) if evaluate else None
     if json:
-        render.as_json(_best_json(sweep, choice, repeats, directory, accuracy))
+        render.as_json(sweep_show.best_json(sweep, choice, repeats, directory, accuracy))
         return
-    _show_choice(sweep, choice, top)
+    sweep_show.show_choice(sweep, choice, top)
     if repeats:
-        _show_repeats(sweep, repeats)
+        sweep_show.show_repeats(sweep, repeats)
     if train:
         render.result(f"trained: {directory}")
     if accuracy is not None:
@@ -417,83 +310,6 @@ def _evaluate(sweep: "Sweep", directory: Path) -> float:
     return found.evaluation.metrics["accuracy"].value
 
 
-def _best_json(
-    sweep: "Sweep", choice: "Choice", repeats: "list[Confirmed]", directory: Path, accuracy: float | None
-) -> dict[str, Any]:
-    from inat_ft.sweeps.local import command_line
-
-    def about(candidate: "Candidate") -> dict[str, Any]:
-        trial = candidate.trial
-        return {
-            "number": trial.number,
-            "params": trial.point,
-            "value": trial.value,
-            "p": candidate.p,
-            "cost_s": candidate.cost,
-            "run": (sweep.runs / trial.run).as_posix(),
-            "command": command_line(sweep.spec, trial.point),
-        }
-
-    return {
-        "id": sweep.id,
-        "best": about(choice.candidates[0]),
-        "tied": [about(candidate) for candidate in choice.tied],
-        "cheapest": about(choice.cheapest),
-        "method": choice.method,
-        "confirmed": [
-            {"number": c.trial.number, "values": list(c.values), "mean": c.mean, "deviation": c.deviation}
-            for c in repeats
-        ],
-        "directory": directory.as_posix(),
-        "test_accuracy": accuracy,
-    }
-
-
-def _show_choice(sweep: "Sweep", choice: "Choice", top: int) -> None:
-    from inat_ft.sweeps.local import command_line
-
-    rows = [
-        (
-            c.trial.number,
-            f"{c.trial.value:.4f}",
-            "best" if place == 0 else ("cannot be told from the best" if c.tied else "worse"),
-            "" if c.p is None else f"{c.p:.2g}",
-            "" if c.cost is None else f"{c.cost:.1f} s",
-            _shown(c.trial),
-        )
-        for place, c in enumerate(choice.candidates[:top])
-    ]
-    columns = ("trial", sweep.spec.metric.name, "against the best", "p (Holm)", "cost", "settings")
-    render.table(f"sweep {sweep.id}", columns, rows, right=("trial", "p (Holm)", "cost"))
-    tied, cheapest = choice.tied, choice.cheapest
-    render.result(
-        f"{len(tied) - 1} of the other {len(choice.candidates) - 1} trials cannot be told from the best"
-        + (f": {', '.join(str(c.trial.number) for c in tied[1:])}" if len(tied) > 1 else "")
-    )
-    render.result(f"told apart by: {choice.method}")
-    if cheapest.cost is not None:
-        render.result(
-            f"cheapest of them: trial {cheapest.trial.number}, {cheapest.cost:.1f} s, {_shown(cheapest.trial)}"
-        )
-    render.result(f"best: {command_line(sweep.spec, choice.candidates[0].trial.point)}")
-
-
-def _show_repeats(sweep: "Sweep", repeats: "list[Confirmed]") -> None:
-    rows = [
-        (
-            c.trial.number,
-            f"{c.values[0]:.4f}",
-            f"{c.mean:.4f}" + ("" if c.deviation is None else f" ± {c.deviation:.4f}"),
-            ", ".join(f"{value:.4f}" for value in c.values[1:]),
-        )
-        for c in repeats
-    ]
-    render.table(
-        "again with other seeds", ("trial", "in the sweep", "mean of the new seeds", "each"), rows, right=("trial",)
-    )
-    render.result(f"best by the mean of the new seeds: trial {repeats[0].trial.number}, {_shown(repeats[0].trial)}")
-
-
 @app.command()
 def report(
     id: Id = None,
@@ -515,7 +331,7 @@ def report(
 @app.command("list")
 def list_(json: options.Json = False, sweeps_dir: SweepsDir = Path("sweeps")) -> None:
     """The sweeps in the folder."""
-    from inat_ft.sweeps.local import list_sweeps
+    from inat_ft.sweeps.folder import list_sweeps
 
     found = list_sweeps(sweeps_dir)
     if json:

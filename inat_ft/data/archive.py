@@ -32,16 +32,25 @@ class BadArchive(DataError):
     """The archive itself is at fault, not the place that it is unpacked to."""
 
 
-def unpack(archive: Path, target: Path, inside: str, tick: Tick, max_bytes: int = MAX_BYTES) -> None:
+def unpack(
+    archive: Path,
+    target: Path,
+    inside: str,
+    tick: Tick,
+    max_bytes: int = MAX_BYTES,
+    check: Callable[[Path], None] = lambda folder: None,
+) -> None:
     """Unpack a zip file so that its folder `inside` becomes `target`, all of it or nothing.
 
-    Call it under `locked(target)`. tick gets (done, total) in files. Raises BadArchive for damage, for names that lead out
+    Call it under `locked(target)`. tick gets (done, total) in files; check may raise BadArchive at what has been unpacked,
+    before it gets its name. Raises BadArchive for damage, for names that lead out
     of the archive, links, devices, encryption, more than max_bytes, MAX_FILES or MAX_RATIO (all counted as they are
     written, since headers lie), or when `inside` is not in it; DataError when the disk will not take it.
     """
     try:
         with whole_folder(target) as work:
             _extract(archive, work, inside, tick, min(max_bytes, _by_ratio(archive)))
+            check(work)
     except OSError as error:
         hint = "free some space and try again" if error.errno in _DISK_FULL else "see that the folder can be written"
         raise DataError(f"cannot unpack {archive} to {target.parent}: {error.strerror or error}", hint) from error
@@ -58,12 +67,14 @@ def _extract(archive: Path, work: Path, inside: str, tick: Tick, max_bytes: int)
             wanted = [(member, place) for member, place in members if place.parts[0] == inside]
             if len(members) > MAX_FILES:
                 raise BadArchive(f"the archive holds {len(members):,} files, more than {MAX_FILES:,}")
-            _require_room(sum(member.file_size for member, _ in wanted), max_bytes)
+            _require_room(
+                sum(member.file_size for member, _ in wanted), max_bytes
+            )  # soon, when the headers tell the truth
             if not any(len(place.parts) > 1 for _, place in wanted):
                 raise BadArchive(f"{archive} holds no folder {inside}", "it is not the archive that was expected")
             written = 0
             for number, (member, place) in enumerate(wanted, 1):
-                written += _write(opened, member, work.joinpath(*place.parts[1:]), max_bytes - written)
+                written = _write(opened, member, work.joinpath(*place.parts[1:]), written, max_bytes)
                 tick(number, len(wanted))
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise BadArchive(f"{archive} holds a name twice: {Path(error.filename).relative_to(work)}") from error
@@ -91,23 +102,22 @@ def _harmless(member: zipfile.ZipInfo) -> PurePosixPath:
     return name
 
 
-def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, place: Path, room: int) -> int:
-    """Write one member; returns its bytes, at most `room`."""
+def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, place: Path, written: int, max_bytes: int) -> int:
+    """Write one member after `written` bytes of others; returns the bytes of all."""
     if member.is_dir():
         place.mkdir(parents=True, exist_ok=True)
-        return 0
+        return written
     place.parent.mkdir(parents=True, exist_ok=True)
-    written = 0
     with opened.open(member) as source, place.open("xb") as out:
         while block := source.read(_BLOCK):
             written += len(block)
-            _require_room(written, room)
+            _require_room(written, max_bytes)
             out.write(block)
     return written
 
 
-def _require_room(num_bytes: int, room: int) -> None:
-    if num_bytes > room:
+def _require_room(num_bytes: int, max_bytes: int) -> None:
+    if num_bytes > max_bytes:
         raise BadArchive(
-            "the archive unpacks to more than a data set of its size can hold", f"{num_bytes:,} bytes and more"
+            f"the archive unpacks to more than {max_bytes:,} bytes, the most that one of its size may hold"
         )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from inat_ft.data.folders import locked, whole_folder
 from inat_ft.errors import DataError
 
 _SIDE = 32
@@ -18,31 +17,33 @@ _IMAGES = 1797
 def write_digits(to: Path) -> Path:
     """Write 1,797 digits as `to/{train,val}/<digit>/NNNN.png`, grey, 32 x 32; nothing happens when they are there.
 
-    A fifth of each digit is the reserved test set, `val`. The bytes are the same every time. Source: Alpaydin and Kaynak
-    1998, Optical Recognition of Handwritten Digits, as shipped by scikit-learn, 8 x 8 with 16 shades.
+    A fifth of each digit is the reserved test set, `val`. The bytes are the same every time. Raises DataError when
+    something else is there or the disk is full. Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten
+    Digits, as shipped by scikit-learn, 8 x 8 with 17 shades.
     """
     if is_complete(to):
         return to
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise DataError(f"{to} exists and is not the digits", "name another folder with --to")
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
+    with locked(to):
+        if is_complete(to):  # another process was faster
+            return to
+        if to.exists() and (not to.is_dir() or any(to.iterdir())):
+            raise DataError(
+                f"{to} exists and is not the digits, or not all of them",
+                f"remove {to}, or name another folder with --to",
+            )
         try:
-            _write(work / to.name)
-            if to.exists():
-                to.rmdir()
-            (work / to.name).replace(to)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    except OSError as error:
-        raise DataError(f"cannot write the digits to {to}: {error.strerror or error}") from error
+            with whole_folder(to) as work:
+                _write(work)
+        except OSError as error:
+            raise DataError(
+                f"cannot write the digits to {to}: {error.strerror or error}", "free some space, or name another folder"
+            ) from error
     return to
 
 
 def is_complete(folder: Path) -> bool:
     """Whether all the digits are there."""
-    return sum(1 for _ in folder.glob("*/*/*.png")) == _IMAGES
+    return sum(1 for subset in ("train", "val") for _ in folder.glob(f"{subset}/[0-9]/*.png")) == _IMAGES
 
 
 def _write(folder: Path) -> None:
@@ -58,4 +59,5 @@ def _write(folder: Path) -> None:
             grey = np.round(digits.images[number] * (255 / 16)).astype(np.uint8)
             file = folder / ("val" if rank < num_test else "train") / str(digit) / f"{number:04d}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(grey).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC).save(file)
+            # Not compressed: the bytes, and with them every hash in a manifest, would hang on the build of zlib.
+            Image.fromarray(grey).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC).save(file, compress_level=0)

@@ -44,6 +44,11 @@ class Net(nn.Module):
         """Stage modules by name, in forward order, without the head."""
         return dict(zip(self._names, self._chain, strict=True))
 
+    @property
+    def default_stage(self) -> str:
+        """Where the last third of the stages begins: layer3 of a ResNet."""
+        return self._names[len(self._names) * 2 // 3]
+
     def forward(self, inputs: Tensor, start: int = 0) -> Tensor:
         """Logits `[N, C]`. `inputs` is what stage number `start` takes; 0 means images."""
         return self.head(self.run(inputs, start, len(self._chain)))  # type: ignore[no-any-return]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from inat_ft.config import Section
 
@@ -34,6 +34,21 @@ class Strategy(Section):
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
         """What learns in an epoch, counted from 0. Whatever is not returned is frozen, its BatchNorm statistics too."""
 
+    needs_gradients: ClassVar[bool] = False
+    """Whether `choose` may ask for gradients, for which weights and images are needed."""
+
+    def choose(self, net: Net, gradients: Callable[[], Mapping[str, float]]) -> Strategy:
+        """Settle, once and before training, what depends on the training images. Default: nothing does.
+
+        gradients() measures for each parameter, by its name in the classifier, the norm of its gradient over its own norm.
+        The strategy returned is the one that trains, and whose options the record holds.
+        """
+        return self
+
     def adapt(self, net: Net) -> Net:
         """Change the network's structure before training, once. Default: leave it as it is."""
+        return net
+
+    def merge(self, net: Net) -> Net:
+        """Undo `adapt` after training, keeping what was learned: what is saved is an ordinary network."""
         return net

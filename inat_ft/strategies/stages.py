@@ -27,7 +27,7 @@ class Partial(Strategy):
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
         """The head and the later stages."""
-        first = self.unfreeze_from or net.stage_names[len(net.stage_names) * 2 // 3]
+        first = self.unfreeze_from or net.default_stage
         return [Group(module.parameters()) for module in (*net.stages_from(first), net.head)]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median, stdev
 
-from inat_ft.errors import RecordError
+from inat_ft.errors import InatFtError, RecordError
 from inat_ft.evaluation.predictions import Predictions, read_predictions
 from inat_ft.evaluation.significance import holm, mcnemar, paired_difference, unpaired_difference
 from inat_ft.records import RunRecord, read_record
@@ -54,7 +54,7 @@ def read_run(sweep: Sweep, trial: Trial) -> RunRecord | None:
     """The record of a trial's run, where it is on this machine."""
     try:
         return read_record(sweep.runs / trial.run)[0]
-    except RecordError:
+    except InatFtError:
         return None
 
 
@@ -71,7 +71,7 @@ def choose(sweep: Sweep) -> Choice:
     metric = sweep.spec.metric.name
     if paired and metric == "val_accuracy":
         ps = [mcnemar(first.correct, p.correct)[2] for p in found[1:] if first and p]
-        others = [(p > ALPHA, p) for p in holm(ps)]
+        others: list[tuple[bool, float | None]] = [(p > ALPHA, p) for p in holm(ps)]
         method = "McNemar's test on the same validation images, Holm-corrected"
     elif paired and metric == "val_loss":
         others = [(_spans_zero(p, first), None) for p in found[1:]]
@@ -88,7 +88,7 @@ def choose(sweep: Sweep) -> Choice:
 def _predictions(run: Path) -> Predictions | None:
     try:
         return read_predictions(run / "predictions-val.csv")
-    except RecordError:
+    except InatFtError:
         return None
 
 

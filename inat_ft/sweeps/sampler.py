@@ -36,7 +36,7 @@ class FiniteSampler(BaseSampler):
         columns = [_features(values) for values in choices]
         self.features = np.array(
             [
-                np.concatenate([column[place] for column, place in zip(columns, point, strict=True)])
+                np.concatenate([np.zeros(0), *(column[place] for column, place in zip(columns, point, strict=True))])
                 for point in self.points
             ]
         ).reshape(len(self.points), -1)
@@ -104,12 +104,14 @@ class FiniteSampler(BaseSampler):
 def _features(values: Sequence[Any]) -> Floats:
     """One row per value: its place between 0 and 1, on a logarithmic scale where it spans decades; else one-hot."""
     numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-    if not numeric or len(values) < 2:
-        return np.eye(len(values)) / math.sqrt(2) if len(values) > 2 else np.arange(len(values))[:, None] * 1.0
-    scaled = np.array(values, float)
+    rows: Floats
+    if len(values) > 2 and not numeric:
+        rows = np.eye(len(values)) / math.sqrt(2)  # so that any two of them are 1 apart
+        return rows
+    scaled = np.array(values, float) if numeric else np.arange(len(values), dtype=float)
     if scaled.min() > 0 and scaled.max() / scaled.min() >= 8:
         scaled = np.log(scaled)
-    rows: Floats = ((scaled - scaled.min()) / (scaled.max() - scaled.min()))[:, None]
+    rows = ((scaled - scaled.min()) / (np.ptp(scaled) or 1.0))[:, None]
     return rows
 
 

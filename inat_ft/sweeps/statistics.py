@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def levels(values: Sequence[Any]) -> tuple[NDArray[np.int64], list[str]]:
     if not is_numeric(values) or len(distinct) <= max(_BINS, len(values) // 3):
         return np.array([distinct.index(value) for value in values]), [f"{value}" for value in distinct]
     edges = np.quantile(np.array(values, float), np.linspace(0, 1, _BINS + 1))
-    names = [f"{low:.3g} to {high:.3g}" for low, high in zip(edges, edges[1:], strict=False)]
+    names = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
     return np.searchsorted(edges[1:-1], np.array(values, float)).astype(np.int64), names
 
 

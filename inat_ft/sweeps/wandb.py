@@ -14,7 +14,7 @@ from pathlib import Path
 
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.settings import dotted
-from inat_ft.sweeps import local
+from inat_ft.sweeps import folder, local
 from inat_ft.sweeps.space import SweepSpec, parse_spec
 from inat_ft.sweeps.worker import Job, Objective, Say
 from inat_ft.tracking.wandb import patience, require_server
@@ -46,7 +46,7 @@ def create_sweep(spec: SweepSpec, project: str | None, entity: str | None) -> st
 def adopt_sweep(path: str, sweeps: Path) -> local.Sweep:
     """Take in a sweep made elsewhere, `entity/project/id`; its space stays with W&B."""
     unknown = parse_spec({"method": "random", "parameters": {"seed": {"value": 0}}})
-    return local.create(unknown, sweeps, path.rsplit("/", 1)[-1], wandb=path)
+    return folder.create(unknown, sweeps, path.rsplit("/", 1)[-1], wandb=path)
 
 
 def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: Say) -> tuple[str, str]:
@@ -77,12 +77,12 @@ def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: 
         sweep.add(number, varying, value, name)
         say(f"run {run.id}: {sweep.spec.metric.name} {value:.4f}")
 
-    where = dict(zip(("project", "entity"), reversed(place), strict=False))
+    entity, project = [None, None, *place][-2:]
     while count is None or len(done) < count:
         before = len(done)
         try:  # one run at a time: the agent would wait for ever for a server that was lost
             with redirect_stdout(sys.stderr):
-                wandb.agent(id, function=run_one, count=1, **where)
+                wandb.agent(id, function=run_one, entity=entity, project=project, count=1)
             if len(done) == before:
                 return "waiting", f"W&B has no more runs to give out; {len(done)} were run now"
             if _streak(sweep) >= local.FAILURES_IN_A_ROW:
@@ -106,6 +106,8 @@ def _streak(sweep: local.Sweep) -> int:
 def stop_sweep(path: str) -> None:
     """Tell W&B to give out no more trials. Raises InatFtError when it does not take it."""
     _require_online()
-    asked = subprocess.run([sys.executable, "-m", "wandb", "sweep", "--stop", path], capture_output=True, text=True)
+    asked = subprocess.run(
+        [sys.executable, "-m", "wandb", "sweep", "--stop", path], check=False, capture_output=True, text=True
+    )
     if asked.returncode:
         raise InatFtError(f"W&B did not stop {path}: {(asked.stderr or asked.stdout).strip().splitlines()[-1]}")

@@ -51,7 +51,7 @@ class WandbTracker:
                     entity=self.config.entity,
                     name=name,
                     dir=directory,
-                    mode=self.config.wandb,
+                    mode="online" if self.config.wandb == "online" else "offline",
                     settings=wandb.Settings(**patience()),
                 )
                 self.run.config.update(resolved, allow_val_change=True)
@@ -158,7 +158,7 @@ def _key(base: str) -> str | None:
     """The key from the environment, or from where `wandb login` puts it."""
     if key := os.environ.get("WANDB_API_KEY"):
         return key
-    host = base.split("://")[-1].split("/")[0].split(":")[0]
+    host = base.rsplit("://", maxsplit=1)[-1].split("/", maxsplit=1)[0].split(":", maxsplit=1)[0]
     try:
         found = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host)
     except (OSError, netrc.NetrcParseError):

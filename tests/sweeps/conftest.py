@@ -6,7 +6,7 @@ import pytest
 WORKER = """
 import sys, time
 from pathlib import Path
-from inat_ft.sweeps.local import open_sweep
+from inat_ft.sweeps.folder import open_sweep
 from inat_ft.sweeps.worker import work
 
 id, folder, storage, seconds = sys.argv[1:]

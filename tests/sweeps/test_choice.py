@@ -14,7 +14,8 @@ from inat_ft.errors import RecordError
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.records import Epoch, RunRecord, SplitInfo, write_record
 from inat_ft.sweeps.choice import choose, confirm
-from inat_ft.sweeps.local import Trial, create
+from inat_ft.sweeps.folder import create
+from inat_ft.sweeps.local import Trial
 from inat_ft.sweeps.report import write_report
 from inat_ft.sweeps.space import parse_spec
 from inat_ft.sweeps.statistics import by_value, correlations, importances
@@ -201,7 +202,12 @@ def test_a_browser_shows_the_report_without_an_error(tmp_path: Path) -> None:
     ]
     command = ["chromium", *options, f"--user-data-dir={tmp_path}/browser", "--enable-logging=stderr", "--dump-dom"]
     shown = subprocess.run(
-        [*command, page.as_uri()], capture_output=True, text=True, timeout=60, env={**os.environ, "HOME": str(tmp_path)}
+        [*command, page.as_uri()],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "HOME": str(tmp_path)},
     )
 
     assert "CONSOLE" not in shown.stderr

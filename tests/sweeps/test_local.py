@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from inat_ft.errors import DataError, InatFtError, UsageError
-from inat_ft.sweeps.local import command_line, create, list_sweeps, only_sweep, open_sweep
+from inat_ft.sweeps.folder import create, list_sweeps, only_sweep, open_sweep
+from inat_ft.sweeps.local import command_line
 from inat_ft.sweeps.space import parse_spec, read_spec
 from inat_ft.sweeps.worker import Job, work
 

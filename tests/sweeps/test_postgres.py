@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from inat_ft.errors import InatFtError
-from inat_ft.sweeps.local import create, open_sweep
+from inat_ft.sweeps.folder import create, open_sweep
 from inat_ft.sweeps.space import parse_spec
 
 from .test_local import SMALL

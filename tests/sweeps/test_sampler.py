@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution
-from tests.benchmarks.sampler import engines, first_visit
 
 from inat_ft.sweeps.sampler import FiniteSampler
 from inat_ft.sweeps.space import BUILT_IN, parse_spec
+from tests.benchmarks.sampler import engines, first_visit
 
 SPACE = {
     "lr": CategoricalDistribution([1e-3, 1e-4]),

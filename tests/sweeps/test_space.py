@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inat_ft.errors import ConfigError, UsageError
-from inat_ft.sweeps.space import Parameter, SweepSpec, check_values, parse_spec, read_spec
+from inat_ft.sweeps.parameter import Parameter
+from inat_ft.sweeps.space import SweepSpec, check_values, parse_spec, read_spec
 
 
 def spec_with(parameters, **more):

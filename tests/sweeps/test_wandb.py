@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from inat_ft.sweeps.folder import open_sweep
 from tests.fake_wandb import FakeWandb
 from tests.tracking.test_wandb import environment
-
-from inat_ft.sweeps.local import open_sweep
 
 AGENT = """
 import sys, time
@@ -17,7 +17,7 @@ from pathlib import Path
 import wandb.agents.pyagent
 from inat_ft.records import Epoch, RunRecord
 from inat_ft.settings import load_config
-from inat_ft.sweeps.local import create
+from inat_ft.sweeps.folder import create
 from inat_ft.sweeps.space import read_spec
 from inat_ft.sweeps.wandb import adopt_sweep, create_sweep, run_agent
 from inat_ft.errors import InatFtError
@@ -99,7 +99,6 @@ def test_an_agent_that_is_killed_costs_no_finished_run(tmp_path: Path) -> None:
         assert [row["val_accuracy"] for row in fake.runs["run1"]["history"]] == [0.501, 0.501]
 
 
-@pytest.mark.slow
 def test_a_server_lost_in_the_middle_costs_no_run(tmp_path: Path) -> None:
     with FakeWandb([{"lr": 1e-3}, {"lr": 1e-4}]) as fake:
         impatient = {

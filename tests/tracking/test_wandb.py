@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.fake_wandb import KEY, FakeWandb
 
 from inat_ft.config import TrackConfig
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.settings import load_config
 from inat_ft.tracking import NoTracker, tracker_for
 from inat_ft.tracking.wandb import require_server
+from tests.fake_wandb import KEY, FakeWandb
 
 RUN = """
 import json, sys
@@ -47,7 +47,9 @@ def environment(tmp_path: Path, url: str, **more: str) -> dict[str, str]:
 
 def log_run(tmp_path: Path, mode: str, url: str, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", RUN, mode, str(tmp_path)]
-    return subprocess.run(command, env=environment(tmp_path, url, **more), capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        command, check=False, env=environment(tmp_path, url, **more), capture_output=True, text=True, timeout=60
+    )
 
 
 def test_an_online_run_has_config_history_summary_and_figure(tmp_path: Path) -> None:

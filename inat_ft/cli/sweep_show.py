@@ -1,0 +1,194 @@
+"""How a sweep shows itself: what it is made of, how far it is, what it has found."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inat_ft.cli import render
+
+if TYPE_CHECKING:
+    from inat_ft.sweeps.choice import Candidate, Choice, Confirmed
+    from inat_ft.sweeps.local import Sweep, Trial
+
+
+def about_space(sweep: "Sweep") -> list[str]:
+    spec, points = sweep.spec, sweep.spec.points()
+    goal = f"{spec.metric.goal} {spec.metric.name}"
+    if points is None:
+        limit = f"{spec.run_cap} trials" if spec.run_cap else "no run_cap: say with --count how many trials to run"
+        return [f"{spec.method}, {goal}, {limit}"]
+    number, trials = len(points), spec.num_trials or len(points)
+    lines = [f"{spec.method}, {goal}: {trials} trials, and {number} points are all there is"]
+    if 0 < number - trials <= number // 2:
+        more = number - trials
+        lines.append(
+            f"{more} more {'run' if more == 1 else 'runs'} (run_cap: {number}) would try every point: no better one could "
+            f"be left out; without them one of {number} is missed at a chance of {more / number:.0%} at most"
+        )
+    return lines
+
+
+def show_end(sweep: "Sweep", state: str, why: str) -> None:
+    from inat_ft.errors import InatFtError
+
+    if state == "failed":
+        raise InatFtError(f"the sweep has stopped: {why}", f"mend the cause, then: inat-ft sweep run {sweep.id}")
+    failed = [trial for trial in sweep.trials() if trial.state == "failed"]
+    for trial in failed:
+        render.remark(f"skipped after {trial.attempts} attempts: trial {trial.number}, {_shown(trial)}: {trial.reason}")
+    best = sweep.best()
+    render.result(f"{state}: {why}" if why else state)
+    if best:
+        render.result(f"best: trial {best[0].number}, {sweep.spec.metric.name} {best[0].value:.4f}: {_shown(best[0])}")
+        render.remark(f"next: inat-ft sweep best {sweep.id}, inat-ft sweep report {sweep.id}")
+
+
+def status_json(sweep: "Sweep") -> dict[str, Any]:
+    from inat_ft.sweeps.local import command_line
+
+    state, why = sweep.state()
+    best = sweep.best()
+    return {
+        "id": sweep.id,
+        "state": state,
+        "why": why,
+        "metric": sweep.spec.metric.name,
+        "goal": sweep.spec.metric.goal,
+        "num_trials": sweep.spec.num_trials,
+        "best": best[0].number if best else None,
+        "fixed": sweep.spec.fixed,
+        "trials": [
+            {
+                "number": trial.number,
+                "state": trial.state,
+                "params": trial.point,
+                "value": trial.value,
+                "seconds": trial.seconds,
+                "attempts": trial.attempts,
+                "reason": trial.reason or None,
+                "run": (sweep.runs / trial.run).as_posix(),
+                "command": command_line(sweep.spec, trial.point),
+            }
+            for trial in sweep.trials()
+        ],
+    }
+
+
+def show_status(sweep: "Sweep") -> tuple[str, str]:
+    state, why = sweep.state()
+    trials, best = sweep.trials(), sweep.best()
+    names = list(dict.fromkeys(name for trial in trials for name in trial.point))
+    rows = [
+        (
+            trial.number,
+            trial.state + (f", {trial.attempts} attempts" if trial.attempts > 1 else ""),
+            *(trial.point.get(name, "") for name in names),
+            ""
+            if trial.value is None
+            else f"{trial.value:.4f}{' best' if best and trial.number == best[0].number else ''}",
+            "" if trial.seconds is None else f"{trial.seconds:.1f}",
+            trial.reason,
+        )
+        for trial in trials
+    ]
+    columns = ("trial", "state", *names, sweep.spec.metric.name, "seconds", "")
+    render.table(
+        f"sweep {sweep.id}: {state}{f', {why}' if why else ''}", columns, rows, right=("trial", "seconds", *names)
+    )
+    render.result(_progress(sweep, trials))
+    if best:
+        from inat_ft.sweeps.local import command_line
+
+        render.result(f"best so far: trial {best[0].number}, {command_line(sweep.spec, best[0].point)}")
+    return state, why
+
+
+def _progress(sweep: "Sweep", trials: "list[Trial]") -> str:
+    counts = {state: sum(trial.state == state for trial in trials) for state in dict.fromkeys(t.state for t in trials)}
+    limit = sweep.spec.num_trials
+    shown = ", ".join(f"{number} {state}" for state, number in counts.items()) or "no trial yet"
+    seconds = [trial.seconds for trial in trials if trial.state == "complete" and trial.seconds is not None]
+    left = 0 if limit is None else limit - sum(trial.state in ("complete", "failed", "pruned") for trial in trials)
+    running = max(1, counts.get("running", 0))
+    ahead = f"; about {left * sum(seconds) / len(seconds) / running:,.0f} s left" if seconds and left else ""
+    return f"{shown}{f', of {limit}' if limit else ''}{ahead}"
+
+
+def _shown(trial: "Trial") -> str:
+    return " ".join(f"{name}={value}" for name, value in trial.point.items())
+
+
+def best_json(
+    sweep: "Sweep", choice: "Choice", repeats: "list[Confirmed]", directory: Path, accuracy: float | None
+) -> dict[str, Any]:
+    from inat_ft.sweeps.local import command_line
+
+    def about(candidate: "Candidate") -> dict[str, Any]:
+        trial = candidate.trial
+        return {
+            "number": trial.number,
+            "params": trial.point,
+            "value": trial.value,
+            "p": candidate.p,
+            "cost_s": candidate.cost,
+            "run": (sweep.runs / trial.run).as_posix(),
+            "command": command_line(sweep.spec, trial.point),
+        }
+
+    return {
+        "id": sweep.id,
+        "best": about(choice.candidates[0]),
+        "tied": [about(candidate) for candidate in choice.tied],
+        "cheapest": about(choice.cheapest),
+        "method": choice.method,
+        "confirmed": [
+            {"number": c.trial.number, "values": list(c.values), "mean": c.mean, "deviation": c.deviation}
+            for c in repeats
+        ],
+        "directory": directory.as_posix(),
+        "test_accuracy": accuracy,
+    }
+
+
+def show_choice(sweep: "Sweep", choice: "Choice", top: int) -> None:
+    from inat_ft.sweeps.local import command_line
+
+    rows = [
+        (
+            c.trial.number,
+            f"{c.trial.value:.4f}",
+            "best" if place == 0 else ("cannot be told from the best" if c.tied else "worse"),
+            "" if c.p is None else f"{c.p:.2g}",
+            "" if c.cost is None else f"{c.cost:.1f} s",
+            _shown(c.trial),
+        )
+        for place, c in enumerate(choice.candidates[:top])
+    ]
+    columns = ("trial", sweep.spec.metric.name, "against the best", "p (Holm)", "cost", "settings")
+    render.table(f"sweep {sweep.id}", columns, rows, right=("trial", "p (Holm)", "cost"))
+    tied, cheapest = choice.tied, choice.cheapest
+    render.result(
+        f"{len(tied) - 1} of the other {len(choice.candidates) - 1} trials cannot be told from the best"
+        + (f": {', '.join(str(c.trial.number) for c in tied[1:])}" if len(tied) > 1 else "")
+    )
+    render.result(f"told apart by: {choice.method}")
+    if cheapest.cost is not None:
+        render.result(
+            f"cheapest of them: trial {cheapest.trial.number}, {cheapest.cost:.1f} s, {_shown(cheapest.trial)}"
+        )
+    render.result(f"best: {command_line(sweep.spec, choice.candidates[0].trial.point)}")
+
+
+def show_repeats(sweep: "Sweep", repeats: "list[Confirmed]") -> None:
+    rows = [
+        (
+            c.trial.number,
+            f"{c.values[0]:.4f}",
+            f"{c.mean:.4f}" + ("" if c.deviation is None else f" ± {c.deviation:.4f}"),
+            ", ".join(f"{value:.4f}" for value in c.values[1:]),
+        )
+        for c in repeats
+    ]
+    render.table(
+        "again with other seeds", ("trial", "in the sweep", "mean of the new seeds", "each"), rows, right=("trial",)
+    )
+    render.result(f"best by the mean of the new seeds: trial {repeats[0].trial.number}, {_shown(repeats[0].trial)}")

@@ -1,0 +1,70 @@
+"""Surgical fine-tuning (Lee et al. 2023, arXiv 2210.11466): which layers learn is read off the gradients of new images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from inat_ft.strategies.base import Group, Strategy
+
+if TYPE_CHECKING:
+    from inat_ft.models.net import Net
+
+
+class Surgical(Strategy):
+    """Train the head and one chosen stage; `auto` takes the one with the largest relative gradient.
+
+    Lee et al. 2023, Surgical Fine-Tuning (arXiv 2210.11466).
+    """
+
+    needs_gradients: ClassVar[bool] = True
+
+    block: str = "auto"
+    """Stage that learns, by the backbone's own name, or auto."""
+
+    def choose(self, net: Net, gradients: Callable[[], Mapping[str, float]]) -> Surgical:
+        """Settle `auto` by the mean ratio of gradient to weight in each stage."""
+        if self.block != "auto":
+            return self
+        ratios = gradients()
+        means = {}
+        for name, stage in net.stages.items():
+            own = [ratios[key] for key, _ in stage.named_parameters() if key in ratios]
+            means[name] = sum(own) / len(own) if own else 0.0
+        return Surgical(block=max(means, key=means.__getitem__))
+
+    def groups(self, net: Net, epoch: int) -> Sequence[Group]:
+        """The head and the one stage."""
+        chosen = net.stages_from(self.block)[:1]
+        return [Group(module.parameters()) for module in (*chosen, net.head)]
+
+
+class AutoRgn(Strategy):
+    """Train everything, each tensor at a rate in proportion to its relative gradient.
+
+    Auto-RGN of Lee et al. 2023 (arXiv 2210.11466), measured once, before training.
+    """
+
+    needs_gradients: ClassVar[bool] = True
+
+    scales: dict[str, float] = Field(default_factory=dict)
+    """Multiple of the learning rate for each tensor by its name; measured when empty."""
+
+    def choose(self, net: Net, gradients: Callable[[], Mapping[str, float]]) -> AutoRgn:
+        """Measure the scales: each tensor's ratio of gradient to weight, the largest as 1."""
+        if self.scales:
+            return self
+        ratios = {name: ratio for name, ratio in gradients().items() if not name.startswith(f"{net.head_name}.")}
+        largest = max(ratios.values(), default=0.0) or 1.0
+        return AutoRgn(scales={name: ratio / largest for name, ratio in ratios.items()})
+
+    def groups(self, net: Net, epoch: int) -> Sequence[Group]:
+        """Every tensor at its rate, the head at the full one."""
+        body = [
+            Group([parameter], self.scales.get(name, 0.0))
+            for stage in net.stages.values()
+            for name, parameter in stage.named_parameters()
+        ]
+        return [*body, Group(net.head.parameters())]

@@ -1,0 +1,137 @@
+import io
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inat_ft.data.datasets import INAT12K_CLASSES
+from tests.data.serving import Server, serving
+
+
+def nature(classes: tuple[str, ...] = INAT12K_CLASSES, **more: bytes) -> bytes:
+    """A small iNaturalist-12K: two images a class in train, one in val, and the usual litter."""
+    rng, made = np.random.default_rng(0), io.BytesIO()
+    with zipfile.ZipFile(made, "w") as out:
+        for subset, count in (("train", 2), ("val", 1)):
+            for name in classes:
+                for number in range(count):
+                    picture = io.BytesIO()
+                    Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(picture, "JPEG")
+                    out.writestr(f"inaturalist_12K/{subset}/{name}/{number}.jpg", picture.getvalue())
+        out.writestr("inaturalist_12K/train/Aves/.DS_Store", b"x")
+        out.writestr("inaturalist_12K/.DS_Store", b"x")
+        out.writestr("__MACOSX/inaturalist_12K/._train", b"x")
+        for name, content in more.items():
+            out.writestr(name, content)
+    return made.getvalue()
+
+
+@pytest.fixture
+def server():
+    with serving(nature()) as made:
+        yield made
+
+
+def left(folder: str) -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir() if not path.name.endswith(".lock"))
+
+
+def test_inat12k_is_fetched_unpacked_and_then_left_alone(server: Server, cli) -> None:
+    server.faults = ["drop", "503"]
+    ran = cli("fetch", "inat12k", "--to", "data/", "--url", server.url)
+    assert (ran.code, ran.out) == (0, "data/inaturalist_12K: 30 images\n")
+    assert "next: inat-ft split data/inaturalist_12K" in ran.err and "warning" not in ran.err
+    assert left("data") == ["inaturalist_12K"] and len(server.requests) == 3
+    again = cli("fetch", "inat12k", "--url", server.url, "--json")
+    assert again.json == {"folder": "data/inaturalist_12K", "images": 30, "fetched": False}
+    assert "already complete" in cli("fetch", "inat12k").out and len(server.requests) == 3
+    split = cli("split", "data/inaturalist_12K")
+    assert split.code == 0, split.err
+
+
+def test_an_archive_that_is_there_is_used_and_kept_on_demand(server: Server, cli) -> None:
+    assert cli("fetch", "inat12k", "--to", "a", "--url", server.url, "--keep-archive").code == 0
+    assert left("a") == ["inaturalist_12K", "nature_12K.zip"]
+    Path("b").mkdir()
+    Path("a/nature_12K.zip").rename("b/nature_12K.zip")
+    ran = cli("fetch", "inat12k", "--to", "b", "--url", "http://127.0.0.1:9/x", "--json")
+    assert ran.json["images"] == 30 and "is there already" in ran.err and left("b") == ["inaturalist_12K"]
+
+
+def test_a_killed_fetch_goes_on(server: Server, cli) -> None:
+    server.faults = ["slow"]
+    command = [sys.executable, "-m", "inat_ft", "fetch", "inat12k", "--url", server.url]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    part, deadline = Path("data/nature_12K.zip.part"), time.monotonic() + 30
+    while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and left("data") == ["nature_12K.zip.part", "nature_12K.zip.part.json"]
+    ran = cli("fetch", "inat12k", "--url", server.url)
+    assert ran.code == 0 and "from an earlier download" in ran.err and server.asked[1].startswith("bytes=")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (nature(**{"../../evil": b"x"}), "leads out of its folder"),
+        (nature()[:-3000], "damaged"),
+        (b"<html>log in</html>", "not a zip file"),
+        (nature(classes=()), "train/ and val/ have no class folders"),
+    ],
+)
+def test_a_bad_archive_leaves_nothing_so_that_another_mirror_can_be_tried(
+    server: Server, cli, body: bytes, said: str
+) -> None:
+    good, server.body = server.body, body
+    ran = cli("fetch", "inat12k", "--url", server.url)
+    assert ran.code == 1 and said in ran.err and "another mirror" in ran.err and "Traceback" not in ran.err
+    assert ran.out == "" and left("data") == [] and not Path("evil").exists()
+    server.body = good
+    assert cli("fetch", "inat12k", "--url", server.url).code == 0
+
+
+def test_a_bad_archive_of_the_users_own_is_not_removed(cli) -> None:
+    Path("data").mkdir()
+    Path("data/nature_12K.zip").write_bytes(b"half")
+    ran = cli("fetch", "inat12k")
+    assert ran.code == 1 and "remove data/nature_12K.zip" in ran.err and left("data") == ["nature_12K.zip"]
+
+
+def test_other_classes_are_remarked_upon(server: Server, cli) -> None:
+    server.body = nature(classes=(*INAT12K_CLASSES[:-1], "Virus"))
+    ran = cli("fetch", "inat12k", "--url", server.url, "--quiet")
+    assert ran.code == 0 and "missing: Reptilia; more: Virus" in ran.err
+
+
+def test_failures_say_what_and_what_next(server: Server, cli) -> None:
+    server.faults = ["404"]
+    gone = cli("fetch", "inat12k", "--url", server.url, "--json")
+    assert (gone.code, gone.out) == (1, "") and "answered 404" in gone.err and "mirror" in gone.err
+    wrong = cli("fetch", "inat12k", "--url", server.url, "--sha256", "0" * 64)
+    assert wrong.code == 1 and "SHA-256 begins with" in wrong.err and left("data") == []
+    Path("data/inaturalist_12K/train").mkdir(parents=True)
+    half = cli("fetch", "inat12k", "--url", server.url)
+    assert half.code == 1 and "remove data/inaturalist_12K" in half.err
+    Path("file").touch()
+    for words in (
+        ("inat12k", "--url", "file:///etc/passwd"),
+        ("inat12k", "--sha256", "no"),
+        ("inat12k", "--to", "file", "--url", server.url),
+        ("digits", "--url", server.url),
+        ("mnist",),
+    ):
+        ran = cli("fetch", *words, *(() if "--to" in words else ("--to", "new")))
+        assert ran.code == 2 and "Traceback" not in ran.err, words
+
+
+def test_the_digits_are_written_once(cli) -> None:
+    assert cli("fetch", "digits", "--json").json == {"folder": "data/digits", "images": 1797, "fetched": True}
+    again = cli("fetch", "digits")
+    assert again.out == "data/digits: 1,797 images, already complete\n" and "inat-ft split data/digits" in again.err

@@ -1,0 +1,170 @@
+"""`inat-ft sweep` as a user meets it, on real images and a real, tiny network."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from inat_ft.cli import main
+
+SPEC = """
+method: bayes
+metric: {name: val_accuracy, goal: maximize}
+run_cap: 3
+parameters:
+  learning_rate: {values: [1e-2, 1e-3]}
+  dropout: {values: [0, 0.3]}
+  epochs: {value: 2}
+"""
+
+
+@dataclass
+class Ended:
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def call(*words: str, expect: int = 0) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["inat-ft", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main.run()
+        shown = Ended(*capsys.readouterr())
+        assert (ended.value.code or 0) == expect, shown
+        return shown
+
+    return call
+
+
+@pytest.fixture
+def fixed(manifest_file: Path) -> list[str]:
+    settings = {
+        "data.split": str(manifest_file),
+        "data.image_size": "32",
+        "model.backbone": "resnet18",
+        "model.weights": "none",
+        "mode": "head",
+        "compute.precision": "fp32",
+    }
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+def test_create_run_status_best_report_stop(cli, fixed, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(SPEC)
+    made = cli("sweep", "create", "sweep.yaml", "--name", "tiny", *fixed)
+    assert made.stdout.splitlines() == ["id:   tiny", "next: inat-ft sweep run tiny"]
+    assert "3 trials, and 4 points are all there is" in made.stderr
+    assert "1 more run (run_cap: 4) would try every point" in made.stderr
+
+    ran = cli("sweep", "run", "--count", "2")
+    assert ran.stdout.startswith("waiting: 2 trials are done, as asked")
+    ran = cli("sweep", "run")
+    assert ran.stdout.startswith("finished: run_cap is reached")
+
+    status = json.loads(cli("sweep", "status", "--json").stdout)
+    assert (status["id"], status["state"]) == ("tiny", "finished")
+    assert [trial["state"] for trial in status["trials"]] == ["complete"] * 3
+    assert len({tuple(trial["params"].values()) for trial in status["trials"]}) == 3
+    assert all(0 <= trial["value"] <= 1 for trial in status["trials"])
+    trial = status["trials"][0]
+    record = json.loads((tmp_path / trial["run"] / "record.json").read_text())
+    assert record["val_accuracy"] == trial["value"]
+    assert record["test"] is None
+    assert record["config"]["optim"]["lr"] == trial["params"]["learning_rate"]
+
+    assert "run_cap is reached" in cli("sweep", "status").stdout
+    best = json.loads(cli("sweep", "best", "--json").stdout)
+    assert best["best"]["value"] == max(trial["value"] for trial in status["trials"])
+    assert best["best"]["number"] in [tied["number"] for tied in best["tied"]]
+    assert best["test_accuracy"] is None
+    again = best["best"]["command"].replace("inat-ft ", "").split()
+    rerun = json.loads(cli(*again, "--json").stdout)
+    assert rerun["val_accuracy"] == best["best"]["value"]  # a trial is a command that can be pasted
+
+    written = cli("sweep", "report").stdout.splitlines()
+    assert written[0] == "sweeps/tiny/report/report.html"
+    assert all((tmp_path / file).is_file() for file in written)
+    assert [found["id"] for found in json.loads(cli("sweep", "list", "--json").stdout)] == ["tiny"]
+    assert cli("sweep", "stop").stdout == "stopped: tiny\n"
+
+
+def test_best_trains_evaluates_and_confirms(cli, fixed, manifest_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(SPEC.replace("run_cap: 3", "run_cap: 2"))
+    cli("sweep", "create", "sweep.yaml", *fixed)
+    cli("sweep", "run")
+    ledger = manifest_file.with_name(f"{manifest_file.name}.looks.jsonl")
+    looks = len(ledger.read_text().splitlines()) if ledger.exists() else 0
+
+    best = json.loads(cli("sweep", "best", "--json", "--confirm", "1", "--seeds", "2").stdout)
+    (confirmed,) = best["confirmed"]
+    assert len(confirmed["values"]) == 3
+    assert confirmed["mean"] == pytest.approx(sum(confirmed["values"][1:]) / 2)
+    assert (len(ledger.read_text().splitlines()) if ledger.exists() else 0) == looks
+
+    best = json.loads(cli("sweep", "best", "--json", "--train", "--eval").stdout)
+    assert Path(best["directory"]).parent == Path("runs")
+    record = json.loads((tmp_path / best["directory"] / "record.json").read_text())
+    assert record["test_accuracy"] == best["test_accuracy"]
+    assert len(ledger.read_text().splitlines()) == looks + 1
+
+
+def test_workers_share_the_trials_and_a_killed_one_is_replaced(cli, fixed, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(SPEC.replace("run_cap: 3", "run_cap: 4"))
+    cli("sweep", "create", "sweep.yaml", "--name", "pair", *fixed)
+    command = [sys.executable, "-m", "inat_ft", "sweep", "run", "pair", "--workers", "2"]
+    parent = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    while not list(tmp_path.glob("sweeps/pair/trials/*.lock")):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+    parent.wait(timeout=120)
+
+    if json.loads(cli("sweep", "status", "pair", "--json").stdout)["state"] != "finished":
+        cli("sweep", "run", "pair")
+    trials = json.loads(cli("sweep", "status", "pair", "--json").stdout)["trials"]
+    assert [trial["state"] for trial in trials] == ["complete"] * 4
+    assert len({tuple(trial["params"].values()) for trial in trials}) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["create", "nowhere.yaml"], "no such file: nowhere.yaml"),
+        (["create", "--set", "optim.lr=-1"], "optim.lr: input should be greater than 0 (got -1)"),
+        (["create", "--set", "lrr=1"], "unknown key 'lrr': did you mean 'lr'?"),
+        (["create", "--name", "a b"], "--name a b"),
+        (["create", "--storage", "sqlite:///x.db"], "SQLite lets two workers run the same trial"),
+        (["run"], "there is no sweep in sweeps"),
+        (["status", "abc"], "no sweep 'abc' in sweeps"),
+    ],
+)
+def test_what_is_typed_wrongly_is_named(cli, words: list[str], named: str) -> None:
+    assert named in cli("sweep", *words, expect=2).stderr
+
+
+def test_a_wandb_sweep_that_cannot_be_is_refused_at_once(cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    started = time.monotonic()
+    assert "cannot be reached" in cli("sweep", "create", "--backend", "wandb", expect=1).stderr
+    assert time.monotonic() - started < 5
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    refused = cli("sweep", "create", "--backend", "wandb", expect=2).stderr
+    assert "WANDB_MODE=offline" in refused
+    assert "--backend local" in refused
+
+
+def test_a_sweep_without_an_end_asks_for_a_count(cli, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("method: random\nparameters: {lr: {min: 0.001, max: 0.1}}\n")
+    assert "no run_cap" in cli("sweep", "create", "sweep.yaml").stderr
+    assert "nothing limits this sweep" in cli("sweep", "run", expect=2).stderr

@@ -1,0 +1,290 @@
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inat_ft.data.download import download
+from inat_ft.errors import DataError, UsageError
+from tests.data.serving import Server, serving
+
+BODY = np.random.default_rng(0).bytes(300_000)
+SHA256 = hashlib.sha256(BODY).hexdigest()
+IN_A_PROCESS = (
+    "import sys, pathlib; from inat_ft.data.download import download; download(sys.argv[1], pathlib.Path('f'))"
+)
+
+
+@pytest.fixture
+def server():
+    with serving(BODY) as made:
+        yield made
+
+
+def get(server: Server, to: Path, **options: object) -> Path:
+    return download(server.url, to, **{"pause_s": 0.001, **options})
+
+
+def left(folder: Path) -> list[str]:
+    """What lies in a folder beside lock files."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+def test_a_file_arrives_whole_and_is_not_fetched_twice(server, tmp_path: Path) -> None:
+    ticks: list[tuple[int, int]] = []
+    file = get(server, tmp_path / "a" / "b" / "f", sha256=SHA256.upper(), tick=lambda *tick: ticks.append(tick))
+    assert file.read_bytes() == BODY and left(file.parent) == ["f"]
+    assert ticks == sorted(ticks) and ticks[-1] == (len(BODY), len(BODY))
+    for known in ({}, {"sha256": SHA256}, {"sha256_prefix": SHA256[:8]}, {"size": len(BODY)}):
+        get(server, file, **known)
+    assert len(server.requests) == 1
+
+
+def test_a_file_that_is_not_the_right_one_is_replaced(server, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(BODY[:-1])
+    assert get(server, tmp_path / "f", size=len(BODY)).read_bytes() == BODY
+
+
+def test_a_dropped_connection_is_taken_up_where_it_broke_off(server, tmp_path: Path) -> None:
+    server.faults = ["drop"] * 6
+    assert get(server, tmp_path / "f").read_bytes() == BODY
+    assert server.asked[:3] == [None, "bytes=100000-", "bytes=166666-"] and len(server.requests) == 7
+    assert {request["If-Range"] for request in server.requests[1:]} == {'"v0"'}
+
+
+@pytest.mark.parametrize(
+    ("tag", "modified", "condition"),
+    [
+        ("", "Mon, 02 Jan 2023 03:04:05 GMT", "Mon, 02 Jan 2023 03:04:05 GMT"),
+        ('W/"weak"', "", None),
+        ("", "", None),
+    ],
+)
+def test_other_marks_of_a_version_do_as_well(server, tmp_path: Path, tag: str, modified: str, condition: str) -> None:
+    server.tag, server.modified, server.faults = tag, modified, ["drop"]
+    assert get(server, tmp_path / "f").read_bytes() == BODY
+    assert server.asked == [None, "bytes=100000-"] and server.requests[1].get("If-Range") == condition
+
+
+def test_a_server_that_ignores_ranges_starts_over(server, tmp_path: Path) -> None:
+    server.ranges, server.faults = False, ["drop", "drop"]
+    assert get(server, tmp_path / "f").read_bytes() == BODY
+
+
+def test_a_server_that_gives_less_than_the_rest_is_asked_again(server, tmp_path: Path) -> None:
+    server.faults = ["drop", "capped", "capped"]
+    assert get(server, tmp_path / "f").read_bytes() == BODY
+    assert server.asked == [None, "bytes=100000-", "bytes=150000-", "bytes=200000-"]
+
+
+@pytest.mark.parametrize("if_range", [True, False])
+def test_a_later_version_is_never_joined_to_an_earlier_one(server, tmp_path: Path, if_range: bool) -> None:
+    server.if_range, server.faults = if_range, ["drop", "404"]
+    with pytest.raises(DataError, match="answered 404"):
+        get(server, tmp_path / "f")
+    assert left(tmp_path) == ["f.part", "f.part.json"]
+    server.body, server.tag = BODY[::-1], '"v2"'
+    assert get(server, tmp_path / "f").read_bytes() == BODY[::-1] and left(tmp_path) == ["f"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(["drop", "other", "short", "long", "shifted", "capped", "503", "416", ""]), max_size=6),
+    st.booleans(),
+    st.booleans(),
+)
+def test_whatever_happens_the_file_is_one_version_or_not_there(faults: list[str], ranges: bool, if_range: bool) -> None:
+    body = BODY[:9_000]
+    with serving(body) as server, tempfile.TemporaryDirectory() as folder:
+        server.faults, server.ranges, server.if_range = faults, ranges, if_range
+        file = Path(folder) / "f"
+        for _ in range(3):
+            try:
+                got = get(server, file).read_bytes()
+            except DataError:
+                assert not file.exists()
+            else:
+                assert got in (body, bytes(255 - byte for byte in body)) and left(file.parent) == ["f"]
+        assert file.exists()
+
+
+def test_a_length_that_is_too_long_is_noticed(server, tmp_path: Path) -> None:
+    server.faults = ["long"] * 20
+    with pytest.raises(DataError, match="cannot fetch"):
+        get(server, tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+    server.faults = ["long"]
+    assert get(server, tmp_path / "f").read_bytes() == BODY
+
+
+def test_a_length_that_is_too_short_is_noticed(server, tmp_path: Path) -> None:
+    server.faults = ["short"] * 20
+    with pytest.raises(DataError, match="more than the 299,000 bytes it announced"):
+        get(server, tmp_path / "f")
+    with pytest.raises(DataError, match="SHA-256 begins with"):
+        get(server, tmp_path / "f", sha256=SHA256)
+    with pytest.raises(DataError, match="has 299,000 bytes instead of 300,000"):
+        get(server, tmp_path / "f", size=len(BODY))
+    assert not (tmp_path / "f").exists()
+    server.faults = ["short"]
+    assert get(server, tmp_path / "f").read_bytes() == BODY
+
+
+def test_a_length_that_is_no_number_is_done_without(server, tmp_path: Path) -> None:
+    server.faults = ["garbage"]
+    assert get(server, tmp_path / "f", sha256=SHA256).read_bytes() == BODY
+
+
+@pytest.mark.parametrize("code", [401, 403, 404, 410])
+def test_a_refusal_is_final(server, tmp_path: Path, code: int) -> None:
+    server.faults = [str(code)]
+    with pytest.raises(DataError, match=f"answered {code}") as caught:
+        get(server, tmp_path / "f")
+    assert len(server.requests) == 1 and "check the address" in caught.value.hint and left(tmp_path) == []
+
+
+def test_a_passing_fault_is_waited_out_and_a_lasting_one_is_not(server, tmp_path: Path) -> None:
+    server.faults = ["500", "503", "429"]
+    assert get(server, tmp_path / "f").read_bytes() == BODY
+    server.faults = ["500"] * 9
+    with pytest.raises(DataError, match="answered 500") as caught:
+        get(server, tmp_path / "g")
+    assert "try again" in caught.value.hint and len(server.requests) == 8
+
+
+def test_silence_ends_with_an_error_and_keeps_what_has_arrived(server, tmp_path: Path) -> None:
+    server.faults = ["stall"] * 9
+    server.ranges = False
+    with pytest.raises(DataError, match="timed out") as caught:
+        get(server, tmp_path / "f", timeout_s=0.1)
+    assert "is kept" in caught.value.hint and (tmp_path / "f.part").read_bytes() == BODY[:100_000]
+
+
+def test_no_server_and_no_such_host_are_errors(tmp_path: Path) -> None:
+    for url in ("http://127.0.0.1:9/x", "http://no.such.host.invalid/x"):
+        with pytest.raises(DataError, match=r"cannot fetch .* no connection") as caught:
+            download(url, tmp_path / "f", pause_s=0.001, timeout_s=1)
+        assert "check the network" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://host/x",
+        "host/x",
+        "",
+        "http://",
+        "http:///x",
+        "http://h:port/x",
+        "http://h/a b",
+        "http://h/ä",
+    ],
+)
+def test_what_is_no_web_address_is_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UsageError, match="is no http or https address"):
+        download(url, tmp_path / "f")
+
+
+def test_a_redirection_leads_to_the_web_only(server, tmp_path: Path) -> None:
+    server.faults = [f"to:{server.url}/elsewhere"]
+    assert get(server, tmp_path / "f").read_bytes() == BODY
+    (tmp_path / "secret").write_text("x")
+    for place in (f"file://{tmp_path}/secret", "ftp://127.0.0.1:9/x", server.url):
+        server.faults = [f"to:{place}"] * 40
+        with pytest.raises(DataError, match="cannot fetch"):
+            get(server, tmp_path / "g")
+    assert not (tmp_path / "g").exists()
+
+
+def test_a_wrong_hash_leaves_nothing_behind(server, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"begins with {SHA256[:8]} instead of 0123abcd"):
+        get(server, tmp_path / "f", sha256_prefix="0123abcd")
+    assert left(tmp_path) == []
+    for wrong in ("xyz", "0123", SHA256 + "0"):
+        with pytest.raises(UsageError, match="is no SHA-256"):
+            get(server, tmp_path / "f", sha256=wrong)
+
+
+def test_a_folder_or_a_file_in_the_way_is_an_error(server, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder"):
+        get(server, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is not a folder"):
+        get(server, tmp_path / "file" / "f")
+
+
+def notes(server: Server, **said: object) -> str:
+    return json.dumps({"url": server.url, "tag": server.tag, "modified": "", "total": len(BODY), **said})
+
+
+def test_a_part_that_is_whole_needs_no_request(server, tmp_path: Path) -> None:
+    (tmp_path / "f.part").write_bytes(BODY)
+    (tmp_path / "f.part.json").write_text(notes(server))
+    assert get(server, tmp_path / "f").read_bytes() == BODY and server.requests == []
+
+
+@pytest.mark.parametrize("said", [None, "", "{}", "[1]", '{"other": 1}', '{"url": "http://other/x", "tag": "v1"}'])
+def test_a_part_without_fitting_notes_is_not_trusted(server, tmp_path: Path, said: str | None) -> None:
+    (tmp_path / "f.part").write_bytes(b"x" * 1000)
+    if said is not None:
+        (tmp_path / "f.part.json").write_text(said)
+    assert get(server, tmp_path / "f").read_bytes() == BODY and server.asked == [None]
+
+
+def test_a_part_that_proves_bad_is_fetched_anew(server, tmp_path: Path) -> None:
+    (tmp_path / "f.part").write_bytes(b"x" * 1000)
+    (tmp_path / "f.part.json").write_text(notes(server))
+    assert get(server, tmp_path / "f", sha256=SHA256).read_bytes() == BODY
+    assert server.asked == ["bytes=1000-", None]
+
+
+def test_a_part_longer_than_the_file_starts_over(server, tmp_path: Path) -> None:
+    (tmp_path / "f.part").write_bytes(BODY + b"x")
+    (tmp_path / "f.part.json").write_text(notes(server))
+    assert get(server, tmp_path / "f").read_bytes() == BODY
+
+
+def test_a_killed_download_goes_on(server, tmp_path: Path) -> None:
+    server.faults = ["slow"]
+    process = subprocess.Popen([sys.executable, "-c", IN_A_PROCESS, server.url])
+    part, deadline = tmp_path / "f.part", time.monotonic() + 30
+    while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (tmp_path / "f").exists()
+    arrived = part.stat().st_size
+    assert 0 < arrived < len(BODY) and part.read_bytes() == BODY[:arrived]
+    assert get(server, tmp_path / "f").read_bytes() == BODY and server.asked == [None, f"bytes={arrived}-"]
+
+
+def test_a_full_disk_is_said_and_the_part_is_kept(server, tmp_path: Path) -> None:
+    def no_more_than_200_000_bytes() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", IN_A_PROCESS, server.url]
+    ran = subprocess.run(
+        command, preexec_fn=no_more_than_200_000_bytes, capture_output=True, text=True, env=environment, check=False
+    )
+    assert ran.returncode == 1 and "cannot write f.part: File too large" in ran.stderr
+    arrived = (tmp_path / "f.part").read_bytes()
+    assert 0 < len(arrived) <= 200_000 and BODY.startswith(arrived)
+    assert get(server, tmp_path / "f").read_bytes() == BODY and server.asked == [None, f"bytes={len(arrived)}-"]
+
+
+def test_two_processes_at_once_fetch_once(server, tmp_path: Path) -> None:
+    server.faults = ["slow"]
+    both = [subprocess.Popen([sys.executable, "-c", IN_A_PROCESS, server.url]) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert (tmp_path / "f").read_bytes() == BODY and len(server.requests) == 1
