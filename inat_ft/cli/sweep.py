@@ -345,9 +345,9 @@ def list_(json: options.Json = False, sweeps_dir: SweepsDir = Path("sweeps")) ->
 def stop(id: Id = None, storage: Storage = None, sweeps_dir: SweepsDir = Path("sweeps")) -> None:
     """Give out no more trials; those that run are finished. `sweep run` goes on."""
     sweep = _open(id, sweeps_dir, storage)
+    sweep.stop()
     if sweep.wandb:
         from inat_ft.sweeps.wandb import stop_sweep
 
         stop_sweep(sweep.wandb)
-    sweep.stop()
     render.result(f"stopped: {sweep.id}")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from inat_ft.data.duplicates import components, exact_copies, near_copies
 from inat_ft.data.manifest import SUBSETS, Manifest
 from inat_ft.data.scan import Scan
-from inat_ft.data.sources import Files
+from inat_ft.data.files import Files
 from inat_ft.errors import DataError
 
 _TRAIN, _VAL, _TEST = range(3)

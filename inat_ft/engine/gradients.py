@@ -39,7 +39,7 @@ def relative_gradients(
             loss = F.cross_entropy(net(inputs), wanted, reduction="sum") / len(chosen)
             loss.backward()  # type: ignore[no-untyped-call]
     ratios = {
-        net.origin(name): float(parameter.grad.norm() / parameter.norm().clamp(min=1e-12))
+        net.origin(name): float(parameter.grad.norm() / parameter.detach().norm().clamp(min=1e-12))
         for name, parameter in net.named_parameters()
         if parameter.grad is not None
     }

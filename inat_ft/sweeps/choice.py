@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median_low, stdev
 
 from inat_ft.errors import InatFtError, RecordError
 from inat_ft.evaluation.predictions import Predictions, read_predictions
@@ -111,7 +111,7 @@ def _overlap(first: RunRecord | None, second: RunRecord | None) -> bool:
 
 def _cost(run: RunRecord | None) -> float | None:
     seconds = [epoch.seconds for epoch in run.history if epoch.seconds is not None] if run else []
-    return median(seconds) * len(seconds) if seconds else None
+    return median_low(seconds) * len(seconds) if seconds else None
 
 
 @dataclass(frozen=True)

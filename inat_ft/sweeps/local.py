@@ -173,9 +173,15 @@ class Sweep:
         if self._streak(attempts) >= FAILURES_IN_A_ROW:
             self.study.set_user_attr("since", len(attempts))
 
-    def add(self, number: int, point: Point, value: float | None, run: str, reason: str = "") -> None:
+    def add(self, number: int, point: Point, value: float | None, run: str, seconds: float, reason: str = "") -> None:
         """Keep the outcome of a trial that someone else gave out."""
-        attrs = {"number": number, "point": point, "run": run, **({"reason": reason} if reason else {})}
+        attrs = {
+            "number": number,
+            "point": point,
+            "run": run,
+            "seconds": seconds,
+            **({"reason": reason} if reason else {}),
+        }
         with self.locks.claim():
             state = TrialState.FAIL if value is None else TrialState.COMPLETE
             self.study.add_trial(optuna.trial.create_trial(state=state, value=value, user_attrs=attrs))
@@ -260,7 +266,7 @@ def _view(attempts: Sequence[FrozenTrial]) -> Trial:
         value=value if value is not None and math.isfinite(value) else None,
         run=attrs["run"],
         reason=str(attrs.get("reason", attrs.get("interrupted", ""))) if state in ("failed", "interrupted") else "",
-        seconds=sum(times) if times else None,
+        seconds=attrs.get("seconds", sum(times) if times else None),
         attempts=len(attempts),
     )
 

@@ -30,6 +30,8 @@ from inat_ft.sweeps.statistics import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_GROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+
 
 @dataclass(frozen=True)
 class Times:
@@ -112,7 +114,7 @@ def _over_trials(trials: Sequence[Trial], metric: str, maximize: bool) -> Figure
         axes.step([trial.number for trial in trials], best, where="post", color=ORANGE, label="best so far")
         axes.set(xlabel="trial", ylabel=metric)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False, loc="lower right" if maximize else "upper right")
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure  # type: ignore[no-any-return]
 
 
@@ -145,7 +147,13 @@ def _parallel(trials: Sequence[Trial], metric: str) -> Figure:
             axes.axvline(place, color=GREY, linewidth=1)
             for height, text in marks:
                 axes.annotate(
-                    _plain(text), (place, height), (4, 0), textcoords="offset points", va="center", fontsize=8
+                    _plain(text),
+                    (place, height),
+                    (4, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=8,
+                    bbox=_GROUND,
                 )
         axes.set_xticks(range(len(columns)), [_plain(name) for name in columns])
         axes.set_yticks([])

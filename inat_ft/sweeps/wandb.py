@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.settings import dotted
@@ -59,9 +62,10 @@ def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: 
     done: list[str] = []
 
     def run_one() -> None:
+        started = time.perf_counter()
         with redirect_stdout(sys.stderr):
             run = wandb.init(settings=wandb.Settings(**patience()))
-        point = {str(key): value for key, value in dict(run.config).items()}
+        point = dict(_flat(dict(run.config)))
         varying = {key: value for key, value in point.items() if key not in sweep.spec.fixed}
         number = len(sweep.trials())
         name = f"{sweep.id}-{run.id}"
@@ -71,14 +75,17 @@ def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: 
         try:
             value = objective(job)
         except Exception as error:
-            sweep.add(number, varying, None, name, str(error).partition("\n")[0] or "stopped by W&B")
+            reason = str(error).partition("\n")[0] or "stopped by W&B"
+            sweep.add(number, varying, None, name, time.perf_counter() - started, reason)
             say(f"run {run.id} failed: {error}")
             raise
-        sweep.add(number, varying, value, name)
+        sweep.add(number, varying, value, name, time.perf_counter() - started)
         say(f"run {run.id}: {sweep.spec.metric.name} {value:.4f}")
 
     entity, project = [None, None, *place][-2:]
     while count is None or len(done) < count:
+        if sweep.study.user_attrs.get("stopped"):
+            return "stopped", "it was stopped; `sweep run` goes on"
         before = len(done)
         try:  # one run at a time: the agent would wait for ever for a server that was lost
             with redirect_stdout(sys.stderr):
@@ -96,6 +103,15 @@ def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: 
                 f"send what W&B missed with `wandb sync`, then: inat-ft sweep run {sweep.id}",
             ) from error
     return "waiting", f"{len(done)} {'run is' if len(done) == 1 else 'runs are'} done, as asked"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings under dotted names."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _streak(sweep: local.Sweep) -> int:

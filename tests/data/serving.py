@@ -12,8 +12,9 @@ class Server:
     """Serves `body` at every path. Of `faults` one is used up by each request; then it serves well.
 
     Faults: a status code; `drop` (a third, then the connection ends), `stall` (a third, then silence), `slow`, `long` and
-    `short` (a Content-Length that lies by 1,000), `shifted` (another part than asked for), `capped` (at most 50,000 bytes
-    a part), `garbage` (a length that is no number), `other` (body and tag become those of another version first), `to:URL` (a redirection).
+    `short` (a Content-Length that lies by 1,000), `garbage` (one that is no number), `shifted` (another part than asked
+    for), `capped` (at most 50,000 bytes a part), `other` (first, body and tag become those of another version), `to:URL`
+    (a redirection).
     """
 
     def __init__(self, body: bytes) -> None:

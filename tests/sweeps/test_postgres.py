@@ -65,7 +65,7 @@ def _wait_for(port: int) -> None:
 
 def test_many_workers_and_a_killed_one(database: str, tmp_path: Path, worker_command) -> None:
     here = create(parse_spec({**SMALL, "method": "bayes"}), tmp_path, "shared", storage=database)
-    workers = [subprocess.Popen(worker_command("shared", 0.8, database), stdout=subprocess.DEVNULL) for _ in range(3)]
+    workers = [subprocess.Popen(worker_command("shared", 0.5, database), stdout=subprocess.DEVNULL) for _ in range(3)]
     log = tmp_path / "log"
     while not log.exists() or log.read_text().count("start") < 3:
         time.sleep(0.05)

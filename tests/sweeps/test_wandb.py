@@ -80,12 +80,12 @@ def test_a_sweep_made_here(tmp_path: Path) -> None:
 
 
 def test_a_sweep_made_elsewhere(tmp_path: Path) -> None:
-    with FakeWandb([{"lr": 0.01}]) as fake:
+    with FakeWandb([{"optim": {"lr": 0.01}}]) as fake:
         out, errors = run_agent(tmp_path, "them/theirs/abc", 1, fake).communicate(timeout=60)
     assert "1 run is done" in out, errors
 
     (trial,) = open_sweep("abc", tmp_path).trials()
-    assert (trial.point, trial.value) == ({"lr": 0.01}, 0.51)
+    assert (trial.point, trial.value) == ({"optim.lr": 0.01}, 0.51)
 
 
 def test_an_agent_that_is_killed_costs_no_finished_run(tmp_path: Path) -> None:

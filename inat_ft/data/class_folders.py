@@ -1,0 +1,151 @@
+"""Images in folders: class folders, train and val or test folders of them, and iNaturalist 2021's folders by taxon."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from inat_ft.data.files import Files, is_ignored, is_plain
+from inat_ft.errors import DataError, UsageError
+
+RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
+"""Ranks in the folder names of iNaturalist 2021, such as 00012_Animalia_Annelida_..._terrestris."""
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+_ROLES = {
+    "train": {"train", "training", "2021_train", "2021_train_mini"},
+    "val": {"val", "valid", "validation", "2021_valid"},
+    "test": {"test", "testing"},
+}
+_TAXON = re.compile(r"\d{5}_" + "_".join(["([^_]+)"] * 7))
+
+
+def read_folders(root: Path, rank: str | None, skip: Path | None) -> Files:
+    """The files of a folder whose subfolders are classes, or subsets that hold classes.
+
+    rank: of RANKS, where classes are taxa; skip: a folder to pass over. Raises UsageError or DataError.
+    """
+    return _Walk(root, rank, skip).files()
+
+
+class _Walk:
+    """The files of a folder whose subfolders are classes, or subsets that hold classes."""
+
+    def __init__(self, root: Path, rank: str | None, skip: Path | None) -> None:
+        self.root, self.rank = root, rank
+        self.skip = skip.resolve() if skip else None
+
+    def files(self) -> Files:
+        top = self._inside(self.root)
+        roles = self._roles(top)
+        if not roles:
+            return self._found("class folders", {"": top})
+        if len(roles) == 3:
+            layout, named = "train, val and test folders", ("train", "val", "test")
+        else:
+            other = next((role for role in roles if role != "train"), "")
+            layout = f"train and {other} (the reserved test set)" if other else "train folder"
+            named = ("", "test", "test")  # with one folder beside train, that is the test set, whatever its name
+        subsets = {name: self._inside(roles[role]) for role, name in zip(_ROLES, named, strict=True) if role in roles}
+        files = self._found(layout, subsets)
+        for folder in set(top) - set(roles.values()):
+            files.leave(folder.name, f"a folder beside {' and '.join(roles)}")
+        for folder in roles.values():
+            self._loose(folder, files)
+        return files
+
+    def _found(self, layout: str, subsets: dict[str, list[Path]]) -> Files:
+        files = Files(self.root, layout)
+        for subset, folders in subsets.items():
+            for folder in folders:
+                relative = folder.relative_to(self.root).as_posix()
+                if folder.is_symlink():
+                    files.leave(relative, _link_reason(self.root, folder))
+                else:
+                    self._add(files, relative, "" if self.rank else folder.name, subset)
+        self._loose(self.root, files)
+        if not files.paths:
+            raise DataError(f"{self.root} holds no class folders with files in them", _expected())
+        return files
+
+    def _roles(self, top: list[Path]) -> dict[str, Path]:
+        """Which folder is train, val and test; none when the folders are classes."""
+        roles: dict[str, Path] = {}
+        for role, names in _ROLES.items():
+            for folder in (each for each in top if each.name.lower() in names):
+                if role in roles:
+                    raise DataError(f"{self.root} has two folders for {role}: {roles[role].name} and {folder.name}")
+                roles[role] = folder
+        if "train" not in roles and roles and len(roles) == len(top):
+            raise DataError(f"{self.root} has no train folder, only {' and '.join(f.name for f in top)}", _expected())
+        alone = len(roles) == 1 and (len(top) > 1 or not self._inside(top[0]))
+        if "train" not in roles or alone:  # a class may well be called train
+            self._require_classes(top)
+            return {}
+        for folder in roles.values():
+            if folder.is_symlink():
+                raise DataError(f"{folder} is {_link_reason(self.root, folder)}: links are not followed", _expected())
+            if not self._inside(folder):
+                raise DataError(f"{folder} has no class folders in it", _expected())
+        return roles
+
+    def _require_classes(self, top: list[Path]) -> None:
+        if not top:
+            raise DataError(f"{self.root} is not an image folder: it has no class folders in it", _expected())
+        inner = {each.name.lower() for each in self._inside(top[0])} if len(top) == 1 else set()
+        if inner & _ROLES["train"] and inner & (_ROLES["val"] | _ROLES["test"]):
+            raise UsageError(f"{self.root} holds a data set, {top[0].name}, but is none", f"inat-ft split {top[0]}")
+
+    def _inside(self, folder: Path) -> list[Path]:
+        """The folders in a folder, links to folders among them."""
+        inside = (path for path in folder.iterdir() if not is_ignored(path.name) and path.is_dir())
+        return sorted(path for path in inside if self.skip is None or path.resolve() != self.skip)
+
+    def _add(self, files: Files, relative: str, label: str, subset: str) -> None:
+        """Take up the files of a folder and of the folders in it, save hidden ones."""
+        match = _TAXON.fullmatch(relative.rsplit("/", 1)[-1]) if self.rank else None
+        if match:
+            ranks = dict(zip(RANKS, match.groups(), strict=True))
+            label = f"{ranks['genus']} {ranks['species']}" if self.rank == "species" else ranks[str(self.rank)]
+        if label and is_plain(relative):
+            files.classes.add(label)
+        try:
+            entries = list(os.scandir(self.root / relative))
+        except OSError as error:
+            files.leave(relative, f"cannot be read: {error.strerror}")
+            return
+        for entry in entries:
+            path = f"{relative}/{entry.name}"
+            if is_ignored(entry.name):
+                continue
+            if not is_plain(path):
+                files.leave(path, "the name has characters that are not UTF-8 or cannot be printed")
+            elif entry.is_symlink() and (reason := _link_reason(self.root, Path(entry.path))):
+                files.leave(path, reason)
+            elif entry.is_dir():
+                self._add(files, path, label, subset)
+            elif label:
+                files.add(path, label, subset)
+            else:
+                raise DataError(
+                    f"--classes-from {self.rank}: no folder of {path} is named like "
+                    "00012_Kingdom_Phylum_Class_Order_Family_Genus_species"
+                )
+
+    def _loose(self, folder: Path, files: Files) -> None:
+        """Images beside the class folders have no label."""
+        for path in folder.iterdir():
+            if path.suffix.lower() in _SUFFIXES and not is_ignored(path.name) and path.is_file():
+                files.leave(path.relative_to(self.root).as_posix(), "outside the class folders")
+
+
+def _expected() -> str:
+    return "expected: DATA/<class>/*.jpg, or DATA/train/<class>/*.jpg with DATA/val or DATA/test, or a CSV (path,label)"
+
+
+def _link_reason(root: Path, link: Path) -> str:
+    """Why a link is left out, "" for one to a file in the folder."""
+    if not link.resolve().is_relative_to(root.resolve()):
+        return "a link out of the folder"
+    return "a link to a folder" if link.is_dir() else ""

@@ -1,0 +1,52 @@
+"""Files that should be images, as a source lists them, and which names are fit for a list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"}
+
+
+@dataclass
+class Files:
+    """Files that should be images: path (posix, relative to the root), label, and subset where the source says it.
+
+    subsets: train, val, test, or "" for images that are to be split; left_out: (path, reason) of what is no part of it;
+    classes: every class that the source has, even if it has no images.
+    """
+
+    root: Path
+    layout: str
+    paths: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    subsets: list[str] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    classes: set[str] = field(default_factory=set)
+
+    def add(self, path: str, label: str, subset: str) -> None:
+        """Take up one file."""
+        self.paths.append(path)
+        self.labels.append(label)
+        self.subsets.append(subset)
+
+    def leave(self, path: str, reason: str) -> None:
+        """Leave one out, under a name that can be printed."""
+        self.left_out.append((_printable(path), reason))
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a file is hidden or the leavings of a file manager."""
+    return name.startswith(".") or name.lower() in _IGNORED
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is UTF-8 without control characters, which would garble terminals and lists."""
+    return name.isprintable() or not any(ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 for c in name)
+
+
+def _printable(name: str) -> str:
+    if is_plain(name):
+        return name
+    shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if is_plain(c) else f"\\x{ord(c):02x}" for c in shown)

@@ -1,0 +1,160 @@
+"""Every built-in strategy: its contract on a tiny network, and what changes in a real pretrained one."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from inat_ft.config import build_strategy
+from inat_ft.engine.plan import make_plan
+from inat_ft.engine.table import stage_table
+from inat_ft.models.build import build_model
+from inat_ft.registry import STRATEGIES, plugins
+from inat_ft.settings import load_config
+from inat_ft.strategies import Group, Strategy
+from inat_ft.testing import check_strategy, tiny_net
+from inat_ft.training import Places, train
+
+NAMES = [name for name, claims in plugins(STRATEGIES).items() if claims[0].package == "inat-ft"]
+
+
+def strategy(name: str, **options: object) -> Strategy:
+    overrides = [("strategy.name", name), *((f"strategy.{key}", value) for key, value in options.items())]
+    return build_strategy(load_config(None, overrides).strategy)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_contract_is_kept(name: str) -> None:
+    check_strategy(strategy(name))
+
+
+class Drifts(Strategy):
+    """Answers differently each time."""
+
+    def groups(self, net, epoch):
+        drifts.append(1)
+        return [Group(net.head.parameters(), float(len(drifts)))]
+
+
+class Meddles(Strategy):
+    """Changes a weight when asked."""
+
+    def groups(self, net, epoch):
+        with torch.no_grad():
+            next(net.parameters()).add_(1)
+        return [Group(net.head.parameters())]
+
+
+drifts: list[int] = []
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"), [(Drifts, "two answers for epoch 1"), (Meddles, "asked for its groups changed")]
+)
+def test_the_check_finds_what_breaks_the_contract(bad, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_strategy(bad())
+
+
+def test_lp_ft_learns_the_head_first_and_the_rest_slowly() -> None:
+    net = tiny_net()
+    plan = make_plan(strategy("lp-ft", head_epochs=2, lr_scale=0.05), net, 4)
+    assert [plan.frozen_prefix(epoch) for epoch in range(4)] == [4, 4, 0, 0]
+    assert {scale for _, scale in plan.epochs[3].scales} == {0.05}
+
+
+def test_gradual_adds_one_stage_every_k_epochs() -> None:
+    plan = make_plan(strategy("gradual", every=2), tiny_net(), 12)
+    assert [plan.frozen_prefix(epoch) for epoch in range(12)] == [4, 4, 3, 3, 2, 2, 1, 1, 0, 0, 0, 0]
+
+
+def test_discriminative_rates_fall_stage_by_stage() -> None:
+    net = tiny_net()
+    rows = stage_table(make_plan(strategy("discriminative", decay=0.1), net, 1), 1.0)
+    assert [row["lr"] for row in rows] == ["0.0001", "0.001", "0.01", "0.1", "1", ""]
+
+
+def test_bn_only_and_bias_only_name_just_those() -> None:
+    net = tiny_net()
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    for mode, wanted in (("bn-only", ("1.weight", "1.bias")), ("bias-only", ("bias",))):
+        plan = make_plan(strategy(mode), net, 1)
+        learned = [names[id(parameter)] for parameter in plan.epochs[0].parameters]
+        assert all(name.endswith(wanted) or name.startswith("head.") for name in learned) and len(learned) > 4
+
+
+def test_surgical_auto_takes_the_stage_that_is_pulled_at_most() -> None:
+    net = tiny_net()
+    ratios = {net.origin(name): 9.0 if "block3" in name else 1.0 for name, _ in net.named_parameters()}
+    chosen = strategy("surgical").choose(net, lambda: ratios)
+    assert chosen.block == "block3"
+    assert strategy("surgical", block="block2").choose(net, lambda: 1 / 0).block == "block2"
+
+
+def test_auto_rgn_scales_by_the_largest_ratio_and_keeps_it_in_the_options() -> None:
+    net = tiny_net()
+    ratios = {net.origin(name): 1.0 + place for place, (name, _) in enumerate(net.named_parameters())}
+    chosen = strategy("auto-rgn").choose(net, lambda: ratios)
+    assert max(chosen.scales.values()) == 1.0 and chosen.choose(net, lambda: 1 / 0) == chosen
+
+
+def test_lora_starts_as_the_network_and_merges_into_it() -> None:
+    net, x = tiny_net().eval(), torch.rand(2, 3, 16, 16)
+    before = net(x)
+    lora = strategy("lora", rank=2, adapt_from="block1")
+    adapted = lora.adapt(net)
+    assert torch.equal(adapted(x), before)
+    with torch.no_grad():
+        for group in lora.groups(adapted, 0):
+            for parameter in group.parameters:
+                parameter.add_(0.1)
+    changed = adapted(x)
+    merged = lora.merge(adapted)
+    assert torch.allclose(merged(x), changed, atol=1e-6) and not torch.allclose(changed, before)
+    assert set(merged.state()) == set(tiny_net().state())
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Crops of two real photographs as two classes."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for label, photo in enumerate(load_sample_images().images):
+        (folder / f"class{label}").mkdir()
+        for number in range(8):
+            x, y = rng.integers(0, 380), rng.integers(0, 180)
+            Image.fromarray(photo[y : y + 240, x : x + 240]).save(folder / f"class{label}" / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_real_pretrained_network_changes_just_where_the_strategy_says(name: str, photographs, tmp_path, cli) -> None:
+    from safetensors.torch import load_file
+
+    from inat_ft.data.manifest import read_manifest
+
+    assert cli("split", photographs, "--out", "m.csv", "--no-near", "--val-fraction", "0.25").code == 0
+    assert len(read_manifest(tmp_path / "m.csv").rows("train")) == 12
+    settings = [("strategy.name", name), ("model.backbone", "efficientnet_lite0"), ("data.split", "m.csv")]
+    settings += [("data.image_size", 64), ("optim.epochs", 3), ("optim.batch_size", 6), ("optim.lr", 0.01)]
+    settings += [("compute.precision", "fp32"), ("stop.patience", 0)]
+    config = load_config(None, settings)
+    before = copy.deepcopy(build_model(config.model, 2, 0, 64).net.state())
+    record, directory = train(config, Places(tmp_path / "runs", tmp_path / "cache"))
+    after = load_file(directory / "model.safetensors")
+    assert set(after) == set(before)
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    net = build_model(config.model, 2, 0, 64).net
+    chosen = build_strategy(load_config(directory / "config.yaml").strategy)
+    plan = make_plan(chosen, chosen.adapt(net), record.best_epoch)
+    named = {net.origin(key).replace(".parametrizations.weight.original", ".weight") for key in plan.changing_state()}
+    if name == "lora":
+        named = {
+            key.rsplit(".parametrizations", 1)[0] + ".weight" if ".parametrizations" in key else key for key in named
+        }
+    assert changed <= named and {"classifier.weight", "classifier.bias"} <= changed
+    if name in ("head", "partial", "full", "lp-ft", "discriminative"):
+        assert changed == named
