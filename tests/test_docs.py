@@ -33,7 +33,7 @@ def known_options() -> dict[str, set[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_option_on_the_page_exists(page: Path) -> None:
     known = known_options()
-    for line in re.findall(r"(?<!# )inat-ft ((?:[a-z]+)(?: [^\n`#|]*)?)", page.read_text()):
+    for line in re.findall(r"(?m)(?:`|^ {4}(?:\$ )?)inat-ft ((?:[a-z]+)(?: [^\n`#|]*)?)", page.read_text()):
         words = line.split()
         command = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
         assert command in known, f"{page.name}: inat-ft {line}"

@@ -30,8 +30,11 @@ def strategies(
     if json:
         render.as_json(found)
         return
-    rows = [(each["name"], each["package"], each["summary"] or f"broken: {each['problem']}") for each in found]
+    rows = [(each["name"], each["package"], each["summary"]) for each in found if not each["problem"]]
     render.table("", ("strategy", "package", "what it does"), rows)
+    for each in found:
+        if each["problem"]:
+            render.result(f"broken: {each['name']} of package '{each['package']}': {each['problem']}")
 
 
 def _listed(plugin: Any) -> dict[str, Any]:

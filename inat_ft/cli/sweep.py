@@ -149,7 +149,7 @@ def run(
         stored = ["--storage", storage] if storage else []
         code = run_workers([sweep.wandb or sweep.id, *places, *stored], workers, count)
         state, why = sweep.state()
-        if code and state != "failed":
+        if code and state not in ("finished", "failed"):
             raise typer.Exit(code)
     elif sweep.wandb:
         from inat_ft.sweeps.wandb import run_agent

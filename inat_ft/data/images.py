@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +17,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-PIXELS_VERSION = "1"
+PIXELS_VERSION = "2"
 """Part of every cache key; changes whenever the same file would give other pixels."""
 
 MAX_PIXELS = 178_956_970
 """Largest width times height that is decoded, unless told otherwise: what fits into 512 MiB as RGB."""
+
+
+_FORMS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI")
+"""What is tried, in this order: Pillow knows more, but some take any bytes for an image and one starts Ghostscript."""
 
 
 class ImageProblem(Exception):
@@ -66,18 +71,18 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     image = _open(data)
     width, height = image.size
     if width * height > max_pixels:
-        raise ImageProblem(f"{width} x {height} pixels are more than {max_pixels:,}")
+        raise ImageProblem(f"more than {max_pixels:,} pixels: {width} x {height}")
     if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
         buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         try:  # libjpeg directly: three times as fast as through Pillow, within one grey level
             pixels: Tensor = decode_jpeg(buffer, ImageReadMode.RGB, apply_exif_orientation=True)
             return pixels
         except RuntimeError as error:
-            raise ImageProblem(_short(error)) from None
+            raise _problem(error) from None
     try:
         array = np.array(_to_rgb(image))
     except Exception as error:  # Pillow's decoders raise what they like on damaged files
-        raise ImageProblem(_short(error)) from None
+        raise _problem(error) from None
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
@@ -86,11 +91,19 @@ def _open(data: bytes) -> Image:
 
     Image.MAX_IMAGE_PIXELS = None  # the size is checked by our own limit, right after the header has been read
     try:
-        return Image.open(BytesIO(data))
+        return Image.open(BytesIO(data), formats=_forms())
     except UnidentifiedImageError:
         raise ImageProblem("no image") from None
     except Exception as error:  # as above
-        raise ImageProblem(_short(error)) from None
+        raise _problem(error) from None
+
+
+@cache
+def _forms() -> list[str]:
+    from PIL import Image
+
+    Image.init()
+    return [form for form in _FORMS if form in Image.OPEN]
 
 
 def _to_rgb(image: Image) -> Image:
@@ -100,6 +113,7 @@ def _to_rgb(image: Image) -> Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scaling
         wide = np.asarray(image).astype(np.int64)
+        wide[wide == image.info.get("transparency", -1)] = 65535
         return Image.fromarray((np.clip(wide, 0, 65535) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed brightness")
@@ -109,5 +123,11 @@ def _to_rgb(image: Image) -> Image:
     return image.convert("RGB")
 
 
-def _short(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _problem(error: Exception) -> ImageProblem:
+    """What a decoder says, without what hangs on its build: it goes into manifests."""
+    words = (str(error).splitlines() or [type(error).__name__])[0]
+    if ".cpp:" in words:  # function, file and line stand before what torchvision has to say
+        words = words.partition(".cpp:")[2].partition(", ")[2]
+    if any(word in words.lower() for word in ("truncated", "premature", "incomplete")):
+        return ImageProblem("truncated")
+    return ImageProblem(f"cannot be decoded: {words}"[:200])

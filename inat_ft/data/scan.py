@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import stat
+import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +26,9 @@ THUMB = 32
 """Side of the thumbnails by which copies are recognised, in pixels."""
 
 _ENOUGH = 96
-_GREY = np.array([0.299, 0.587, 0.114], np.float32)
+_GREY = np.array([299, 587, 114], np.uint32)
 _CHUNK = 16
+_MAX_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,9 @@ class Looks:
 
         pictures = np.stack(small)
         self.colours[places] = pictures.mean((1, 2)).round()
-        self.thumbs[places] = (pictures @ _GREY).round()
+        self.thumbs[places] = (
+            (pictures * _GREY).sum(3, np.uint32) + 500
+        ) // 1000  # whole numbers: the same on any machine
         for place in places:
             bits = imagehash.phash(Image.fromarray(self.thumbs[place])).hash
             self.phashes[place] = int.from_bytes(np.packbits(bits).tobytes(), "big")
@@ -86,7 +92,8 @@ def small_picture(image: Tensor) -> NDArray[np.uint8]:
 class Scan:
     """What was found, file by file in the order given.
 
-    hashes: SHA-256 in hex of the content, "" where unreadable; problems: why a file is unusable, "" where it is usable.
+    hashes: SHA-256 in hex of the content, "" where unreadable; problems: why a file is unusable, as "kind: detail" or
+    "kind", "" where it is usable.
     """
 
     hashes: list[str]
@@ -110,21 +117,19 @@ def scan(
         small = {}
         for place in part:
             try:
-                data = (root / paths[place]).read_bytes()
+                data = _read(root / paths[place])
                 found.hashes[place] = hashlib.sha256(data).hexdigest()
                 image = decode(data, max_pixels)
-            except OSError as error:
-                found.problems[place] = f"cannot be read: {error.strerror}"
             except ImageProblem as problem:
                 found.problems[place] = str(problem)
-            else:
-                if near:
-                    small[place] = small_picture(image)
-                    found.looks.ratios[place] = image.shape[2] / image.shape[1]
+                continue
+            if near:
+                small[place] = small_picture(image)
+                found.looks.ratios[place] = image.shape[2] / image.shape[1]
         if small:
             found.looks.fill(list(small), list(small.values()))
 
-    with one_thread_each(), ThreadPoolExecutor(workers, thread_name_prefix="scan") as pool:
+    with one_thread_each(), _silence(), ThreadPoolExecutor(workers, thread_name_prefix="scan") as pool:
         waiting: deque[tuple[int, Future[None]]] = deque()
         for start in range(0, count, _CHUNK):
             part = range(start, min(start + _CHUNK, count))
@@ -134,6 +139,26 @@ def scan(
         while waiting:
             _wait(waiting, tick, count)
     return found
+
+
+def _read(file: Path) -> bytes:
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            raise ImageProblem("no regular file")
+        if status.st_size > _MAX_BYTES:
+            raise ImageProblem(f"more than {_MAX_BYTES // 2**20:,} MiB")
+        return file.read_bytes()
+    except OSError as error:
+        raise ImageProblem(f"cannot be read: {error.strerror}") from None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Pillow warns of oddities in metadata, without the file's name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _wait(waiting: deque[tuple[int, Future[None]]], tick: Callable[[int, int], None], count: int) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from inat_ft.data.files import Files
 from inat_ft.data.class_folders import read_folders
+from inat_ft.data.files import Files
 from inat_ft.data.listing import read_listing
 from inat_ft.errors import UsageError
 
@@ -13,7 +13,8 @@ from inat_ft.errors import UsageError
 def find_files(data: Path, classes_from: str | None = None, skip: Path | None = None) -> Files:
     """List the files of a folder or CSV, sorted by path. Raises UsageError or DataError naming what is amiss.
 
-    classes_from: one of the ranks kingdom to species, for folders named as iNaturalist 2021 does; skip: a folder in `data` to pass over.
+    classes_from: one of the ranks kingdom to species, for folders named as iNaturalist 2021 does; skip: a folder in
+    `data` to pass over.
     """
     if not data.exists():
         raise UsageError(f"no such folder: {data}")

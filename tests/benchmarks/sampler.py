@@ -56,9 +56,9 @@ def first_visit(make: Callable[[int], BaseSampler], spec: SweepSpec, seed: int) 
 def engines(spec: SweepSpec) -> dict[str, Callable[[int], BaseSampler]]:
     space = {name: optuna.distributions.CategoricalDistribution(p.choices() or ()) for name, p in spec.varying.items()}
     return {
-        "inat-ft bayes": lambda seed: FiniteSampler(space, "bayes", seed),
-        "inat-ft random, no repeats": lambda seed: FiniteSampler(space, "random", seed),
-        "inat-ft grid, in order": lambda seed: FiniteSampler(space, "grid", seed),
+        "bayes": lambda seed: FiniteSampler(space, "bayes", seed),
+        "random, no repeats": lambda seed: FiniteSampler(space, "random", seed),
+        "grid, in order": lambda seed: FiniteSampler(space, "grid", seed),
         "Optuna random": lambda seed: RandomSampler(seed=seed),
         "Optuna TPE": lambda seed: TPESampler(seed=seed),
         "Optuna TPE, 5 at random first": lambda seed: TPESampler(seed=seed, n_startup_trials=5),

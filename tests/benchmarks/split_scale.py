@@ -15,7 +15,7 @@ import numpy as np
 
 from inat_ft.data.manifest import read_manifest, write_manifest
 from inat_ft.data.scan import Looks, Scan
-from inat_ft.data.sources import Files
+from inat_ft.data.files import Files
 from inat_ft.data.split import Options, make_manifest
 
 

@@ -13,8 +13,10 @@ from sklearn.datasets import load_sample_images
 
 from inat_ft.data.manifest import Manifest, find_manifest, read_manifest, write_manifest
 from inat_ft.data.scan import Looks, Scan, scan
-from inat_ft.data.sources import Files, find_files
-from inat_ft.data.split import Options, group_names, make_manifest
+from inat_ft.data.files import Files
+from inat_ft.data.sources import find_files
+from inat_ft.data.split import Options, make_manifest
+from inat_ft.data.grouping import group_names
 from inat_ft.errors import DataError, UsageError
 from tests.conftest import make_images
 

@@ -61,7 +61,7 @@ def test_a_trial_goes_where_the_table_is_high() -> None:
 
 def test_the_best_of_24_points_is_visited_early() -> None:
     spec = parse_spec(BUILT_IN)
-    make = engines(spec)["inat-ft bayes"]
+    make = engines(spec)["bayes"]
 
     visits = [first_visit(make, spec, seed)[0] for seed in range(12)]
 

@@ -1,0 +1,181 @@
+"""A subset for each image: an exact share of every class, drawn by seed and path, groups in one piece.
+
+Single images make the count of a class exact. Groups of images are drawn first, up to the share that they have of their
+classes, so that a subset is no more crowded with them than the whole is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inat_ft.data.manifest import SUBSETS
+from inat_ft.errors import DataError
+
+TRAIN, VAL, TEST = range(len(SUBSETS))
+UNDECIDED = 255
+
+_Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Fractions of each class's images to be split, in 0..1."""
+
+    val: float
+    test: float
+
+
+def assign(
+    paths: Sequence[str],
+    labels: _Ints,
+    given: NDArray[np.uint8],
+    units: _Ints,
+    classes: Sequence[str],
+    shares: Shares,
+    seed: int,
+) -> NDArray[np.uint8]:
+    """The subset of each image, uint8 `[N]`.
+
+    labels: `[N]`, into classes; given: TRAIN, VAL, TEST, or UNDECIDED; units: `[N]`, equal for images that must stay
+    together. Where no validation set is given, the given training images are divided. Raises DataError naming a class
+    that has too few images.
+    """
+    subsets = given.copy()
+    if not (subsets == VAL).any():
+        subsets[subsets == TRAIN] = UNDECIDED
+    subsets[(subsets == UNDECIDED) & np.isin(units, units[subsets == TRAIN])] = TRAIN
+    totals = np.bincount(labels[subsets == UNDECIDED], minlength=len(classes))
+    draw = _Draw(subsets, labels, units, _shuffled(paths, seed), totals)
+    wanted = [(code, share) for code, share in ((TEST, shares.test), (VAL, shares.val)) if not (subsets == code).any()]
+    wanted = [(code, share) for code, share in wanted if share]
+    _require(totals, len(wanted) + 1, classes)
+    for number, (code, share) in enumerate(wanted):
+        draw.take(code, share, leave=len(wanted) - number)
+    subsets[subsets == UNDECIDED] = TRAIN
+    _require_all(subsets, labels, classes, [TRAIN, VAL])
+    return subsets
+
+
+def _require(totals: _Ints, parts: int, classes: Sequence[str]) -> None:
+    few = np.flatnonzero((totals > 0) & (totals < parts))
+    if len(few):
+        number = int(totals[few[0]])
+        raise DataError(
+            f"class '{classes[few[0]]}' has only {number} image{'s' * (number > 1)} to split: "
+            f"at least {parts} are needed",
+            "add images, or remove the class",
+        )
+
+
+def _require_all(subsets: NDArray[np.uint8], labels: _Ints, classes: Sequence[str], codes: Sequence[int]) -> None:
+    for code in codes:
+        counts = np.bincount(labels[subsets == code], minlength=len(classes))
+        if not counts.all():
+            name = classes[int(np.flatnonzero(counts == 0)[0])]
+            raise DataError(
+                f"class '{name}' has too few images, or too few groups of them, for {SUBSETS[code]}: none would be left",
+                "add images, remove the class, or choose other fractions",
+            )
+
+
+def _shuffled(paths: Sequence[str], seed: int) -> _Ints:
+    """A random order that hangs on seed and paths alone."""
+    keys = [hashlib.sha256(f"{seed}\0{path}".encode()).digest() for path in paths]
+    return np.fromiter(sorted(range(len(paths)), key=keys.__getitem__), np.int64, len(paths))
+
+
+@dataclass
+class _Group:
+    places: list[int]
+    counts: Counter[int]
+    """Images by class."""
+
+
+class _Draw:
+    """Drawing from the undecided images, in a random order, in place."""
+
+    def __init__(self, subsets: NDArray[np.uint8], labels: _Ints, units: _Ints, order: _Ints, totals: _Ints) -> None:
+        self.subsets, self.labels, self.units, self.order, self.totals = subsets, labels, units, order, totals
+
+    def take(self, code: int, share: float, leave: int) -> None:
+        """Give a share of every class to a subset; leave: images of each class that must remain undecided."""
+        place = self.order[self.subsets[self.order] == UNDECIDED]
+        spare = np.maximum(self._count(place) - leave, 0)
+        need = np.minimum(np.maximum(np.floor(self.totals * share + 0.5).astype(np.int64), 1), spare)
+        alone = np.bincount(self.units[place], minlength=len(self.units))[self.units[place]] == 1
+        singles, groups = place[alone], self._groups(place[~alone])
+        if groups:
+            in_groups = np.floor(self._count(place[~alone]) * share + 0.5).astype(np.int64)
+            got = self._take_groups(groups, code, np.minimum(in_groups, need), spare)
+            need, spare = need - got, spare - got
+        got = self._take_singles(singles, code, need)
+        need, spare = need - got, spare - got
+        if groups and (need > 0).any():
+            got = self._take_groups(groups, code, need, spare)
+            self._take_smallest(groups, code, spare - got)
+
+    def _count(self, places: _Ints) -> _Ints:
+        return np.bincount(self.labels[places], minlength=len(self.totals))
+
+    def _groups(self, places: _Ints) -> list[_Group]:
+        members: dict[int, list[int]] = {}
+        for place, unit in zip(places.tolist(), self.units[places].tolist(), strict=True):
+            members.setdefault(unit, []).append(place)
+        return [_Group(group, Counter(self.labels[group].tolist())) for group in members.values()]
+
+    def _take_singles(self, places: _Ints, code: int, need: _Ints) -> _Ints:
+        labels = self.labels[places]
+        by_class = np.argsort(labels, kind="stable")
+        counts = self._count(places)
+        rank = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
+        chosen = places[by_class[rank < need[labels[by_class]]]]
+        self.subsets[chosen] = code
+        return self._count(chosen)
+
+    def _take_groups(self, groups: list[_Group], code: int, need: _Ints, spare: _Ints) -> _Ints:
+        """First the groups that fit into what is needed, then those that still bring the counts nearer to it."""
+        wanted, left = need.tolist(), spare.tolist()
+        got = np.zeros_like(need)
+
+        def fits(counts: Counter[int]) -> bool:
+            return all(wanted[label] >= number for label, number in counts.items())
+
+        def helps(counts: Counter[int]) -> bool:
+            change = sum(abs(wanted[label] - number) - abs(wanted[label]) for label, number in counts.items())
+            return bool(change < 0)
+
+        rules: tuple[Callable[[Counter[int]], bool], ...] = (fits, helps)
+        for good in rules:
+            for group in groups:
+                free = self.subsets[group.places[0]] == UNDECIDED
+                if free and good(group.counts) and all(left[label] >= n for label, n in group.counts.items()):
+                    self.subsets[group.places] = code
+                    for label, number in group.counts.items():
+                        wanted[label] -= number
+                        left[label] -= number
+                        got[label] += number
+        return got
+
+    def _take_smallest(self, groups: list[_Group], code: int, spare: _Ints) -> None:
+        """Give each class that has nothing in the subset yet its smallest group."""
+        left = spare.tolist()
+        empty = np.flatnonzero(self._count(np.flatnonzero(self.subsets == code)) == 0)
+        for label in empty.tolist():
+            able = [
+                group
+                for group in groups
+                if label in group.counts
+                and self.subsets[group.places[0]] == UNDECIDED
+                and all(left[other] >= number for other, number in group.counts.items())
+            ]
+            if able:
+                group = min(able, key=lambda each: len(each.places))
+                self.subsets[group.places] = code
+                for other, number in group.counts.items():
+                    left[other] -= number

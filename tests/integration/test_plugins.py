@@ -1,0 +1,79 @@
+"""Plugins as packages of their own, installed into an environment of their own."""
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory) -> Path:
+    """A fresh environment that sees the packages of this one, with both example plugins installed by pip."""
+    home = tmp_path_factory.mktemp("venv")
+    venv.create(home, with_pip=False, symlinks=True)
+    site = next(home.glob("lib/python*/site-packages"))
+    here = [path for path in sys.path if path.endswith("site-packages")] + [str(ROOT)]
+    (site / "ours.pth").write_text("\n".join(here) + "\n")
+    for name in ("strategy-plugin", "backbone-plugin"):
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+        target = [*command, "--target", str(site), str(ROOT / "examples" / name)]
+        ran = subprocess.run(target, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+    return home / "bin" / "python"
+
+
+def run(python: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([python, "-m", "inat_ft", *map(str, words)], capture_output=True, text=True, check=False)
+
+
+def test_a_strategy_plugin_is_listed_and_trains(python: Path, manifest_file: Path) -> None:
+    listed = run(python, "strategies", "every-other")
+    assert listed.returncode == 0 and "alpha" in listed.stdout and "multiple of the head's" in listed.stdout
+    words = ["--backbone", "resnet18", "--weights", "none", "--image-size", 32, "--epochs", 1, "--split", manifest_file]
+    ran = run(python, "train", *words, "--mode", "every-other", "--set", "strategy.alpha=0.5", "--name", "mine")
+    assert ran.returncode == 0, ran.stderr
+    assert "alpha: 0.5" in Path("runs/mine/config.yaml").read_text()
+    wrong = run(python, "train", *words, "--mode", "every-other", "--set", "strategy.alpah=0.5")
+    assert wrong.returncode == 2 and "did you mean 'alpha'" in wrong.stderr
+
+
+def test_a_backbone_plugin_trains_and_is_evaluated(python: Path, manifest_file: Path) -> None:
+    words = [
+        "--backbone",
+        "little",
+        "--set",
+        "model.width=8",
+        "--image-size",
+        32,
+        "--epochs",
+        2,
+        "--split",
+        manifest_file,
+    ]
+    ran = run(python, "train", *words, "--name", "little")
+    assert ran.returncode == 0, ran.stderr
+    assert run(python, "eval", "runs/little", "--quiet").returncode == 0
+
+
+def test_a_broken_plugin_is_named_and_breaks_nothing_else(python: Path) -> None:
+    site = next(python.parents[1].glob("lib/python*/site-packages"))
+    for package, entry in (
+        ("broken-one", "bad = nowhere:Bad"),
+        ("clash-one", "head = every_other:EveryOther"),
+        ("odd-one", "odd = json:loads"),
+    ):
+        info = site / f"{package.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[inat_ft.strategies]\n{entry}\n")
+    assert run(python, "--help").returncode == 0
+    listed = run(python, "strategies")
+    assert listed.returncode == 0
+    assert "No module named 'nowhere'" in listed.stdout and "broken-one" in listed.stdout
+    assert "the name is taken by package 'inat-ft'" in listed.stdout and "odd-one" in listed.stdout
+    used = run(python, "train", "--mode", "bad", "--dry-run")
+    assert used.returncode == 1 and "package 'broken-one' cannot be imported" in used.stderr
