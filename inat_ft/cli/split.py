@@ -1,6 +1,7 @@
 """`inat-ft split`: scan a folder, split it, write the manifest, show it."""
 
-from collections import Counter
+import os
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -76,7 +77,8 @@ def split(
     from inat_ft.data.split import Options
 
     chosen = Options(val_fraction, test_fraction, seed, leakage, near, group_by)
-    place = out or Path("splits") / f"{data.resolve().stem if data.is_file() else data.resolve().name}.csv"
+    named = Path(os.path.abspath(data))  # as typed: a link keeps its name
+    place = out or Path("splits") / f"{named.stem if data.is_file() else named.name or 'images'}.csv"
     _split(data, place, chosen, classes_from, max_pixels, workers, strict, force, json)
 
 
@@ -91,33 +93,46 @@ def _split(
     force: bool,
     json: bool,
 ) -> None:
+    from inat_ft.data.grouping import group_names
     from inat_ft.data.manifest import write_manifest
     from inat_ft.data.scan import scan
     from inat_ft.data.sources import find_files
-    from inat_ft.data.split import group_names, make_manifest
+    from inat_ft.data.split import check_fractions, make_manifest
     from inat_ft.data.threads import num_cores
-    from inat_ft.errors import DataError, UsageError
+    from inat_ft.errors import UsageError
 
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder", "name a file, such as splits/photos.csv")
-    files = find_files(data, classes_from)
+    if data.is_file() and out.exists() and out.samefile(data):
+        raise UsageError(f"the manifest would take the place of {data}", "name another file with --out")
+    files = find_files(data, classes_from, skip=out.parent)
+    check_fractions(files, chosen)
     groups = group_names(files, chosen.group_by)
     with render.progress("scanning") as tick:
         scanned = scan(files.root, files.paths, max_pixels, workers or num_cores(), chosen.near, tick)
-    bad = [(path, why) for path, why in zip(files.paths, scanned.problems, strict=True) if why] + files.left_out
-    if strict and bad:
-        raise DataError(
-            f"{len(bad)} files are no usable images: {bad[0][0]} ({bad[0][1]})",
-            "leave out --strict to go on without them",
-        )
-    if len(bad) >= len(files.paths):
-        raise DataError(f"none of the {len(files.paths)} files in {data} is a usable image: {bad[0][0]} ({bad[0][1]})")
+    bad = [(path, why) for path, why in zip(files.paths, scanned.problems, strict=True) if why]
+    _refuse(data, bad, len(files.paths), files.left_out if strict else [], strict)
     manifest, findings = make_manifest(files, scanned, chosen, out, groups)
     written = write_manifest(manifest, force)
     if json:
         render.as_json(_as_json(manifest, findings))
     else:
         _show(manifest, findings, written)
+
+
+def _refuse(data: Path, bad: list[tuple[str, str]], count: int, others: list[tuple[str, str]], strict: bool) -> None:
+    from inat_ft.errors import DataError
+
+    if len(bad) == count:
+        raise DataError(f"none of the {count:,} files in {data} is a usable image: {bad[0][0]} ({bad[0][1]})")
+    bad = bad + others
+    if strict and bad:
+        lines = [f"{path} ({why})" for path, why in bad[:_SHOWN]]
+        more = ["..."] if len(bad) > _SHOWN else []
+        raise DataError(
+            "\n".join([f"{len(bad):,} files are no usable images: {lines[0]}", *lines[1:], *more]),
+            "leave out --strict to go on without them",
+        )
 
 
 def _as_json(manifest: "Manifest", findings: "Findings") -> dict[str, Any]:
@@ -128,11 +143,15 @@ def _as_json(manifest: "Manifest", findings: "Findings") -> dict[str, Any]:
         "layout": manifest.made["layout"],
         "classes": list(manifest.classes),
         "counts": manifest.counts(),
+        "imbalance": _imbalance(manifest)[2],
         "left_out": [{"path": path, "reason": reason} for path, reason in manifest.left_out],
         "exact_copies": findings.exact_groups,
         "near_copies": findings.near_groups,
         "leaked": [{"train": train, "test": test} for train, test in findings.leaked],
+        "leaked_to_val": [{"train": train, "val": val} for train, val in findings.leaked_val],
         "label_conflicts": findings.conflicts,
+        "near_label_conflicts": findings.near_conflicts,
+        "classes_without_test": findings.untested,
     }
 
 
@@ -146,27 +165,31 @@ def _show(manifest: "Manifest", findings: "Findings", written: bool) -> None:
     sums = [sum(row[subset] for row in counts.values()) for subset in SUBSETS]
     rows.append(["total", *(f"{number:,}" for number in sums), f"{sum(sums):,}"])
     render.table("", ("class", *SUBSETS, "all"), rows, right=(*SUBSETS, "all"))
-    train = {name: row["train"] for name, row in counts.items()}
-    most, least = max(train, key=train.__getitem__), min(train, key=train.__getitem__)
-    ratio = train[most] / train[least]
+    most, least, ratio = _imbalance(manifest)
     advice = "; see train --balance" if ratio >= 2 else ""
     even = "none, every class has as many training images"
     render.result(
         f"imbalance: {f'{most} has {ratio:.2f} times the training images of {least}{advice}' if ratio > 1 else even}"
     )
     _show_copies(findings)
-    reasons = Counter(_kind(reason) for _, reason in manifest.left_out)
-    for kind, number in reasons.most_common():
-        named = [path for path, reason in manifest.left_out if _kind(reason) == kind]
-        render.result(f"left out: {number:,} ({kind}): {_few(named)}")
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for path, reason in manifest.left_out:
+        kinds[reason.partition(": ")[0]].append(path)
+    for kind, paths in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        render.result(f"left out: {len(paths):,} ({kind}): {_few(paths)}")
+    if findings.untested:
+        render.warn(f"no test images of {_few(findings.untested)}")
     render.result(f"manifest: {manifest.path}{'' if written else ' (unchanged)'}")
     if not sums[SUBSETS.index("test")]:
         render.remark("there is no test set: --test-fraction reserves one")
     render.remark("next: inat-ft train --mode head")
 
 
-def _kind(reason: str) -> str:
-    return "copy of a test image" if reason.startswith("a copy of the test image") else reason
+def _imbalance(manifest: "Manifest") -> tuple[str, str, float]:
+    """The classes with the most and the fewest training images, and how many times as many the first has."""
+    train = {name: row["train"] for name, row in manifest.counts().items()}
+    most, least = max(train, key=train.__getitem__), min(train, key=train.__getitem__)
+    return most, least, train[most] / train[least]
 
 
 def _show_copies(findings: "Findings") -> None:
@@ -175,15 +198,20 @@ def _show_copies(findings: "Findings") -> None:
             render.result(
                 f"{what}: {sum(map(len, groups)):,} images in {len(groups):,} groups, kept on one side: {_few(groups[0])}"
             )
-    if findings.leaked:
-        train, test = findings.leaked[0]
-        render.result(
-            f"train and test overlap: {len(findings.leaked):,} training images are copies, such as {train} of {test}"
-        )
-    if findings.conflicts:
-        render.result(
-            f"label conflicts: {len(findings.conflicts):,} files have several labels: {_few(findings.conflicts[0])}"
-        )
+    for name, pairs in (("test", findings.leaked), ("validation", findings.leaked_val)):
+        if pairs:
+            render.result(
+                f"train and {name} overlap: {len(pairs):,} images are copies of {name} images or belong with them, "
+                f"such as {pairs[0][0]} with {pairs[0][1]}"
+            )
+    for what, groups, done in (
+        ("equal files", findings.conflicts, "left out"),
+        ("near copies", findings.near_conflicts, "kept on one side"),
+    ):
+        if groups:
+            render.result(
+                f"label conflicts: {len(groups):,} times {what} have several labels ({done}): {_few(groups[0])}"
+            )
 
 
 def _few(names: list[str]) -> str:
@@ -193,12 +221,10 @@ def _few(names: list[str]) -> str:
 def _check(path: Path, json: bool) -> None:
     from inat_ft.data.check import check_manifest
     from inat_ft.data.manifest import read_manifest
-    from inat_ft.data.sources import find_files
 
     manifest = read_manifest(path)
-    present = find_files(manifest.root).paths if manifest.made.get("layout") != "CSV" and manifest.root.is_dir() else []
     with render.progress("checking", "files") as tick:
-        found = check_manifest(manifest, present, tick)
+        found = check_manifest(manifest, tick)
     if json:
         render.as_json({"missing": found.missing, "changed": found.changed, "new": found.new})
     else:

@@ -25,7 +25,7 @@ _Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Shares:
-    """Fractions of each class's images to be split, in 0..1."""
+    """Fractions of each class's images, in 0..1: of all that are to be split for the test, of the rest to validate."""
 
     val: float
     test: float
@@ -51,7 +51,7 @@ def assign(
         subsets[subsets == TRAIN] = UNDECIDED
     subsets[(subsets == UNDECIDED) & np.isin(units, units[subsets == TRAIN])] = TRAIN
     totals = np.bincount(labels[subsets == UNDECIDED], minlength=len(classes))
-    draw = _Draw(subsets, labels, units, _shuffled(paths, seed), totals)
+    draw = _Draw(subsets, labels, units, _shuffled(paths, seed), len(classes))
     wanted = [(code, share) for code, share in ((TEST, shares.test), (VAL, shares.val)) if not (subsets == code).any()]
     wanted = [(code, share) for code, share in wanted if share]
     _require(totals, len(wanted) + 1, classes)
@@ -100,14 +100,14 @@ class _Group:
 class _Draw:
     """Drawing from the undecided images, in a random order, in place."""
 
-    def __init__(self, subsets: NDArray[np.uint8], labels: _Ints, units: _Ints, order: _Ints, totals: _Ints) -> None:
-        self.subsets, self.labels, self.units, self.order, self.totals = subsets, labels, units, order, totals
+    def __init__(self, subsets: NDArray[np.uint8], labels: _Ints, units: _Ints, order: _Ints, classes: int) -> None:
+        self.subsets, self.labels, self.units, self.order, self.classes = subsets, labels, units, order, classes
 
     def take(self, code: int, share: float, leave: int) -> None:
-        """Give a share of every class to a subset; leave: images of each class that must remain undecided."""
+        """Give a share of what is undecided of every class to a subset; leave: images of each that must remain so."""
         place = self.order[self.subsets[self.order] == UNDECIDED]
         spare = np.maximum(self._count(place) - leave, 0)
-        need = np.minimum(np.maximum(np.floor(self.totals * share + 0.5).astype(np.int64), 1), spare)
+        need = np.minimum(np.maximum(np.floor(self._count(place) * share + 0.5).astype(np.int64), 1), spare)
         alone = np.bincount(self.units[place], minlength=len(self.units))[self.units[place]] == 1
         singles, groups = place[alone], self._groups(place[~alone])
         if groups:
@@ -121,7 +121,7 @@ class _Draw:
             self._take_smallest(groups, code, spare - got)
 
     def _count(self, places: _Ints) -> _Ints:
-        return np.bincount(self.labels[places], minlength=len(self.totals))
+        return np.bincount(self.labels[places], minlength=self.classes)
 
     def _groups(self, places: _Ints) -> list[_Group]:
         members: dict[int, list[int]] = {}

@@ -96,14 +96,21 @@ class Batches:
         """How many rows there are."""
         return len(self.source)
 
+    def numbers(self, order: Tensor | None = None) -> list[Tensor]:
+        """The numbers of the rows of each batch. A last row on its own joins the batch before: BatchNorm needs two."""
+        order = torch.arange(self.num_images) if order is None else order
+        parts = list(torch.split(order, self.batch_size))
+        if len(parts) > 1 and len(parts[-1]) == 1 < self.batch_size:
+            parts[-2:] = [torch.cat(parts[-2:])]
+        return parts
+
     def __call__(self, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of (input, labels) in an order `[M]` int64 on the CPU; None means each row once, as they stand.
 
         The rows of the next batches are fetched by a thread while the caller computes.
         """
-        order = torch.arange(self.num_images) if order is None else order
         device = self.labels.device
-        for rows, places in _ahead(self.source, torch.split(order, self.batch_size), pin=device.type == "cuda"):
+        for rows, places in _ahead(self.source, self.numbers(order), pin=device.type == "cuda"):
             numbers = places.to(device, non_blocking=True)
             yield self.prepare(rows.to(device, non_blocking=True), numbers), self.labels[numbers]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from inat_ft.data.images import sha256_of
 from inat_ft.data.manifest import Manifest
+from inat_ft.data.sources import find_files
+from inat_ft.errors import DataError, InatFtError
 
 _THREADS = 8
 
@@ -27,15 +29,31 @@ class Differences:
         return bool(self.missing or self.changed or self.new)
 
 
-def check_manifest(manifest: Manifest, present: Sequence[str], tick: Callable[[int, int], None]) -> Differences:
-    """Compare every image with the disk. present: the files that the source of the manifest holds now."""
+def check_manifest(manifest: Manifest, tick: Callable[[int, int], None]) -> Differences:
+    """Compare every image with the disk, and look for new ones where the images are a folder.
+
+    Raises DataError when the folder of the images is gone.
+    """
+    if not manifest.root.is_dir():
+        raise DataError(
+            f"the folder of the images, {manifest.root}, is gone",
+            f"bring it back, or move {manifest.path} along with it: the way from one to the other is in the manifest",
+        )
     differing = changed_files(manifest, np.arange(len(manifest.paths)), tick)
     missing = [path for path in differing if not (manifest.root / path).is_file()]
     gone = set(missing)
     known = {*manifest.paths, *(path for path, _ in manifest.left_out)}
-    return Differences(
-        missing, [path for path in differing if path not in gone], [path for path in present if path not in known]
-    )
+    new = [path for path in _present(manifest) if path not in known]
+    return Differences(missing, [path for path in differing if path not in gone], new)
+
+
+def _present(manifest: Manifest) -> list[str]:
+    if manifest.made.get("layout") == "CSV":
+        return []
+    try:
+        return find_files(manifest.root, skip=manifest.path.parent).paths
+    except InatFtError:  # with its images missing it need not look like a data set any more
+        return []
 
 
 def changed_files(manifest: Manifest, rows: NDArray[np.int64], tick: Callable[[int, int], None]) -> list[str]:

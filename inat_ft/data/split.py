@@ -63,7 +63,7 @@ def make_manifest(
     groups: for each file a name that files which belong together share, "" for none. Raises DataError when a class has
     too few images or when train and test are the same, UsageError when the fractions cannot be had.
     """
-    _check_fractions(files, options)
+    check_fractions(files, options)
     usable = np.flatnonzero([not why for why in scanned.problems])
     _require_classes(files, scanned, usable)
     pool = _Pool(files, scanned, usable)
@@ -77,7 +77,8 @@ def make_manifest(
     return _manifest(files, pool, keep, kin.units[keep], options, path, sorted(left_out), findings), findings
 
 
-def _check_fractions(files: Files, options: Options) -> None:
+def check_fractions(files: Files, options: Options) -> None:
+    """Raise UsageError when these files cannot be divided into these fractions, whatever is in them."""
     if options.val_fraction + options.test_fraction >= 1:
         raise UsageError(
             f"--val-fraction {options.val_fraction} and --test-fraction {options.test_fraction} leave nothing to train on"
@@ -215,11 +216,12 @@ def _manifest(
 
 
 def _made(files: Files, options: Options) -> dict[str, Any]:
+    group_by = options.group_by
     return {
         "layout": files.layout,
         "val_fraction": options.val_fraction,
         "test_fraction": options.test_fraction,
-        "group_by": Path(options.group_by).name if (options.group_by or "").endswith(".csv") else options.group_by,
+        "group_by": Path(group_by).name if group_by and group_by.lower().endswith(".csv") else group_by,
         "leakage": options.leakage,
         "near_copies": options.near,
     }

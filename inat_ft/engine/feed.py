@@ -20,6 +20,8 @@ from inat_ft.engine.plan import Plan
 from inat_ft.engine.prefix import PLAIN, Estimate, PrefixCache, View, as_activation
 from inat_ft.models.base import Preprocess
 
+_CHECKED_IMAGES = 64
+
 Tick = Callable[[int, int], None]
 TickFor = Callable[[str], AbstractContextManager[Tick]]
 
@@ -173,14 +175,16 @@ class Feed:
 
     def _front(self, cut: int) -> Front:
         if cut not in self._fronts:
-            front = self._fronts[cut] = self.prefix_cache.front(cut, self._sample)
-            if front.error > 0:
+            count = len(self.train_pixels)
+            numbers = torch.linspace(0, count - 1, min(_CHECKED_IMAGES, count)).long()
+            hashes = [self.train_pixels.hashes[number] for number in numbers.tolist()]
+            front = self._fronts[cut] = self.prefix_cache.front(cut, hashes, lambda: self._sample(numbers))
+            if front.error is not None:
                 self._say(f"prefix: computed in {front.form}; bf16 differs from fp32 by {front.error:.2%}")
         return self._fronts[cut]
 
-    def _sample(self) -> Tensor:
-        """Up to 64 training images as the network takes them."""
-        numbers = torch.linspace(0, len(self.train_pixels) - 1, min(64, len(self.train_pixels))).long()
+    def _sample(self, numbers: Tensor) -> Tensor:
+        """Some training images as the network takes them."""
         prepare = ImageInput(self.preprocess.mean, self.preprocess.std)
         return prepare(self.train_pixels.files().rows(numbers).to(self.train_pixels.labels.device), numbers)
 

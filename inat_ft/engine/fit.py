@@ -197,7 +197,7 @@ def _train(
     on.net.train()
     total = torch.zeros(2, device=on.compute.device)
     done, lr = 0, config.lr
-    steps = -(-len(order) // on.batches.batch_size)
+    steps = len(on.batches.numbers(order))
     with on.alone():
         for index, (inputs, labels) in enumerate(on.batches(order)):
             lr = set_lr(optimizer, config, number + (index + 1) / steps)
@@ -219,7 +219,8 @@ def _step(
 ) -> Tensor:
     """One step, in `accumulate` parts. Returns the summed loss and the number of right answers, `[2]` on the device."""
     sums = torch.zeros(2, device=labels.device)
-    for x, y in zip(inputs.chunk(config.accumulate), labels.chunk(config.accumulate), strict=True):
+    parts = max(1, min(config.accumulate, len(labels) // 2))
+    for x, y in zip(inputs.tensor_split(parts), labels.tensor_split(parts), strict=True):
         logits = on.logits(x)
         loss = F.cross_entropy(logits, y, weights, label_smoothing=config.label_smoothing, reduction="sum")
         (loss / len(labels)).backward()  # type: ignore[no-untyped-call]

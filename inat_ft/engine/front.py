@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,50 +13,53 @@ from torch import Tensor, fx, nn
 from inat_ft.models.net import Net
 
 MAX_ERROR = 0.02
-"""Relative error of a fast prefix's output against float32 beyond which float32 is used."""
+"""Relative error of bfloat16 against float32 beyond which float32 is used."""
 
 
 @dataclass(frozen=True)
 class Front:
-    """The first stages of a network in the form in which they are computed, and what that form costs in accuracy.
+    """The first stages of a network in some form.
 
-    module: `[B, 3, H, W]` in dtype to the stages' output. error: relative L2 difference of bfloat16 from float32 on sample
-    images, whichever was then chosen; 0 where only float32 is possible, NaN where nobody asked.
+    build: makes the module, `[B, 3, H, W]` in dtype to the stages' output; not called when every output is known already.
+    error: relative L2 difference of bfloat16 from float32 on sample images; None where nobody asked.
     """
 
-    module: nn.Module
-    dtype: torch.dtype
     form: str
-    error: float
+    dtype: torch.dtype
+    build: Callable[[], nn.Module]
+    error: float | None = None
 
 
-def exact_front(net: Net, prefix: int) -> Front:
+def exact_front(net: Net, cut: int) -> Front:
     """The stages as they are, in float32: the same bits as in the network itself."""
-    return Front(nn.Sequential(*list(net.stages.values())[:prefix]).eval(), torch.float32, "fp32", 0.0)
+    return Front("fp32", torch.float32, lambda: _stages(net, cut))
 
 
-def folded_front(net: Net, prefix: int) -> Front:
-    """The stages in float32 with BatchNorm folded into the convolutions: the same up to rounding (about 1e-5)."""
-    return Front(_fold(copy.deepcopy(exact_front(net, prefix).module)), torch.float32, "fp32 folded", 0.0)
+def folded_front(net: Net, cut: int, error: float | None = None) -> Front:
+    """In float32 with BatchNorm folded into the convolutions: the same up to rounding (about 1e-5)."""
+    return Front("fp32 folded", torch.float32, lambda: _fold(copy.deepcopy(_stages(net, cut))), error)
 
 
-def fast_front(net: Net, prefix: int, sample: Tensor, forced: bool = False) -> Front:
-    """The stages with BatchNorm folded into the convolutions, weights and arithmetic in bfloat16.
+def fast_front(net: Net, cut: int, error: float | None = None) -> Front:
+    """With BatchNorm folded into the convolutions, weights and arithmetic in bfloat16."""
 
-    sample: `[S, 3, H, W]` float32 inputs on which the result is held against float32: when the relative error exceeds
-    MAX_ERROR, the form in float32 is returned instead, unless `forced`.
-    """
-    folded = folded_front(net, prefix)
-    module = copy.deepcopy(folded.module).to(torch.bfloat16).to(memory_format=torch.channels_last)
-    if forced:
-        return Front(module, torch.bfloat16, "bf16 folded", math.nan)
-    with torch.inference_mode():
-        wanted = folded.module(sample).float()
-        got = module(sample.to(torch.bfloat16)).float()
-    error = float((got - wanted).norm() / wanted.norm().clamp(min=1e-12))
-    if error > MAX_ERROR:
-        return replace(folded, error=error)
-    return Front(module, torch.bfloat16, "bf16 folded", error)
+    def build() -> nn.Module:
+        folded = _fold(copy.deepcopy(_stages(net, cut)))
+        return folded.to(torch.bfloat16).to(memory_format=torch.channels_last)
+
+    return Front("bf16 folded", torch.bfloat16, build, error)
+
+
+@torch.inference_mode()
+def relative_error(net: Net, cut: int, sample: Tensor) -> float:
+    """By how much the fast form differs from float32: relative L2 over the outputs for sample inputs `[S, 3, H, W]`."""
+    wanted = folded_front(net, cut).build()(sample).float()
+    got = fast_front(net, cut).build()(sample.to(torch.bfloat16)).float()
+    return float((got - wanted).norm() / wanted.norm().clamp(min=1e-12))
+
+
+def _stages(net: Net, cut: int) -> nn.Module:
+    return nn.Sequential(*list(net.stages.values())[:cut]).eval()
 
 
 def _fold(chain: nn.Module) -> nn.Module:

@@ -6,9 +6,11 @@ epochs will read them.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,11 @@ from inat_ft.data.batches import Batches, ImageInput, Resident, Source, Stored
 from inat_ft.data.pixels import Pixels, pixels_key
 from inat_ft.data.store import Store, open_store
 from inat_ft.engine.device import Compute
-from inat_ft.engine.front import Front, exact_front, fast_front, folded_front
+from inat_ft.engine.front import MAX_ERROR, Front, exact_front, fast_front, folded_front, relative_error
 from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net
 from inat_ft.models.weights import fingerprint
+from inat_ft.records import write_text
 
 _CHECKED_BATCH = 16
 _CHECKED_PARTS = [1, 4, 11]
@@ -74,6 +77,7 @@ class PrefixCache:
     preprocess: Preprocess
     compute: Compute
     folder: Path
+    _keys: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def estimate(self, prefix: int, num_train: int, num_val: int, epochs: int, views: int) -> Estimate:
         """Count the arithmetic of one image through the stages; a step forward and back costs three times a forward."""
@@ -114,31 +118,52 @@ class PrefixCache:
                     return number
         return prefix
 
-    def front(self, prefix: int, sample: Callable[[], Tensor]) -> Front:
-        """The first stages in the form in which they are computed."""
+    def front(self, cut: int, hashes: Sequence[str], sample: Callable[[], Tensor]) -> Front:
+        """The first stages in the form in which they are computed.
+
+        sample(): inputs `[S, 3, H, W]`, made from the images of these hashes, on which bfloat16 is held against float32;
+        what was found is remembered in the cache folder.
+        """
         if self.compute.exact:
-            return exact_front(self.net, prefix)
+            return exact_front(self.net, cut)
         if self.compute.precision == "fp32":
-            return folded_front(self.net, prefix)
-        return fast_front(self.net, prefix, sample(), self.compute.forced)
+            return folded_front(self.net, cut)
+        if self.compute.forced:
+            return fast_front(self.net, cut)
+        error = self._known_error(cut, hashes, sample)
+        return (fast_front if error <= MAX_ERROR else folded_front)(self.net, cut, error)
+
+    def _known_error(self, cut: int, hashes: Sequence[str], sample: Callable[[], Tensor]) -> float:
+        name = hashlib.sha256(json.dumps([self._key(cut), sorted(hashes)], sort_keys=True).encode()).hexdigest()[:24]
+        file = self.folder / "checked" / f"{name}.json"
+        try:
+            return float(json.loads(file.read_text())["bf16_error"])
+        except (OSError, ValueError, KeyError, TypeError):
+            error = relative_error(self.net, cut, sample())
+            write_text(file, json.dumps({"bf16_error": error}) + "\n")
+            return error
+
+    def _key(self, cut: int) -> dict[str, Any]:
+        """All that decides the stages' output, save image, view and form."""
+        if cut not in self._keys:
+            stages = list(self.net.stages.items())[:cut]
+            state = {f"{name} {key}": tensor for name, stage in stages for key, tensor in stage.state_dict().items()}
+            self._keys[cut] = {
+                **pixels_key(self.preprocess.image_size),
+                "weights": fingerprint(state),
+                "stages": [name for name, _ in stages],
+                "mean": self.preprocess.mean,
+                "std": self.preprocess.std,
+                "device": self.compute.device.type,
+                "torch": torch.__version__.split("+")[0],
+            }
+        return self._keys[cut]
 
     def rows(
         self, front: Front, estimate: Estimate, pixels: Pixels, view: View, tick: Callable[[int, int], None]
     ) -> Source:
         """The output of the first stages for the images, computed where it is not there yet."""
-        stages = list(self.net.stages.items())[: estimate.cut]
-        state = {f"{name} {key}": tensor for name, stage in stages for key, tensor in stage.state_dict().items()}
-        key = {
-            **pixels_key(pixels.size),
-            "weights": fingerprint(state),
-            "stages": [name for name, _ in stages],
-            "mean": self.preprocess.mean,
-            "std": self.preprocess.std,
-            "form": front.form,
-            "device": self.compute.device.type,
-            "torch": torch.__version__.split("+")[0],
-            "view": view.name,
-        }
+        key = {**self._key(estimate.cut), "form": front.form, "view": view.name}
         is_bf16 = front.dtype == torch.bfloat16
         store = open_store(self.folder, "prefix", key, estimate.row_shape, "u2" if is_bf16 else "f4")
         store.ensure(pixels.hashes, lambda missing: self._compute(front, pixels, view, missing), tick)
@@ -149,14 +174,14 @@ class PrefixCache:
         draws = view.draws(pixels.hashes).to(self.compute.device) if view.draws else None
         prepare = ImageInput(self.preprocess.mean, self.preprocess.std, view.augment, draws)
         source: Source = Stored(*pixels.store.read(pixels.hashes)) if pixels.is_packed() else pixels.files()
-        size = _BATCH[self.compute.device.type]
+        size, module = _BATCH[self.compute.device.type], front.build()
         at = 0
         while at < len(missing):
             try:
                 batches = Batches(source, pixels.labels, size, prepare)
                 for inputs, _ in batches(torch.tensor(missing[at:])):
                     with torch.inference_mode():
-                        made = _row(front.module(inputs.to(front.dtype))).contiguous().cpu()
+                        made = _row(module(inputs.to(front.dtype))).contiguous().cpu()
                     at += len(made)
                     yield made.view(torch.uint16).numpy() if made.dtype == torch.bfloat16 else made.float().numpy()
             except torch.OutOfMemoryError:

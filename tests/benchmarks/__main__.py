@@ -123,7 +123,12 @@ def main() -> None:
             folder,
         )
         cpu = next(
-            (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.processor()
+            (
+                line.split(":")[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if "model name" in line
+            ),
+            platform.processor(),
         )
         print(f"{cpu}, {os.cpu_count()} cores, torch {torch.__version__}, {images} images, {EPOCHS} epochs", flush=True)
         rows = measure(folder, chosen.only, 1 if chosen.quick else 2, 1 if chosen.quick else 2)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from inat_ft.data.files import Files
 from inat_ft.data.manifest import read_manifest, write_manifest
 from inat_ft.data.scan import Looks, Scan
-from inat_ft.data.files import Files
 from inat_ft.data.split import Options, make_manifest
 
 
@@ -47,7 +47,8 @@ def open_it(file: Path) -> None:
     manifest = read_manifest(file)
     counts = {subset: len(manifest.rows(subset)) for subset in ("train", "val", "test")}
     print(
-        f"opened in {time.perf_counter() - started:.1f} s, peak {peak_mib():,.0f} MiB, {file.stat().st_size / 2**20:,.0f} MiB on disk, {counts}"
+        f"opened in {time.perf_counter() - started:.1f} s, peak {peak_mib():,.0f} MiB, "
+        f"{file.stat().st_size / 2**20:,.0f} MiB on disk, {counts}"
     )
 
 

@@ -59,6 +59,8 @@ class Server:
             return
         if fault == "capped" and start >= 0:
             stop = min(stop, start + 50_000)
+        if fault == "shifted" and start >= 0:
+            start += 7
         self.head(handler, fault, start, stop)
         self.send(handler, fault, self.body[max(start, 0) : stop])
 
@@ -76,8 +78,7 @@ class Server:
         if self.modified:
             handler.send_header("Last-Modified", self.modified)
         if start >= 0:
-            shift = 7 if fault == "shifted" else 0
-            handler.send_header("Content-Range", f"bytes {start + shift}-{stop - 1}/{len(self.body)}")
+            handler.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(self.body)}")
         lie = {"long": 1000, "short": -1000}.get(fault, 0)
         handler.send_header("Content-Length", "many" if fault == "garbage" else str(stop - max(start, 0) + lie))
         handler.end_headers()

@@ -148,7 +148,13 @@ def test_another_archive_is_refused(place: Path) -> None:
     refused(zipped(GOOD), place, "not what was wanted", check=complain)
 
 
-NOISE = zipped([(f"d/{name}", np.random.default_rng(3).bytes(500)) for name in "abc"])
+NOISE = zipped(
+    [(f"d/{name}", np.random.default_rng(3).choice(list(b"acgt"), 500).astype("u1").tobytes()) for name in "abc"]
+)
+
+
+def test_a_damaged_stream_is_refused(place: Path) -> None:
+    refused(NOISE[:60] + b"\xff" * 40 + NOISE[100:], place, "is damaged: Error -3")
 
 
 @settings(max_examples=150, deadline=None)

@@ -116,7 +116,7 @@ def test_what_is_no_whole_image_is_refused(data: bytes, reason: str) -> None:
 
 def test_a_decompression_bomb_is_refused_by_its_header() -> None:
     data = encoded(Image.new("1", (20_000, 20_000)), "PNG")
-    with pytest.raises(ImageProblem, match="20000 x 20000 pixels are more than 178,956,970"):
+    with pytest.raises(ImageProblem, match="more than 178,956,970 pixels: 20000 x 20000"):
         decode(data)
     with pytest.raises(ImageProblem, match="more than 100"):
         decode(encoded(red(), "PNG"), max_pixels=100)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
+from inat_ft.data.files import Files
+from inat_ft.data.grouping import group_names
 from inat_ft.data.manifest import Manifest, find_manifest, read_manifest, write_manifest
 from inat_ft.data.scan import Looks, Scan, scan
-from inat_ft.data.files import Files
 from inat_ft.data.sources import find_files
 from inat_ft.data.split import Options, make_manifest
-from inat_ft.data.grouping import group_names
 from inat_ft.errors import DataError, UsageError
 from tests.conftest import make_images
 
@@ -213,9 +213,8 @@ class TestLayouts:
             ("Animalia_Chordata_Aves_Passeriformes_Corvidae_Corvus_corax", "Plantae_A_B_C_D_E_f")
         ):
             folder = make_images(tmp_path / f"x{number}", classes=1, each=5, seed=number) / "class0"
-            shutil.move(folder, tmp_path / "d" / f"{number:05d}_{taxa}") if (tmp_path / "d").mkdir(
-                exist_ok=True
-            ) is None else None
+            (tmp_path / "d").mkdir(exist_ok=True)
+            shutil.move(folder, tmp_path / "d" / f"{number:05d}_{taxa}")
         assert split(tmp_path / "d", classes_from="kingdom")[0].classes == ("Animalia", "Plantae")
         assert split(tmp_path / "d", classes_from="species")[0].classes == ("Corvus corax", "E f")
 
@@ -287,7 +286,7 @@ class TestCopies:
         manifest, findings = split(root)
         assert findings.leaked == [("train/class0/leak.png", "test/class0/000.png")]
         assert "train/class0/leak.png" not in manifest.paths
-        assert dict(manifest.left_out)["train/class0/leak.png"].startswith("a copy of the test image")
+        assert dict(manifest.left_out)["train/class0/leak.png"].startswith("a copy of a test image")
         assert "train/class0/leak.png" in split(root, Options(leakage="keep"))[0].paths
         with pytest.raises(DataError, match="copies of test images"):
             split(root, Options(leakage="error"))
@@ -311,7 +310,7 @@ class TestCopies:
         (tmp_path / "g.csv").write_text("path,group\nclass0/001.png,x\nclass0/003.png,x\n")
         assert group_names(files, str(tmp_path / "g.csv")) == ["", "x", "", "x"]
         for bad in ("(", "zzz", "missing.csv"):
-            with pytest.raises(DataError, match="--group-by"):
+            with pytest.raises(UsageError, match="--group-by"):
                 group_names(files, bad)
 
 
