@@ -89,8 +89,32 @@ class OptimConfig(Section):
     """Learning rate after the warm-up: constant, or a half cosine down to zero."""
     warmup_epochs: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """Epochs over which the learning rate rises linearly from zero."""
+    restart: bool = False
+    """Begin the schedule anew, warm-up included, whenever something else begins to learn."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate for each layer further from the head, such as 0.95."""
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Longest gradient, as one vector, that a step takes as it is; longer ones are shortened. 0 never does."""
+    mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Blend each image and label with another's, by shares drawn from Beta(mixup, mixup); 0 is off."""
+    cutmix: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Paste a box of another image into each, of an area drawn from Beta(cutmix, cutmix); 0 is off."""
+    regularize: Literal["none", "l2-sp"] = "none"
+    """l2-sp pulls the backbone's weights back to where they started, and the head's to zero."""
+    sp_backbone: Annotated[float, Field(ge=0, le=100)] = 0.1
+    """Strength of l2-sp on the backbone."""
+    sp_head: Annotated[float, Field(ge=0, le=100)] = 0.01
+    """Strength of l2-sp on the head."""
+    average: Literal["none", "ema", "swa", "wise-ft"] = "none"
+    """Weights to validate and keep instead of the last: moving mean, mean of the last epochs, or mixed with the start."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Share of the moving mean that stays at each step; less in the first steps."""
+    swa_from: Annotated[float, Field(ge=0, lt=1)] = 0.75
+    """Share of the epochs after which those that follow are averaged."""
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the fine-tuned weights in wise-ft; the rest are the weights it started from."""
     accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Parts that a batch is split into, one after the other, to save memory."""
+    """Parts that a batch is split into, one after the other, to save memory; more when memory runs out all the same."""
 
 
 class StopConfig(Section):
@@ -124,6 +148,8 @@ class ComputeConfig(Section):
     """Threads that decode images; 0 is one a core."""
     cache: Literal["auto", "none", "packed", "prefix"] = "auto"
     """Keep decoded images (packed), the frozen layers' output (prefix), whichever pays (auto), or nothing."""
+    compile: bool = False
+    """Compile what learns with torch.compile: worth its minute for long trainings on a GPU."""
     deterministic: bool = False
     """Only algorithms that give the same bits each time, on a GPU too (slower there; a CPU always does)."""
 

@@ -14,6 +14,7 @@ from inat_ft.config import OptimConfig
 from inat_ft.data.batches import Batches, ImageInput, Resident
 from inat_ft.engine.device import Compute
 from inat_ft.engine.fit import Training, fit
+from inat_ft.engine.passes import Recipe
 from inat_ft.engine.plan import make_plan
 from inat_ft.engine.stopping import EarlyStop
 from inat_ft.models.net import Net, make_net
@@ -100,9 +101,9 @@ def check_strategy(strategy: Strategy, net: Callable[[], Net] = tiny_net, epochs
     for number, (one, other) in enumerate(zip(first.epochs, again.epochs, strict=True), 1):
         assert one.same_as(other), f"groups() gives two answers for epoch {number}"
     _assert_equal(adapted, before, set(before), "being asked for its groups")
-    config = OptimConfig(epochs=epochs, lr=1e-2)
+    recipe = Recipe(OptimConfig(epochs=epochs, lr=1e-2))
     training = Training(EarlyStop(0))
-    fit(adapted, _Images(), first, config, Compute(torch.device("cpu"), "fp32", forced=True), 0, training)
+    fit(adapted, _Images(), first, recipe, Compute(torch.device("cpu"), "fp32", forced=True), 0, training)
     named = set(first.changing_state())
     _assert_equal(adapted, before, set(before) - named, "training")
     learned = {name for name, parameter in adapted.named_parameters() if id(parameter) in first.learned}

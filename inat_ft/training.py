@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from inat_ft.config import RunConfig, build_strategy
+from inat_ft.data.augment import blender
 from inat_ft.data.changes import require_unchanged
 from inat_ft.data.manifest import Manifest, find_manifest, read_manifest
 from inat_ft.data.pixels import Pixels
@@ -26,8 +27,9 @@ from inat_ft.engine.checkpoint import load_training, save_training
 from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.environment import environment, peak_memory_mib
 from inat_ft.engine.feed import Feed, TickFor, no_progress
-from inat_ft.engine.fit import OnStep, Training, fit
+from inat_ft.engine.fit import Training, fit
 from inat_ft.engine.gradients import relative_gradients
+from inat_ft.engine.passes import OnStep, Recipe
 from inat_ft.engine.plan import Plan, make_plan
 from inat_ft.engine.prefix import PrefixCache
 from inat_ft.engine.stopping import EarlyStop
@@ -89,7 +91,7 @@ def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("s
     model.net.to(compute.device).to(memory_format=torch.channels_last)
     strategy = strategy.choose(model.net, lambda: _gradients(model, manifest, compute))
     net = strategy.adapt(model.net).to(compute.device)
-    plan = make_plan(strategy, net, config.optim.epochs)
+    plan = make_plan(strategy, net, config.optim.epochs, config.optim.layer_decay)
     resolved = {
         "data": config.data.model_copy(update={"split": split.as_posix(), "image_size": model.preprocess.image_size}),
         "strategy": config.strategy.model_copy(update=strategy.model_dump(mode="json")),
@@ -192,17 +194,17 @@ class _Run:
             training = Training(EarlyStop(config.stop.patience, config.stop.min_delta))
             file, identity = self.directory / "resume.pt", self._identity(config)
             net, plan = setup.plan.net, setup.plan
+            recipe = make_recipe(setup, config, self.listener.say)  # before the checkpoint: it remembers the start
             load_training(file, training, net, plan, config.optim, identity)
             with self._timed("training"):
                 fit(
                     net,
                     feed,
                     plan,
-                    config.optim,
+                    recipe,
                     setup.compute,
                     config.seed,
                     training,
-                    class_weights(setup, config),
                     self.listener.on_step,
                     self._on_epoch,
                     lambda state: self._save(file, state, identity),
@@ -239,6 +241,7 @@ class _Run:
             mode=config.compute.cache,
             views=config.data.views,
             image_weights=image_weights(setup, config),
+            blended=bool(config.optim.mixup or config.optim.cutmix),
             progress=self.listener.tick_for,
             say=self.listener.say,
         )
@@ -326,6 +329,28 @@ def split_info(manifest: Manifest, directory: Path) -> SplitInfo:
         fingerprint=manifest.fingerprint,
         counts={subset: len(manifest.rows(subset)) for subset in subsets},
         subset_fingerprints={subset: manifest.subset_fingerprint(subset) for subset in subsets},
+    )
+
+
+def make_recipe(setup: Setup, config: RunConfig, say: Callable[[str], None]) -> Recipe:
+    """How steps are made, with the network as it stands now as the start that l2-sp pulls to."""
+    optim, net = config.optim, setup.plan.net
+    start = {}
+    if optim.regularize == "l2-sp":
+        head = set(net.head.parameters())
+        for parameter in net.parameters():
+            if id(parameter) in setup.plan.learned:
+                now = parameter.detach()
+                at, strength = (torch.zeros_like(now), optim.sp_head) if parameter in head else (now, optim.sp_backbone)
+                start[parameter] = at.clone(), strength
+    return Recipe(
+        config=optim,
+        class_weights=class_weights(setup, config),
+        mix=blender(optim.mixup, optim.cutmix, len(setup.manifest.classes)),
+        start=start,
+        compile=config.compute.compile,
+        say=say,
+        parts=optim.accumulate,
     )
 
 

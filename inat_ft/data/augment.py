@@ -7,6 +7,7 @@ batches, threads or devices. torchvision's transforms draw once for a whole batc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -40,6 +41,22 @@ def standard(images: Tensor, draws: Tensor) -> Tensor:
         pixels, _grid(pixels, draws), mode="bilinear", padding_mode="reflection", align_corners=False
     )
     return _jitter(pixels, draws).permute(0, 2, 3, 1)
+
+
+def blender(mixup: float, cutmix: float, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """What blends inputs `[B, 3, H, W]` with one another and makes targets `[B, C]` of their labels; None does nothing.
+
+    Mixup (Zhang et al. 2018, arXiv 1710.09412) and CutMix (Yun et al. 2019, arXiv 1905.04899), as torchvision has them;
+    where both are asked for, a coin decides for each batch.
+    """
+    if not (mixup or cutmix):
+        return None
+    from torchvision.transforms import v2
+
+    kinds: list[v2.Transform] = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
+    kinds += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
+    chosen: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = v2.RandomChoice(kinds)
+    return chosen
 
 
 def _grid(pixels: Tensor, draws: Tensor) -> Tensor:

@@ -90,6 +90,8 @@ class Batches:
     batch_size: int
     prepare: Callable[[Tensor, Tensor], Tensor]
     start: int = 0
+    least: int = 2
+    """A last batch with fewer rows joins the one before: BatchNorm needs two, and each of several processes one."""
 
     @property
     def num_images(self) -> int:
@@ -97,20 +99,24 @@ class Batches:
         return len(self.source)
 
     def numbers(self, order: Tensor | None = None) -> list[Tensor]:
-        """The numbers of the rows of each batch. A last row on its own joins the batch before: BatchNorm needs two."""
+        """The numbers of the rows of each batch."""
         order = torch.arange(self.num_images) if order is None else order
         parts = list(torch.split(order, self.batch_size))
-        if len(parts) > 1 and len(parts[-1]) == 1 < self.batch_size:
+        if len(parts) > 1 and len(parts[-1]) < min(self.least, self.batch_size):
             parts[-2:] = [torch.cat(parts[-2:])]
         return parts
 
-    def __call__(self, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def __call__(
+        self, order: Tensor | None = None, share: Callable[[int], slice] = slice
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of (input, labels) in an order `[M]` int64 on the CPU; None means each row once, as they stand.
 
-        The rows of the next batches are fetched by a thread while the caller computes.
+        share(count): which of the rows of a batch are wanted. The rows of the next batches are fetched by a thread while
+        the caller computes.
         """
         device = self.labels.device
-        for rows, places in _ahead(self.source, self.numbers(order), pin=device.type == "cuda"):
+        orders = [numbers[share(len(numbers))] for numbers in self.numbers(order)]
+        for rows, places in _ahead(self.source, orders, pin=device.type == "cuda"):
             numbers = places.to(device, non_blocking=True)
             yield self.prepare(rows.to(device, non_blocking=True), numbers), self.labels[numbers]
 

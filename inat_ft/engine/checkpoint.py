@@ -26,7 +26,8 @@ def save_training(file: Path, training: Training, net: Net, plan: Plan, identity
         "version": _VERSION,
         "identity": identity,
         "epoch": training.epoch,
-        "weights": {name: state[name] for name in plan.changing_state()},
+        "weights": training.as_trained or {name: state[name] for name in plan.changing_state()},
+        "average": training.average,
         "optimizer": training.optimizer.state_dict(),
         "history": [epoch.model_dump() for epoch in training.history],
         "stop": {"best": training.stop.best, "waited": training.stop.waited},
@@ -57,6 +58,7 @@ def load_training(file: Path, training: Training, net: Net, plan: Plan, config: 
             "start again under another --name",
         )
     restore(net, content["weights"])
+    training.average = {name: tensor if tensor.ndim else tensor.cpu() for name, tensor in content["average"].items()}
     training.epoch = content["epoch"]
     learning = plan.epochs[training.epoch - 1]
     net.learn(learning.parameters)

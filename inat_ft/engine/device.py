@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from inat_ft.engine.ranks import ALONE, Ranks, join, local_rank
 from inat_ft.errors import UsageError
 
 
@@ -21,6 +22,8 @@ class Compute:
     device: torch.device
     precision: str
     forced: bool = False
+    ranks: Ranks = ALONE
+    """The processes that train together."""
 
     @property
     def exact(self) -> bool:
@@ -41,8 +44,13 @@ class Compute:
 
 
 def choose_compute(device: str, precision: str) -> Compute:
-    """Resolve `auto`. Raises UsageError when the device is not there."""
+    """Resolve `auto`, and meet the other processes under torchrun, one GPU each.
+
+    Raises UsageError when the device is not there.
+    """
     chosen = torch.device(_best_device() if device == "auto" else device)
+    if chosen.type == "cuda" and chosen.index is None and local_rank() is not None:
+        chosen = torch.device("cuda", local_rank())
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {device}: this machine has no CUDA device that torch can use", "try: --device auto")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
@@ -50,8 +58,8 @@ def choose_compute(device: str, precision: str) -> Compute:
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: this machine has no Apple GPU that torch can use", "try: --device auto")
     if precision != "auto":
-        return Compute(chosen, precision, forced=True)
-    return Compute(chosen, "bf16" if has_bf16(chosen) else "fp32")
+        return Compute(chosen, precision, forced=True, ranks=join(chosen))
+    return Compute(chosen, "bf16" if has_bf16(chosen) else "fp32", ranks=join(chosen))
 
 
 def _best_device() -> str:

@@ -70,7 +70,7 @@ class Feed:
     """Batches for each epoch of a plan.
 
     mode: the configured cache (auto, none, packed, prefix). views: how many fixed variations of an image may be cached
-    with the augmentation `standard`; 0 never caches then. class_weights: draw images by them instead of each once.
+    with the augmentation `standard`; 0 never caches then. image_weights: draw images by them instead of each once.
     """
 
     plan: Plan
@@ -84,6 +84,8 @@ class Feed:
     mode: str = "auto"
     views: int = 0
     image_weights: Tensor | None = None
+    blended: bool = False
+    """Training images are blended with one another, anew in every step, so that nothing of them can be cached."""
     progress: TickFor = no_progress
     say: Callable[[str], None] = lambda line: None
     decisions: list[str] = field(default_factory=list)
@@ -107,7 +109,7 @@ class Feed:
             source = _Views(
                 sources, (draws[:, 0] < 0.5).long() if self.augment == "flip" else (draws[:, 0] * self.views).long()
             )
-        return Batches(source, self.train_pixels.labels, self.batch_size, as_activation, estimate.cut)
+        return Batches(source, self.train_pixels.labels, self.batch_size, as_activation, estimate.cut, self._least)
 
     def val(self, prefix: int, epoch: int) -> Batches:
         """Validation batches, never varied."""
@@ -115,7 +117,7 @@ class Feed:
         if estimate is None:
             return self._from_images(self.val_pixels, "val", None)
         (source,) = self._enter(estimate, self.val_pixels, "val", [PLAIN])
-        return Batches(source, self.val_pixels.labels, self.batch_size, as_activation, estimate.cut)
+        return Batches(source, self.val_pixels.labels, self.batch_size, as_activation, estimate.cut, self._least)
 
     def order(self, generator: torch.Generator) -> Tensor:
         """Each training image once in random order, or as many drawn by their weights."""
@@ -124,6 +126,8 @@ class Feed:
         return torch.randperm(len(self.train_pixels), generator=generator)
 
     def _cached_views(self) -> list[View]:
+        if self.blended:
+            return []
         if self.augment == "none":
             return [PLAIN]
         return [PLAIN, FLIPPED] if self.augment == "flip" else [fixed_view(number) for number in range(self.views)]
@@ -138,14 +142,7 @@ class Feed:
         names = self.plan.net.stage_names
         views = len(self._cached_views())
         if prefix == 0 or self.mode in ("none", "packed") or views == 0:
-            why = (
-                "nothing is frozen"
-                if prefix == 0
-                else "the augmentation is random"
-                if views == 0
-                else f"--cache {self.mode}"
-            )
-            self._say(f"prefix cache: off, since {why}" if self.mode != "none" else "cache: none")
+            self._say(f"prefix cache: off, since {self._why_off(prefix)}" if self.mode != "none" else "cache: none")
             return None
         cut = self.prefix_cache.exact_cut(prefix) if self.prefix_cache.compute.exact else prefix
         if cut == 0:
@@ -160,6 +157,13 @@ class Feed:
         used = self.mode == "prefix" or estimate.pays or (keeps_head_only and estimate.bytes <= estimate.free / 2)
         self._say(f"prefix cache: {'on' if used else 'off'} for {what} ({saves})")
         return estimate if used else None
+
+    def _why_off(self, prefix: int) -> str:
+        if prefix == 0:
+            return "nothing is frozen"
+        if self.blended:
+            return "images are blended"
+        return f"--cache {self.mode}" if self.mode == "packed" else "the augmentation is random"
 
     def _enter(self, estimate: Estimate, pixels: Pixels, subset: str, views: Sequence[View]) -> list[Source]:
         key = estimate.cut, subset
@@ -190,7 +194,12 @@ class Feed:
 
     def _from_images(self, pixels: Pixels, subset: str, draws: Tensor | None) -> Batches:
         prepare = ImageInput(self.preprocess.mean, self.preprocess.std, self.augment, draws)
-        return Batches(self._pixels_of(pixels, subset), pixels.labels, self.batch_size, prepare)
+        source = self._pixels_of(pixels, subset)
+        return Batches(source, pixels.labels, self.batch_size, prepare, least=self._least)
+
+    @property
+    def _least(self) -> int:
+        return max(2, self.prefix_cache.compute.ranks.size)
 
     def _pixels_of(self, pixels: Pixels, subset: str) -> Source:
         """Images from the packed cache, unless they are needed once only or it is switched off."""

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from inat_ft.config import OptimConfig
 from inat_ft.data.batches import Batches
-from inat_ft.engine.device import Compute, threads
-from inat_ft.engine.optimizer import make_optimizer, set_lr
+from inat_ft.engine.averages import Average, make_average
+from inat_ft.engine.device import Compute
+from inat_ft.engine.optimizer import Rate, make_optimizer
+from inat_ft.engine.passes import OnStep, Pass, Recipe, evaluate, learn, refresh_norms
 from inat_ft.engine.plan import Plan
 from inat_ft.engine.stopping import EarlyStop
-from inat_ft.errors import InatFtError
 from inat_ft.models.net import Net
 from inat_ft.records import Epoch
-
-OnStep = Callable[[int, int, float | None, float | None], None]
-"""Called with (images done, images in all, loss, accuracy) now and then; the last two are None but now and then."""
-
-_REPORT_EVERY = 20
 
 
 class Data(Protocol):
@@ -53,6 +45,10 @@ class Training:
     """Epochs done."""
     optimizer: Optimizer | None = None
     history: list[Epoch] = field(default_factory=list)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """What an average of weights must remember (averages.py)."""
+    as_trained: dict[str, Tensor] = field(default_factory=dict)
+    """The weights to go on from, while the network holds averaged ones; empty while it holds these themselves."""
     best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
     """Copies of all that training may change, as after the best epoch, by name in the network's state."""
@@ -66,11 +62,10 @@ def fit(
     net: Net,
     data: Data,
     plan: Plan,
-    config: OptimConfig,
+    recipe: Recipe,
     compute: Compute,
     seed: int,
     training: Training,
-    class_weights: Tensor | None = None,
     on_step: OnStep = lambda done, total, loss, accuracy: None,
     on_epoch: Callable[[Epoch], bool | None] = lambda epoch: None,
     save: Callable[[Training], None] = lambda training: None,
@@ -81,7 +76,7 @@ def fit(
     all that is needed to go on. Raises InatFtError when the loss is not finite.
     """
     names = plan.changing_state()
-    ahead = epochs(net, data, plan, config, compute, seed, training, class_weights, on_step)
+    ahead = epochs(net, data, plan, recipe, compute, seed, training, on_step)
     for epoch, logits in ahead if not training.stopped else ():
         best_before = max((past.val_accuracy or 0.0 for past in training.history), default=-1.0)
         training.history.append(epoch)
@@ -89,12 +84,10 @@ def fit(
             training.stop.start_anew()
         accuracy = epoch.val_accuracy or 0.0
         if accuracy > best_before:
-            state = net.state_dict()
-            training.best = {name: state[name].detach().clone() for name in names}
-            training.best_epoch, training.best_logits = epoch.epoch, logits.cpu()
+            training.best, training.best_epoch, training.best_logits = _copies(net, names), epoch.epoch, logits.cpu()
         if training.stop.update(accuracy):
             training.stopped = "patience"
-        if on_epoch(epoch) and not training.stopped:
+        if compute.ranks.agree(on_epoch(epoch)) and not training.stopped:
             training.stopped = "asked"
         if training.epoch == len(plan.epochs):
             training.stopped = ""
@@ -103,6 +96,11 @@ def fit(
             break
     restore(net, training.best)
     return training
+
+
+def _copies(net: Net, names: list[str]) -> dict[str, Tensor]:
+    state = net.state_dict()
+    return {name: state[name].detach().clone() for name in names}
 
 
 @torch.no_grad()
@@ -117,29 +115,42 @@ def epochs(
     net: Net,
     data: Data,
     plan: Plan,
-    config: OptimConfig,
+    recipe: Recipe,
     compute: Compute,
     seed: int,
     training: Training,
-    class_weights: Tensor | None = None,
     on_step: OnStep = lambda done, total, loss, accuracy: None,
 ) -> Iterator[tuple[Epoch, Tensor]]:
     """Train in place; after each epoch yield its figures and the validation logits `[N, C]` float32 on the device.
 
-    Leaving the loop leaves a usable network. What is random in an epoch hangs on seed and epoch alone, so a training
-    that goes on from `training` does what an uninterrupted one would. Raises InatFtError when the loss is not finite.
+    Leaving the loop leaves a usable network, of averaged weights where the recipe asks for them. What is random in an
+    epoch hangs on seed and epoch alone, so a training that goes on from `training` does what an uninterrupted one would.
+    Raises InatFtError when the loss is not finite.
     """
+    config = recipe.config
+    average = make_average(plan, config, training.average)
+
+    def after(done: int, total: int, loss: float | None, accuracy: float | None) -> None:
+        average.after_step()
+        on_step(done, total, loss, accuracy)
+
     while training.epoch < len(plan.epochs):
         started, number = time.perf_counter(), training.epoch
+        restore(net, training.as_trained)
+        training.as_trained = {}
         learning, prefix = plan.epochs[number], plan.frozen_prefix(number)
         net.learn(learning.parameters)
         if training.optimizer is None or plan.changes(number):
             training.optimizer = make_optimizer(learning, config, training.optimizer)
+        average.before_epoch(number)
         _seed(seed, number)
-        train, val = data.train(prefix, number), data.val(prefix, number)
+        on = Pass(net, data.train(prefix, number), prefix, compute, learned=_compiled(net, prefix, recipe))
+        val = data.val(prefix, number)
         order = data.order(epoch_generator(seed, number, "order"))
-        learn = _Pass(net, train, prefix, compute)
-        loss, accuracy, lr = _train(learn, training.optimizer, order, number, config, class_weights, on_step)
+        first, last = plan.stretch(number) if config.restart else (0, config.epochs)
+        rate = Rate(training.optimizer, config, number - first, last - first)
+        loss, accuracy = learn(on, recipe, training.optimizer, order, rate, after)
+        _take_average(net, plan, average, training, on)
         val_loss, val_accuracy, logits = evaluate(net, val, compute, prefix)
         training.epoch += 1
         yield (
@@ -149,98 +160,31 @@ def epochs(
                 train_accuracy=accuracy,
                 val_loss=val_loss,
                 val_accuracy=val_accuracy,
-                lr=lr,
+                lr=rate.lr,
                 seconds=time.perf_counter() - started,
             ),
             logits,
         )
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """One pass over some images: what the frozen prefix makes of them, then what learns."""
-
-    net: Net
-    batches: Batches
-    prefix: int
-    compute: Compute
-    cores: int = field(default_factory=torch.get_num_threads)
-
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Logits `[B, C]` float32. The head always computes in float32: it costs nothing and decides the answer."""
-        with self.compute.autocast():
-            if self.batches.start < self.prefix:
-                with torch.no_grad(), threads(self.cores):
-                    inputs = self.net.run(inputs, self.batches.start, self.prefix)
-            features = self.net.run(inputs, self.prefix, len(self.net.stages))
-        return self.net.head(features.float())  # type: ignore[no-any-return]
-
-    def alone(self) -> AbstractContextManager[None]:
-        """One thread when only the head learns on a CPU: more gain little, and lose much on a busy machine."""
-        only_head = self.prefix == len(self.net.stages) and self.compute.device.type == "cpu"
-        return threads(1) if only_head else nullcontext()
+def _take_average(net: Net, plan: Plan, average: Average, training: Training, on: Pass) -> None:
+    """Put averaged weights, if there are any, into the network, and remember those that training goes on from."""
+    averaged = average.after_epoch(training.epoch)
+    if averaged:
+        training.as_trained = _copies(net, plan.changing_state())
+        restore(net, averaged)
+        if average.refreshes_norms:
+            refresh_norms(on)
 
 
-def _train(
-    on: _Pass,
-    optimizer: Optimizer,
-    order: Tensor,
-    number: int,
-    config: OptimConfig,
-    weights: Tensor | None,
-    step: OnStep,
-) -> tuple[float, float, float]:
-    """One pass of learning. Returns the mean loss in nats per image, the share that was right, the last learning rate.
-
-    Loss and accuracy are summed on the device. A GPU is waited for once, at the end.
-    """
-    on.net.train()
-    total = torch.zeros(2, device=on.compute.device)
-    done, lr = 0, config.lr
-    steps = len(on.batches.numbers(order))
-    with on.alone():
-        for index, (inputs, labels) in enumerate(on.batches(order)):
-            lr = set_lr(optimizer, config, number + (index + 1) / steps)
-            total += _step(on, optimizer, inputs, labels, config, weights)
-            done += len(labels)
-            shown = index % _REPORT_EVERY == 0 and on.compute.device.type == "cpu"
-            loss, accuracy = (total / done).tolist() if shown else (None, None)
-            step(done, len(order), loss, accuracy)
-    loss, accuracy = (total / done).tolist()
-    if not math.isfinite(loss):
-        raise InatFtError(
-            f"the loss is {loss} in epoch {number + 1}: training has diverged", "try a lower learning rate: --lr"
-        )
-    return loss, accuracy, lr
-
-
-def _step(
-    on: _Pass, optimizer: Optimizer, inputs: Tensor, labels: Tensor, config: OptimConfig, weights: Tensor | None
-) -> Tensor:
-    """One step, in `accumulate` parts. Returns the summed loss and the number of right answers, `[2]` on the device."""
-    sums = torch.zeros(2, device=labels.device)
-    parts = max(1, min(config.accumulate, len(labels) // 2))
-    for x, y in zip(inputs.tensor_split(parts), labels.tensor_split(parts), strict=True):
-        logits = on.logits(x)
-        loss = F.cross_entropy(logits, y, weights, label_smoothing=config.label_smoothing, reduction="sum")
-        (loss / len(labels)).backward()  # type: ignore[no-untyped-call]
-        sums += torch.stack([loss.detach(), (logits.detach().argmax(1) == y).sum()])
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return sums
-
-
-@torch.no_grad()
-def evaluate(net: Net, batches: Batches, compute: Compute, prefix: int = 0) -> tuple[float, float, Tensor]:
-    """Mean loss in nats, share that is right, and the logits `[N, C]` float32 on the device, in the rows' order."""
-    net.eval()
-    on = _Pass(net, batches, max(prefix, batches.start), compute)
-    with on.alone():
-        logits = torch.cat([on.logits(inputs) for inputs, _ in batches()])
-        loss = F.cross_entropy(logits, batches.labels)
-        right = (logits.argmax(1) == batches.labels).float().mean()
-    value, accuracy = torch.stack([loss, right]).tolist()
-    return value, accuracy, logits
+def _compiled(net: Net, prefix: int, recipe: Recipe) -> Callable[[Tensor], Tensor] | None:
+    """What comes after the prefix, compiled once for all epochs in which the prefix is the same."""
+    if not recipe.compile or prefix == len(net.stages):
+        return None
+    if prefix not in recipe.compiled:
+        stages = list(net.stages.values())[prefix:]
+        recipe.compiled[prefix] = torch.compile(torch.nn.Sequential(*stages))
+    return recipe.compiled[prefix]
 
 
 def epoch_generator(seed: int, epoch: int, what: str) -> torch.Generator:

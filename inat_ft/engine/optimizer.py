@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -48,19 +49,29 @@ def _make(groups: list[dict[str, object]], config: OptimConfig) -> Optimizer:
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
-def set_lr(optimizer: Optimizer, config: OptimConfig, epoch: float) -> float:
-    """Set each group's learning rate for a moment, in epochs from the start (fractions count). Returns the run's rate."""
-    lr = config.lr * lr_factor(config, epoch)
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
-    return lr
+@dataclass
+class Rate:
+    """Sets the learning rate through an epoch that begins `since` epochs into a schedule of `epochs`."""
+
+    optimizer: Optimizer
+    config: OptimConfig
+    since: int
+    epochs: int
+    lr: float = 0.0
+    """The run's rate as last set."""
+
+    def __call__(self, share: float) -> None:
+        """Set each group's rate for the moment when a share of the epoch, in 0..1, is done."""
+        self.lr = self.config.lr * lr_factor(self.config, self.since + share, self.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * group["lr_scale"]
 
 
-def lr_factor(config: OptimConfig, epoch: float) -> float:
+def lr_factor(config: OptimConfig, epoch: float, epochs: int) -> float:
     """Share of the full learning rate, in 0..1: a linear warm-up, then constant or a half cosine down to 0."""
-    if epoch < config.warmup_epochs:
-        return epoch / config.warmup_epochs
+    warmup = min(config.warmup_epochs, epochs)
+    if epoch < warmup:
+        return epoch / warmup
     if config.schedule == "constant":
         return 1.0
-    rest = max(config.epochs - config.warmup_epochs, 1e-9)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - config.warmup_epochs) / rest)))
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - warmup) / max(epochs - warmup, 1e-9))))

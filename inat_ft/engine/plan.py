@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -69,6 +69,15 @@ class Plan:
         """Whether something else learns in this epoch than in the one before."""
         return epoch > 0 and not self.epochs[epoch].same_as(self.epochs[epoch - 1])
 
+    def stretch(self, epoch: int) -> tuple[int, int]:
+        """The first and the last (excluded) of the epochs around this one in which the same learns."""
+        first, last = epoch, epoch + 1
+        while first > 0 and not self.changes(first):
+            first -= 1
+        while last < len(self.epochs) and not self.changes(last):
+            last += 1
+        return first, last
+
     def changing_state(self) -> list[str]:
         """Names, in the network's own state, of every tensor that training may change."""
         names = {name for name, parameter in self.net.named_parameters() if id(parameter) in self.learned}
@@ -78,12 +87,28 @@ class Plan:
         return [name for name in self.net.state_dict() if name in names]
 
 
-def make_plan(strategy: Strategy, net: Net, epochs: int) -> Plan:
-    """Ask the strategy for all epochs. Raises PluginError naming it when it breaks the contract."""
-    return Plan(net, tuple(_learning(strategy, net, epoch) for epoch in range(epochs)))
+def make_plan(strategy: Strategy, net: Net, epochs: int, layer_decay: float = 1.0) -> Plan:
+    """Ask the strategy for all epochs.
+
+    layer_decay: factor on every rate for each layer that lies between it and the end. Raises PluginError naming the
+    strategy when it breaks the contract.
+    """
+    factors = {key: layer_decay**depth for key, depth in _depths(net).items()} if layer_decay < 1 else {}
+    return Plan(net, tuple(_learning(strategy, net, epoch, factors) for epoch in range(epochs)))
 
 
-def _learning(strategy: Strategy, net: Net, epoch: int) -> Learning:
+def _depths(net: Net) -> dict[int, int]:
+    """For each parameter, by id, how many layers come after its own. Normalisation belongs to the layer before it."""
+    places: dict[int, int] = {}
+    place = 0
+    for module in net.modules():
+        own = list(module.parameters(recurse=False))
+        place += any(parameter.ndim > 1 for parameter in own)
+        places |= {id(parameter): place for parameter in own}
+    return {key: place - own for key, own in places.items()}
+
+
+def _learning(strategy: Strategy, net: Net, epoch: int, factors: Mapping[int, float]) -> Learning:
     name = f"strategy {type(strategy).__name__} of {type(strategy).__module__}"
     try:
         groups = strategy.groups(net, epoch)
@@ -103,7 +128,7 @@ def _learning(strategy: Strategy, net: Net, epoch: int) -> Learning:
                 raise PluginError(f"{name} breaks the contract: it returned a parameter that is not the network's")
             if id(parameter) in scales:
                 raise PluginError(f"{name} breaks the contract: it returned a parameter in two groups")
-            scales[id(parameter)] = (parameter, group.lr_scale)
+            scales[id(parameter)] = (parameter, group.lr_scale * factors.get(id(parameter), 1.0))
     if not scales:
         raise PluginError(f"{name} lets nothing learn in epoch {epoch + 1}")
     order = {id(parameter): place for place, parameter in enumerate(net.parameters())}

@@ -16,7 +16,7 @@ from inat_ft.data.batches import Batches, ImageFiles, ImageInput
 from inat_ft.data.manifest import Manifest, read_manifest
 from inat_ft.data.threads import num_cores
 from inat_ft.engine.device import Compute, choose_compute
-from inat_ft.engine.fit import evaluate
+from inat_ft.engine.passes import evaluate
 from inat_ft.errors import RecordError, UsageError, WeightsError
 from inat_ft.evaluation.predictions import Predictions, from_probabilities
 from inat_ft.models.base import Preprocess

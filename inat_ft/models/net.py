@@ -45,6 +45,11 @@ class Net(nn.Module):
         return dict(zip(self._names, self._chain, strict=True))
 
     @property
+    def num_classes(self) -> int:
+        """How many logits there are."""
+        return len(self.head[1].weight)  # type: ignore[arg-type]
+
+    @property
     def default_stage(self) -> str:
         """Where the last third of the stages begins: layer3 of a ResNet."""
         return self._names[len(self._names) * 2 // 3]

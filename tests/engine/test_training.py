@@ -107,7 +107,7 @@ def test_every_optimizer_and_schedule_trains(config, places, optimizer: str, sch
 
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
     config = OptimConfig(epochs=10, schedule="cosine", warmup_epochs=2)
-    assert [lr_factor(config, epoch) for epoch in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert [lr_factor(config, epoch, 10) for epoch in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
 
 
 class TestEarlyStop:

@@ -1,0 +1,207 @@
+"""One pass over images: of learning, in steps, or of evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from inat_ft.config import OptimConfig
+from inat_ft.data.batches import Batches
+from inat_ft.engine.device import Compute, threads
+from inat_ft.engine.ranks import SharedDropout
+from inat_ft.errors import InatFtError
+from inat_ft.models.net import Net
+
+OnStep = Callable[[int, int, float | None, float | None], None]
+"""Called with (images done, images in all, loss, accuracy) now and then; the last two are None but now and then."""
+
+_REPORT_EVERY = 20
+
+
+@dataclass
+class Recipe:
+    """How a batch becomes a step: what stays the same through a training, save for `parts`.
+
+    class_weights: `[C]` float32 on the device; mix(inputs, labels): inputs blended with one another and targets
+    `[B, C]`; start: what l2-sp pulls each parameter to, and how strongly; compile: whether the network is compiled.
+    """
+
+    config: OptimConfig
+    class_weights: Tensor | None = None
+    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    start: dict[nn.Parameter, tuple[Tensor, float]] = field(default_factory=dict)
+    compile: bool = False
+    compiled: dict[int, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    """The stages after a prefix of so many."""
+    say: Callable[[str], None] = lambda line: None
+    parts: int = 1
+    """Into how many parts a batch is split, one after the other; grows when memory runs out."""
+
+    def split_further(self, rows: int) -> None:
+        """Twice as many parts. Raises InatFtError when a part has two images already, the fewest that BatchNorm takes."""
+        if self.parts >= rows // 2:
+            raise InatFtError("out of memory, with two images at a time", "try a smaller --image-size or backbone")
+        self.parts = min(2 * self.parts, rows // 2)
+        self.say(f"memory: a batch of {rows} images is computed in {self.parts} parts, since it does not fit at once")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Some images on their way through what the frozen prefix makes of them, then through what learns."""
+
+    net: Net
+    batches: Batches
+    prefix: int
+    compute: Compute
+    cores: int = field(default_factory=torch.get_num_threads)
+    learned: Callable[[Tensor], Tensor] | None = None
+    """The stages after the prefix, compiled; None runs them as they are."""
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Logits `[B, C]` float32. The head always computes in float32: it costs nothing and decides the answer."""
+        with self.compute.autocast():
+            if self.batches.start < self.prefix:
+                with torch.no_grad(), threads(self.cores):
+                    inputs = self.net.run(inputs, self.batches.start, self.prefix)
+            run = self.learned or (lambda x: self.net.run(x, self.prefix, len(self.net.stages)))
+            features = run(inputs)
+        return self.net.head(features.float())  # type: ignore[no-any-return]
+
+    def alone(self) -> AbstractContextManager[None]:
+        """One thread when only the head learns on a CPU: more gain little, and lose much on a busy machine."""
+        only_head = self.prefix == len(self.net.stages) and self.compute.device.type == "cpu"
+        return threads(1) if only_head else nullcontext()
+
+
+def learn(
+    on: Pass, recipe: Recipe, optimizer: Optimizer, order: Tensor, set_rate: Callable[[float], None], after: OnStep
+) -> tuple[float, float]:
+    """One pass of learning. Returns the mean loss in nats per image and the share that was right.
+
+    set_rate(share): called before each step with the share of the pass that will be done after it, in 0..1; after: called
+    after each step. Loss and accuracy are summed on the device; a GPU is waited for once, at the end.
+    """
+    on.net.train()
+    total = torch.zeros(2, device=on.compute.device)
+    sizes = [len(numbers) for numbers in on.batches.numbers(order)]
+    done = 0
+    with on.alone():
+        batches = on.batches(order, on.compute.ranks.share)
+        for index, (size, (inputs, labels)) in enumerate(zip(sizes, batches, strict=True)):
+            set_rate((index + 1) / len(sizes))
+            total += step(on, recipe, optimizer, inputs, labels, size)
+            done += size
+            shown = index % _REPORT_EVERY == 0 and on.compute.device.type == "cpu"
+            loss, accuracy = (total * on.compute.ranks.size / done).tolist() if shown else (None, None)
+            after(done, len(order), loss, accuracy)
+    loss, accuracy = (on.compute.ranks.sum(total) / done).tolist()
+    if not math.isfinite(loss):
+        raise InatFtError(f"the loss is {loss}: training has diverged", "try a lower learning rate: --lr")
+    return loss, accuracy
+
+
+def step(on: Pass, recipe: Recipe, optimizer: Optimizer, inputs: Tensor, labels: Tensor, size: int) -> Tensor:
+    """One step on this process's share of a batch of `size` images.
+
+    Returns the share's summed loss and number of right answers, `[2]` on the device.
+    """
+    inputs, targets = recipe.mix(inputs, labels) if recipe.mix else (inputs, labels)
+    while True:
+        try:
+            sums = _gradients(on, recipe, inputs, labels, targets, size)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if on.compute.ranks.size > 1 or not is_out_of_memory(error):
+                raise
+        optimizer.zero_grad(set_to_none=True)
+        recipe.split_further(len(labels))
+        _free(on.compute)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    on.compute.ranks.sum_gradients(parameters)
+    for parameter, (start, strength) in recipe.start.items():
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - start, alpha=strength)
+    if recipe.config.clip_norm:
+        nn.utils.clip_grad_norm_(parameters, recipe.config.clip_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return sums
+
+
+def _gradients(on: Pass, recipe: Recipe, inputs: Tensor, labels: Tensor, targets: Tensor, size: int) -> Tensor:
+    parts = max(1, min(recipe.parts, len(labels) // 2))
+    sums = torch.zeros(2, device=labels.device)
+    at = on.compute.ranks.share(size).start or 0
+    for x, y, target in zip(*(each.tensor_split(parts) for each in (inputs, labels, targets)), strict=True):
+        if isinstance(on.net.head[0], SharedDropout):
+            on.net.head[0].start, on.net.head[0].total = at, size
+        logits = on.logits(x)
+        smoothing = recipe.config.label_smoothing
+        loss = F.cross_entropy(logits, target, recipe.class_weights, label_smoothing=smoothing, reduction="sum")
+        (loss / size).backward()  # type: ignore[no-untyped-call]
+        sums += torch.stack([loss.detach(), (logits.detach().argmax(1) == y).sum()])
+        at += len(y)
+    return sums
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on a GPU or on the CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _free(compute: Compute) -> None:
+    if compute.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@torch.no_grad()
+def evaluate(net: Net, batches: Batches, compute: Compute, prefix: int = 0) -> tuple[float, float, Tensor]:
+    """Mean loss in nats, share that is right, and the logits `[N, C]` float32 on the device, in the rows' order."""
+    net.eval()
+    on, ranks = Pass(net, batches, max(prefix, batches.start), compute), compute.ranks
+    order = torch.arange(batches.num_images)
+    with on.alone():
+        own = [logits for inputs, _ in batches(order[ranks.share(len(order))]) for logits in _in_parts(on, inputs)]
+        mine = torch.cat(own) if own else torch.zeros(0, net.num_classes, device=batches.labels.device)
+        logits = torch.cat(ranks.gather(mine, ranks.shares(len(order))))
+        loss = F.cross_entropy(logits, batches.labels)
+        right = (logits.argmax(1) == batches.labels).float().mean()
+    value, accuracy = torch.stack([loss, right]).tolist()
+    return value, accuracy, logits
+
+
+def _in_parts(on: Pass, inputs: Tensor) -> Iterator[Tensor]:
+    """The logits of a batch, in halves of halves when memory runs out."""
+    try:
+        yield on.logits(inputs)
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(inputs) == 1:
+            raise
+    _free(on.compute)
+    for half in inputs.tensor_split(2):
+        yield from _in_parts(on, half)
+
+
+@torch.no_grad()
+def refresh_norms(on: Pass) -> None:
+    """Measure the statistics of the BatchNorm layers that learn anew, over one pass of the training images."""
+    on.net.train()
+    norms = [norm for norm in on.net.batch_norms() if norm.training]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all batches
+    for inputs, _ in on.batches(None, on.compute.ranks.share):
+        on.logits(inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -1,0 +1,185 @@
+"""The processes of one training: one alone, or several that torchrun started and that share the work.
+
+Every process holds the whole network and does the same with a share of each batch; gradients, BatchNorm statistics and
+logits are put together, so that the result is that of one process up to the order of summation. Gradients are summed
+by hand, in one piece after the backward pass, rather than by DistributedDataParallel, which would have to be set up anew
+whenever something else begins to learn.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inat_ft.errors import InatFtError
+
+_PATIENCE = timedelta(minutes=60)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """The process's part of `count` rows; parts differ by one row at most."""
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def shares(self, count: int) -> list[int]:
+        """How many rows of `count` each process has."""
+        ends = [rank * count // self.size for rank in range(self.size + 1)]
+        return [end - start for start, end in pairwise(ends)]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.size > 1:
+            with _together():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace each gradient by the sum over all processes."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.size > 1 and gradients:
+            flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+            for gradient, whole in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+                gradient.copy_(whole.view_as(gradient))
+
+    def gather(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """Each process's rows; counts: how many each of them brings. All hold rows of one shape and dtype."""
+        if self.size == 1:
+            return [rows]
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        everyone = [torch.empty_like(padded) for _ in counts]
+        with _together():
+            dist.all_gather(everyone, padded)
+        return [theirs[:count] for theirs, count in zip(everyone, counts, strict=True)]
+
+    def agree(self, value: Any) -> Any:
+        """The first process's value, on all of them. It must be plain: it travels as a pickle between one's own."""
+        if self.size == 1:
+            return value
+        values = [value]
+        with _together():
+            dist.broadcast_object_list(values)
+        return values[0]
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        self.agree(None)
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        raise InatFtError(
+            f"another process of this training has ended: {str(error).splitlines()[0]}",
+            "look above for its own message, then go on: inat-ft train --resume RUN",
+        ) from error
+
+
+def local_rank() -> int | None:
+    """Number of this process on its machine when torchrun started it, otherwise None."""
+    return int(os.environ["LOCAL_RANK"]) if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= set(os.environ) else None
+
+
+def join(device: torch.device) -> Ranks:
+    """Meet the other processes that torchrun started, if it did."""
+    if local_rank() is None:
+        return ALONE
+    if not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        with _together():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def leave() -> None:
+    """Say good-bye to the other processes."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class _SharedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over the rows of all processes. torch's own SyncBatchNorm has no form for the CPU."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """As BatchNorm2d on `[B, C, H, W]` with the rows of every process in the batch."""
+        if not self.training:
+            return super().forward(inputs)
+        rows = inputs.float()
+        own = rows.sum((0, 2, 3))
+        count = own.new_full((1,), rows.numel() / rows.shape[1])
+        both = _total(torch.cat([own, count]))
+        sums, count = both[:-1], both[-1]
+        mean = sums / count
+        centred = rows - mean[:, None, None]
+        variance = _total((centred * centred).sum((0, 2, 3))) / count
+        self._remember(mean.detach(), (variance * count / (count - 1)).detach())
+        scaled = centred * (variance + self.eps).rsqrt()[:, None, None]
+        return (scaled * self.weight[:, None, None] + self.bias[:, None, None]).to(inputs.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
+def _total(tensor: Tensor) -> Tensor:
+    """The sum over all processes, through which gradients flow."""
+    from torch.distributed.nn.functional import all_reduce
+
+    with _together():
+        total: Tensor = all_reduce(tensor)  # type: ignore[no-untyped-call]
+        return total
+
+
+class SharedDropout(nn.Dropout):
+    """Dropout that drops in a share of the rows what it would drop there in the whole batch."""
+
+    start, total = 0, 0
+    """Where the next rows stand in the whole batch, and how many rows that has."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """As Dropout on `[B, F]`."""
+        if not self.training or not self.total:
+            return super().forward(inputs)
+        whole = F.dropout(inputs.new_ones(self.total, *inputs.shape[1:]), self.p)
+        return inputs * whole[self.start : self.start + len(inputs)]
+
+
+def share_layers(net: nn.Module) -> None:
+    """Make the layers that look at a whole batch, BatchNorm and the head's dropout, look at that of all processes."""
+    for module in net.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = _SharedBatchNorm
+    head = net.get_submodule("head.0")
+    if type(head) is nn.Dropout:
+        head.__class__ = SharedDropout
