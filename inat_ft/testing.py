@@ -68,7 +68,7 @@ def write_images(folder: Path, each: int = 10, seed: int = 0) -> Path:
     return folder
 
 
-class _Images:
+class SyntheticData:
     """The engine's data: the same synthetic images to learn from and to validate on."""
 
     def __init__(self) -> None:
@@ -77,12 +77,15 @@ class _Images:
         self.batches = Batches(Resident(images), labels, 16, prepare)
 
     def train(self, prefix: int, epoch: int) -> Batches:
+        """All images."""
         return self.batches
 
     def val(self, prefix: int, epoch: int) -> Batches:
+        """The same images."""
         return self.batches
 
     def order(self, generator: torch.Generator) -> torch.Tensor:
+        """Each image once, in random order."""
         return torch.randperm(self.batches.num_images, generator=generator)
 
 
@@ -103,7 +106,7 @@ def check_strategy(strategy: Strategy, net: Callable[[], Net] = tiny_net, epochs
     _assert_equal(adapted, before, set(before), "being asked for its groups")
     recipe = Recipe(OptimConfig(epochs=epochs, lr=1e-2))
     training = Training(EarlyStop(0))
-    fit(adapted, _Images(), first, recipe, Compute(torch.device("cpu"), "fp32", forced=True), 0, training)
+    fit(adapted, SyntheticData(), first, recipe, Compute(torch.device("cpu"), "fp32", forced=True), 0, training)
     named = set(first.changing_state())
     _assert_equal(adapted, before, set(before) - named, "training")
     learned = {name for name, parameter in adapted.named_parameters() if id(parameter) in first.learned}

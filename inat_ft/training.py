@@ -6,8 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,94 +14,35 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
-from inat_ft.config import RunConfig, build_strategy
-from inat_ft.data.augment import blender
-from inat_ft.data.changes import require_unchanged
-from inat_ft.data.manifest import Manifest, find_manifest, read_manifest
-from inat_ft.data.pixels import Pixels
-from inat_ft.data.threads import num_cores
+from inat_ft.config import RunConfig, TrackConfig
+from inat_ft.data.manifest import Manifest
+from inat_ft.data.threads import decoders
 from inat_ft.engine.checkpoint import load_training, save_training
-from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.environment import environment, peak_memory_mib
-from inat_ft.engine.feed import Feed, TickFor, no_progress
+from inat_ft.engine.feed import Feed
 from inat_ft.engine.fit import Training, fit
-from inat_ft.engine.gradients import relative_gradients
-from inat_ft.engine.passes import OnStep, Recipe
-from inat_ft.engine.plan import Plan, make_plan
-from inat_ft.engine.prefix import PrefixCache
+from inat_ft.engine.lr_range import LrRange, range_test
+from inat_ft.engine.ranks import Ranks, share_layers
 from inat_ft.engine.stopping import EarlyStop
 from inat_ft.errors import UsageError
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
-from inat_ft.models.build import Model, build_model
 from inat_ft.models.weights import save_model
 from inat_ft.records import Epoch, Parameters, RunRecord, SplitInfo, read_record, write_record, write_text
 from inat_ft.settings import dump_config
-from inat_ft.strategies.base import Strategy
+from inat_ft.setup import Listener, Places, Setup, feed_for, make_recipe, prepare
 from inat_ft.tracking import Tracker, tracker_for
 
-
-@dataclass(frozen=True)
-class Places:
-    """Where runs and caches live."""
-
-    runs: Path
-    cache: Path
+__all__ = ["Listener", "Places", "Setup", "find_lr", "prepare", "split_info", "train"]
 
 
-@dataclass(frozen=True)
-class Listener:
-    """Who hears how a run goes on; every part may stay silent."""
-
-    say: Callable[[str], None] = lambda line: None
-    """A line about what was chosen."""
-    tick_for: TickFor = no_progress
-    """Progress of a part of the work with a name."""
-    on_step: OnStep = lambda done, total, loss, accuracy: None
-    """Inside an epoch."""
-    on_epoch: Callable[[Epoch], bool | None] = lambda epoch: None
-    """After an epoch; True ends the training there and keeps the best so far."""
-
-
-@dataclass
-class Setup:
-    """A run made ready: what `train` trains and `train --dry-run` shows."""
-
-    config: RunConfig
-    manifest: Manifest
-    model: Model
-    strategy: Strategy
-    plan: Plan
-    compute: Compute
-
-
-def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("splits")) -> Setup:
-    """Resolve the configuration against data, weights and device. Raises an InatFtError naming what is amiss."""
-    compute = choose_compute(config.compute.device, config.compute.precision)
-    split = Path(config.data.split) if config.data.split else find_manifest(splits)
-    manifest = read_manifest(split, Path(config.data.root) if config.data.root else None)
-    for subset in ("train", "val"):
-        if not len(manifest.rows(subset)):
-            raise UsageError(f"{split} has no images in {subset}", "split again: inat-ft split DATA")
-    strategy: Strategy = build_strategy(config.strategy)
-    load = load_weights or strategy.needs_gradients
-    model = build_model(config.model, len(manifest.classes), config.seed, config.data.image_size, load)
-    model.net.to(compute.device).to(memory_format=torch.channels_last)
-    strategy = strategy.choose(model.net, lambda: _gradients(model, manifest, compute))
-    net = strategy.adapt(model.net).to(compute.device)
-    plan = make_plan(strategy, net, config.optim.epochs, config.optim.layer_decay)
-    resolved = {
-        "data": config.data.model_copy(update={"split": split.as_posix(), "image_size": model.preprocess.image_size}),
-        "strategy": config.strategy.model_copy(update=strategy.model_dump(mode="json")),
-    }
-    return Setup(config.model_copy(update=resolved), manifest, model, strategy, plan, compute)
-
-
-def _gradients(model: Model, manifest: Manifest, compute: Compute) -> dict[str, float]:
-    rows = manifest.rows("train")
-    paths = [manifest.root / manifest.paths[row] for row in rows]
-    return relative_gradients(model.net, paths, torch.from_numpy(manifest.labels[rows]), model.preprocess, compute)
+def find_lr(config: RunConfig, places: Places, listener: Listener | None = None) -> LrRange:
+    """A learning-rate range test of what the configuration would train. Nothing is written but the caches."""
+    listener, setup = listener or Listener(), prepare(config)
+    with decoders(config.compute.workers) as pool:
+        feed = feed_for(setup, places, listener, pool)
+        recipe = make_recipe(setup, listener.say)
+        return range_test(setup.plan.net, feed, setup.plan, recipe, setup.compute, config.seed)
 
 
 def train(
@@ -120,13 +60,23 @@ def train(
         torch.use_deterministic_algorithms(True)
     started = time.perf_counter()
     setup = prepare(config)
-    with _claimed(resume or _new_directory(setup.config, places.runs)) as directory:
-        tracker = tracker_for(config.track)
+    ranks = setup.compute.ranks
+    if ranks.size > 1:
+        share_layers(setup.plan.net)
+    if not ranks.is_first:
+        listener = Listener()
+    new = _new_directory(setup.config, places.runs) if resume is None and ranks.is_first else None
+    with _claimed(Path(ranks.agree(resume or new)), ranks) as directory:
+        tracker = tracker_for(config.track if ranks.is_first else TrackConfig())
         run = _Run(setup, directory, places, listener, tracker, started)
         record = None
         tracker.start(setup.config, directory.name, directory)
         try:
             record = run.train()
+        except BaseException as stop:
+            if (directory / "resume.pt").exists():
+                stop.add_note(f"go on: inat-ft train --resume {directory}")
+            raise
         finally:
             tracker.finish(record)
         return record, directory
@@ -157,7 +107,10 @@ def _new_directory(config: RunConfig, runs: Path) -> Path:
 
 
 @contextmanager
-def _claimed(directory: Path) -> Iterator[Path]:
+def _claimed(directory: Path, ranks: Ranks) -> Iterator[Path]:
+    if not ranks.is_first:
+        yield directory
+        return
     if not directory.is_dir():
         raise UsageError(f"no such run: {directory}")
     lock = FileLock(directory / ".lock")
@@ -181,20 +134,22 @@ class _Run:
     started: float
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.setup.compute.ranks.is_first
+
     def train(self) -> RunRecord:
         setup, config = self.setup, self.setup.config.model_copy(update={"name": self.directory.name})
-        write_text(self.directory / "config.yaml", dump_config(config))
-        with ThreadPoolExecutor(config.compute.workers or num_cores(), thread_name_prefix="decode") as pool:
-            pixels = {subset: self._pixels(subset, pool) for subset in ("train", "val")}
+        if self.writes:
+            write_text(self.directory / "config.yaml", dump_config(config))
+        with decoders(config.compute.workers) as pool:
             with self._timed("checking"):
-                require_unchanged(
-                    setup.manifest, ("train", "val"), self.places.cache, config.data.changed, self.listener.tick_for
-                )
-            feed = self._feed(config, pixels)
+                feed = feed_for(setup, self.places, self.listener, pool)
             training = Training(EarlyStop(config.stop.patience, config.stop.min_delta))
             file, identity = self.directory / "resume.pt", self._identity(config)
             net, plan = setup.plan.net, setup.plan
-            recipe = make_recipe(setup, config, self.listener.say)  # before the checkpoint: it remembers the start
+            recipe = make_recipe(setup, self.listener.say)  # before the checkpoint: it remembers the start
             load_training(file, training, net, plan, config.optim, identity)
             with self._timed("training"):
                 fit(
@@ -215,37 +170,6 @@ class _Run:
         self.tracker.log(epoch)
         return self.listener.on_epoch(epoch)
 
-    def _pixels(self, subset: str, pool: ThreadPoolExecutor) -> Pixels:
-        manifest, rows = self.setup.manifest, self.setup.manifest.rows(subset)
-        return Pixels(
-            [manifest.root / manifest.paths[row] for row in rows],
-            [manifest.hashes[row] for row in rows],
-            torch.from_numpy(manifest.labels[rows]).to(self.setup.compute.device),
-            self.setup.model.preprocess.image_size,
-            self.places.cache,
-            pool,
-        )
-
-    def _feed(self, config: RunConfig, pixels: dict[str, Pixels]) -> Feed:
-        setup = self.setup
-        cache = PrefixCache(setup.plan.net, setup.model.preprocess, setup.compute, self.places.cache)
-        return Feed(
-            plan=setup.plan,
-            train_pixels=pixels["train"],
-            val_pixels=pixels["val"],
-            preprocess=setup.model.preprocess,
-            prefix_cache=cache,
-            batch_size=config.optim.batch_size,
-            seed=config.seed,
-            augment=config.data.augment,
-            mode=config.compute.cache,
-            views=config.data.views,
-            image_weights=image_weights(setup, config),
-            blended=bool(config.optim.mixup or config.optim.cutmix),
-            progress=self.listener.tick_for,
-            say=self.listener.say,
-        )
-
     def _identity(self, config: RunConfig) -> str:
         """Of all that the run's numbers depend on."""
         parts = config.model_dump(mode="json", include={"seed", "data", "model", "strategy", "optim", "stop"})
@@ -254,11 +178,24 @@ class _Run:
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
     def _save(self, file: Path, training: Training, identity: str) -> None:
+        if not self.writes:
+            return
         save_training(file, training, self.setup.plan.net, self.setup.plan, identity)
         lines = (epoch.model_dump_json() for epoch in training.history)
         write_text(self.directory / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
 
     def _finish(self, config: RunConfig, training: Training, feed: Feed) -> RunRecord:
+        trained = self.setup.plan.num_learned  # counted while adapters, if any, are still there
+        self.setup.strategy.merge(self.setup.plan.net)
+        if self.writes:
+            self._write_results(config, training)
+        self.seconds["total"] = time.perf_counter() - self.started
+        record = self._record(config, training, feed, trained)
+        if self.writes:
+            write_record(record, self.directory / "record.json")
+        return record
+
+    def _write_results(self, config: RunConfig, training: Training) -> None:
         setup, manifest = self.setup, self.setup.manifest
         rows = manifest.rows("val")
         assert training.best_logits is not None
@@ -271,15 +208,9 @@ class _Run:
             probabilities,
         )
         write_predictions(self.directory / "predictions-val.csv", predictions)
-        trained = setup.plan.num_learned  # counted while adapters, if any, are still there
-        setup.strategy.merge(setup.plan.net)
         save_model(
             self.directory / "model.safetensors", setup.plan.net, config, setup.model.preprocess, manifest.classes
         )
-        self.seconds["total"] = time.perf_counter() - self.started
-        record = self._record(config, training, feed, trained)
-        write_record(record, self.directory / "record.json")
-        return record
 
     def _record(self, config: RunConfig, training: Training, feed: Feed, trained: int) -> RunRecord:
         setup, manifest = self.setup, self.setup.manifest
@@ -305,6 +236,7 @@ class _Run:
             compute={
                 "device": setup.compute.device.type,
                 "precision": setup.compute.precision,
+                "processes": setup.compute.ranks.size,
                 "decisions": feed.decisions,
             },
             environment=environment(setup.compute),
@@ -330,46 +262,3 @@ def split_info(manifest: Manifest, directory: Path) -> SplitInfo:
         counts={subset: len(manifest.rows(subset)) for subset in subsets},
         subset_fingerprints={subset: manifest.subset_fingerprint(subset) for subset in subsets},
     )
-
-
-def make_recipe(setup: Setup, config: RunConfig, say: Callable[[str], None]) -> Recipe:
-    """How steps are made, with the network as it stands now as the start that l2-sp pulls to."""
-    optim, net = config.optim, setup.plan.net
-    start = {}
-    if optim.regularize == "l2-sp":
-        head = set(net.head.parameters())
-        for parameter in net.parameters():
-            if id(parameter) in setup.plan.learned:
-                now = parameter.detach()
-                at, strength = (torch.zeros_like(now), optim.sp_head) if parameter in head else (now, optim.sp_backbone)
-                start[parameter] = at.clone(), strength
-    return Recipe(
-        config=optim,
-        class_weights=class_weights(setup, config),
-        mix=blender(optim.mixup, optim.cutmix, len(setup.manifest.classes)),
-        start=start,
-        compile=config.compute.compile,
-        say=say,
-        parts=optim.accumulate,
-    )
-
-
-def _class_counts(setup: Setup) -> Tensor:
-    labels = torch.from_numpy(setup.manifest.labels[setup.manifest.rows("train")])
-    return torch.bincount(labels, minlength=len(setup.manifest.classes)).clamp(min=1).double()
-
-
-def class_weights(setup: Setup, config: RunConfig) -> Tensor | None:
-    """Weights of the classes in the loss, `[C]` float32 with a mean of 1 over the images: 1 / images of the class."""
-    if config.data.balance != "weights":
-        return None
-    counts = _class_counts(setup)
-    return (counts.sum() / (len(counts) * counts)).float().to(setup.compute.device)
-
-
-def image_weights(setup: Setup, config: RunConfig) -> Tensor | None:
-    """Weights with which training images are drawn, `[N]` float64: every class equally often."""
-    if config.data.balance != "sampler":
-        return None
-    labels = torch.from_numpy(setup.manifest.labels[setup.manifest.rows("train")])
-    return 1 / _class_counts(setup)[labels]

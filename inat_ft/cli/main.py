@@ -8,7 +8,7 @@ import typer
 
 from inat_ft import __version__
 from inat_ft.cli import commands, render
-from inat_ft.errors import InatFtError
+from inat_ft.errors import InatFtError, UsageError
 
 app = typer.Typer(
     name="inat-ft",
@@ -43,14 +43,15 @@ def main(
 def run() -> None:
     """Run the command line; `--quiet` and `--debug` may stand anywhere in it."""
     debug = "--debug" in sys.argv or bool(os.environ.get("INAT_FT_DEBUG"))
-    render.set_quiet(bool({"--quiet", "-q"} & set(sys.argv)))
+    render.set_quiet(bool({"--quiet", "-q"} & set(sys.argv)) or not render.is_first())
     sys.argv[1:] = [word for word in sys.argv[1:] if word not in ("--debug", "--quiet", "-q")]
     try:
         app()
     except InatFtError as error:
         if debug:
             raise
-        render.error(error)
+        if render.is_first() or not isinstance(error, UsageError):  # of a wrong command line one process tells
+            render.error(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,7 @@
 """How things look in a terminal: the home of rich. Results go to stdout, everything else to stderr."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -59,11 +60,17 @@ def as_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False), flush=True)
 
 
+def is_first() -> bool:
+    """Whether this is the one of several processes, started by torchrun, that prints results."""
+    return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
 def error(problem: InatFtError) -> None:
     """What was wrong and what to do next, on stderr."""
     lines = problem.message.splitlines()
-    print(f"inat-ft: {lines[0]}", *lines[1:], sep="\n  ", file=sys.stderr)
-    for line in problem.hint.splitlines():
+    who = "inat-ft" if is_first() else f"inat-ft (process {os.environ['RANK']})"
+    print(f"{who}: {lines[0]}", *lines[1:], sep="\n  ", file=sys.stderr)
+    for line in (*problem.hint.splitlines(), *getattr(problem, "__notes__", ())):
         print(f"  {line}", file=sys.stderr)
 
 

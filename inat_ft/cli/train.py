@@ -1,5 +1,6 @@
 """`inat-ft train`: flags become overrides, the rest is the engine's."""
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,6 +50,9 @@ def train(
     augment: Annotated[
         str | None, _flag("--augment", "none, flip, or standard (crop, flip, colours). [default: none]", _DATA)
     ] = None,
+    views: Annotated[
+        int | None, _flag("--views", "With --augment standard: cache so many fixed variations. [default: 0]", _DATA)
+    ] = None,
     balance: Annotated[
         str | None, _flag("--balance", "Against class imbalance: none, weights, sampler. [default: none]", _DATA)
     ] = None,
@@ -65,6 +69,29 @@ def train(
     schedule: Annotated[str | None, _flag("--schedule", "constant or cosine. [default: constant]", _LEARN)] = None,
     warmup_epochs: Annotated[
         float | None, _flag("--warmup-epochs", "Epochs of linear warm-up, 0 or more. [default: 0]", _LEARN)
+    ] = None,
+    layer_decay: Annotated[
+        float | None,
+        _flag("--layer-decay", "Factor on the rate for each layer further from the head. [default: 1]", _LEARN),
+    ] = None,
+    clip_norm: Annotated[float | None, _flag("--clip-norm", "Longest gradient; 0 is any. [default: 0]", _LEARN)] = None,
+    mixup: Annotated[
+        float | None, _flag("--mixup", "Blend images, by Beta(x, x), such as 0.2; 0 is off. [default: 0]", _LEARN)
+    ] = None,
+    cutmix: Annotated[
+        float | None, _flag("--cutmix", "Paste boxes of images, by Beta(x, x), such as 1. [default: 0]", _LEARN)
+    ] = None,
+    regularize: Annotated[
+        str | None, _flag("--regularize", "none, or l2-sp (towards the start). [default: none]", _LEARN)
+    ] = None,
+    average: Annotated[
+        str | None, _flag("--average", "Average of weights: none, ema, swa or wise-ft. [default: none]", _LEARN)
+    ] = None,
+    alpha: Annotated[
+        float | None, _flag("--alpha", "Share of the fine-tuned weights in wise-ft, 0 to 1. [default: 0.5]", _LEARN)
+    ] = None,
+    accumulate: Annotated[
+        int | None, _flag("--accumulate", "Parts of a batch, one after the other. [default: 1]", _LEARN)
     ] = None,
     patience: Annotated[
         int | None,
@@ -87,6 +114,7 @@ def train(
     ] = None,
     cache: Annotated[str | None, _flag("--cache", "auto, none, packed or prefix. [default: auto]", _RUN)] = None,
     wandb: Annotated[str | None, _flag("--wandb", "Log to W&B: off, offline or online. [default: off]", _RUN)] = None,
+    compile: Annotated[bool | None, _flag("--compile", "Compile what learns with torch.compile.", _RUN)] = None,
     deterministic: Annotated[
         bool | None, _flag("--deterministic", "The same bits each time, on a GPU too.", _RUN)
     ] = None,
@@ -100,6 +128,9 @@ def train(
     ] = None,
     dry_run: Annotated[bool, _flag("--dry-run", "Show settings and what would learn; train nothing.", _RUN)] = False,
     show_config: Annotated[bool, _flag("--show-config", "List every key with its meaning and value.", _RUN)] = False,
+    find_lr: Annotated[
+        bool, _flag("--find-lr", "Test rising learning rates instead: a picture and a suggestion.", _RUN)
+    ] = False,
     json: options.Json = False,
     runs_dir: options.RunsDir = Path("runs"),
     cache_dir: options.CacheDir = None,
@@ -129,6 +160,8 @@ def train(
         _show_config(resolved, json)
     elif dry_run:
         _dry_run(resolved, json)
+    elif find_lr:
+        _find_lr(resolved, runs_dir, cache_dir, json)
     elif seeds > 1:
         if resume is not None:
             raise UsageError("--seeds begins new runs; --resume goes on with one", "leave one of them out")
@@ -142,7 +175,17 @@ def _train(config: "RunConfig", resume: Path | None, runs_dir: Path, cache_dir: 
     from inat_ft.data.places import cache_folder
     from inat_ft.training import Places, train
 
-    record, directory = train(config, Places(runs_dir, cache_folder(cache_dir)), listener(config), resume)
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)  # what torchrun and schedulers send: leave in order, and say how to go on
+    try:
+        record, directory = train(config, Places(runs_dir, cache_folder(cache_dir)), listener(config), resume)
+    except KeyboardInterrupt as stopped:
+        render.warn("; ".join(["stopped", *getattr(stopped, "__notes__", ())]))
+        raise
+    if not render.is_first():
+        return
     if json:
         render.as_json({**record.model_dump(mode="json"), "directory": directory.as_posix()})
     else:
@@ -177,6 +220,34 @@ def _train_seeds(config: "RunConfig", seeds: int, runs_dir: Path, cache_dir: Pat
         render.result(f"seed {record.seed}: validation accuracy {record.val_accuracy:.4f}  {directory}")
     render.result(f"{seeds} seeds: validation accuracy {mean(accuracies):.4f} ± {stdev(accuracies):.4f}")
     render.remark("next: inat-ft eval each of them, then inat-ft compare --group with another configuration's")
+
+
+def _find_lr(config: "RunConfig", runs_dir: Path, cache_dir: Path | None, json: bool) -> None:
+    from inat_ft.cli.listening import listener
+    from inat_ft.data.places import cache_folder
+    from inat_ft.evaluation.lr_range import draw_lr_range
+    from inat_ft.training import Places, find_lr
+
+    found = find_lr(config, Places(runs_dir, cache_folder(cache_dir)), listener(config))
+    stem = config.name or f"{config.model.backbone.replace(':', '-')}-{config.strategy.name}"
+    picture = draw_lr_range(found.lrs, found.losses, found.smooth, found.suggestion, runs_dir / f"{stem}-lr-range")
+    if json:
+        render.as_json(
+            {
+                "suggestion": found.suggestion,
+                "lr": found.lrs,
+                "loss": found.losses,
+                "smooth": found.smooth,
+                "picture": picture.as_posix(),
+            }
+        )
+        return
+    render.result(f"picture: {picture}")
+    if found.suggestion is None:
+        render.warn("the loss does not fall at any rate, so that there is nothing to suggest")
+    else:
+        render.result(f"suggested learning rate: {found.suggestion:.1e}, where the loss falls fastest")
+        render.remark(f"next: the same command with --lr {found.suggestion:.1e} in place of --find-lr")
 
 
 def _show_run(record: "RunRecord", directory: Path) -> None:

@@ -2,12 +2,18 @@
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decoders(workers: int = 0) -> ThreadPoolExecutor:
+    """A pool of threads that decode images, which release Python's lock while they do; 0 is one a core."""
+    return ThreadPoolExecutor(workers or num_cores(), thread_name_prefix="decode")
 
 
 @contextmanager

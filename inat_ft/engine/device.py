@@ -36,6 +36,11 @@ class Compute:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
+    def free_memory(self) -> None:
+        """Give back what the allocator holds for later, after memory ran out."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def describe(self) -> str:
         """The device's name, for people."""
         if self.device.type == "cuda":
@@ -75,6 +80,11 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on a GPU or on the CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 @contextmanager

@@ -155,6 +155,7 @@ class Feed:
         saves = f"{estimate.bytes / 2**20:,.0f} MiB, saves {max(estimate.saved, 0):.0%} of the arithmetic of {repeats} epochs"
         keeps_head_only = cut == len(names)  # features are small, and every other run on these weights shares them
         used = self.mode == "prefix" or estimate.pays or (keeps_head_only and estimate.bytes <= estimate.free / 2)
+        used = self.prefix_cache.compute.ranks.agree(used)
         self._say(f"prefix cache: {'on' if used else 'off'} for {what} ({saves})")
         return estimate if used else None
 

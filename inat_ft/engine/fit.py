@@ -84,7 +84,7 @@ def fit(
             training.stop.start_anew()
         accuracy = epoch.val_accuracy or 0.0
         if accuracy > best_before:
-            training.best, training.best_epoch, training.best_logits = _copies(net, names), epoch.epoch, logits.cpu()
+            training.best, training.best_epoch, training.best_logits = copies(net, names), epoch.epoch, logits.cpu()
         if training.stop.update(accuracy):
             training.stopped = "patience"
         if compute.ranks.agree(on_epoch(epoch)) and not training.stopped:
@@ -98,7 +98,8 @@ def fit(
     return training
 
 
-def _copies(net: Net, names: list[str]) -> dict[str, Tensor]:
+def copies(net: Net, names: list[str]) -> dict[str, Tensor]:
+    """Copies of tensors of the network's state."""
     state = net.state_dict()
     return {name: state[name].detach().clone() for name in names}
 
@@ -143,8 +144,8 @@ def epochs(
         if training.optimizer is None or plan.changes(number):
             training.optimizer = make_optimizer(learning, config, training.optimizer)
         average.before_epoch(number)
-        _seed(seed, number)
-        on = Pass(net, data.train(prefix, number), prefix, compute, learned=_compiled(net, prefix, recipe))
+        seed_layers(seed, number)
+        on = Pass(net, data.train(prefix, number), prefix, compute, learned=recipe.learned(net, prefix))
         val = data.val(prefix, number)
         order = data.order(epoch_generator(seed, number, "order"))
         first, last = plan.stretch(number) if config.restart else (0, config.epochs)
@@ -171,20 +172,10 @@ def _take_average(net: Net, plan: Plan, average: Average, training: Training, on
     """Put averaged weights, if there are any, into the network, and remember those that training goes on from."""
     averaged = average.after_epoch(training.epoch)
     if averaged:
-        training.as_trained = _copies(net, plan.changing_state())
+        training.as_trained = copies(net, plan.changing_state())
         restore(net, averaged)
         if average.refreshes_norms:
             refresh_norms(on)
-
-
-def _compiled(net: Net, prefix: int, recipe: Recipe) -> Callable[[Tensor], Tensor] | None:
-    """What comes after the prefix, compiled once for all epochs in which the prefix is the same."""
-    if not recipe.compile or prefix == len(net.stages):
-        return None
-    if prefix not in recipe.compiled:
-        stages = list(net.stages.values())[prefix:]
-        recipe.compiled[prefix] = torch.compile(torch.nn.Sequential(*stages))
-    return recipe.compiled[prefix]
 
 
 def epoch_generator(seed: int, epoch: int, what: str) -> torch.Generator:
@@ -192,7 +183,8 @@ def epoch_generator(seed: int, epoch: int, what: str) -> torch.Generator:
     return torch.Generator().manual_seed(_mix(seed, epoch, what))
 
 
-def _seed(seed: int, epoch: int) -> None:
+def seed_layers(seed: int, epoch: int) -> None:
+    """Seed what layers draw in an epoch, such as dropout."""
     torch.manual_seed(_mix(seed, epoch, "layers"))
 
 

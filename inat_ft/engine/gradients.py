@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inat_ft.data.batches import Batches, ImageFiles, ImageInput
-from inat_ft.data.threads import num_cores
+from inat_ft.data.threads import decoders
 from inat_ft.engine.device import Compute
 from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net
@@ -32,7 +31,7 @@ def relative_gradients(
     chosen = torch.linspace(0, len(paths) - 1, min(MAX_IMAGES, len(paths))).long()
     learned = [parameter.requires_grad for parameter in net.parameters()]
     net.eval().requires_grad_(True).zero_grad(set_to_none=True)
-    with ThreadPoolExecutor(num_cores(), thread_name_prefix="decode") as pool:
+    with decoders() as pool:
         source = ImageFiles(paths, preprocess.image_size, pool)
         batches = Batches(source, labels.to(compute.device), _BATCH, ImageInput(preprocess.mean, preprocess.std))
         for inputs, wanted in batches(chosen):

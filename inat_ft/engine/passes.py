@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -14,9 +16,9 @@ from torch.optim import Optimizer
 
 from inat_ft.config import OptimConfig
 from inat_ft.data.batches import Batches
-from inat_ft.engine.device import Compute, threads
+from inat_ft.engine.device import Compute, is_out_of_memory, threads
 from inat_ft.engine.ranks import SharedDropout
-from inat_ft.errors import InatFtError
+from inat_ft.errors import InatFtError, UsageError
 from inat_ft.models.net import Net
 
 OnStep = Callable[[int, int, float | None, float | None], None]
@@ -50,6 +52,19 @@ class Recipe:
             raise InatFtError("out of memory, with two images at a time", "try a smaller --image-size or backbone")
         self.parts = min(2 * self.parts, rows // 2)
         self.say(f"memory: a batch of {rows} images is computed in {self.parts} parts, since it does not fit at once")
+
+    def learned(self, net: Net, prefix: int) -> Callable[[Tensor], Tensor] | None:
+        """What comes after a prefix, compiled once for all epochs in which the prefix is the same; None: not compiled.
+
+        Raises UsageError without a compiler.
+        """
+        if not self.compile or prefix == len(net.stages):
+            return None
+        if prefix not in self.compiled:
+            if not any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++", "cl"))):
+                raise UsageError("--compile needs a C++ compiler, and there is none", "install g++, or leave it out")
+            self.compiled[prefix] = torch.compile(nn.Sequential(*list(net.stages.values())[prefix:]))
+        return self.compiled[prefix]
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,7 @@ def step(on: Pass, recipe: Recipe, optimizer: Optimizer, inputs: Tensor, labels:
                 raise
         optimizer.zero_grad(set_to_none=True)
         recipe.split_further(len(labels))
-        _free(on.compute)
+        on.compute.free_memory()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     on.compute.ranks.sum_gradients(parameters)
     for parameter, (start, strength) in recipe.start.items():
@@ -151,16 +166,6 @@ def _gradients(on: Pass, recipe: Recipe, inputs: Tensor, labels: Tensor, targets
     return sums
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on a GPU or on the CPU."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
-def _free(compute: Compute) -> None:
-    if compute.device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 @torch.no_grad()
 def evaluate(net: Net, batches: Batches, compute: Compute, prefix: int = 0) -> tuple[float, float, Tensor]:
     """Mean loss in nats, share that is right, and the logits `[N, C]` float32 on the device, in the rows' order."""
@@ -185,7 +190,7 @@ def _in_parts(on: Pass, inputs: Tensor) -> Iterator[Tensor]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or len(inputs) == 1:
             raise
-    _free(on.compute)
+    on.compute.free_memory()
     for half in inputs.tensor_split(2):
         yield from _in_parts(on, half)
 

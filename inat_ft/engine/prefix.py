@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inat_ft.data.batches import Batches, ImageInput, Resident, Source, Stored
 from inat_ft.data.pixels import Pixels, pixels_key
-from inat_ft.data.store import Store, open_store
-from inat_ft.engine.device import Compute
+from inat_ft.data.store import Make, Store, open_store
+from inat_ft.engine.device import Compute, is_out_of_memory
 from inat_ft.engine.front import MAX_ERROR, Front, exact_front, fast_front, folded_front, relative_error
 from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net
@@ -34,6 +34,7 @@ _CHECKED_BATCH = 16
 _CHECKED_PARTS = [1, 4, 11]
 _DISK_SHARE = 0.5
 _WORTH = 0.2
+_ROUND = 512
 _BATCH = {"cpu": 32, "cuda": 256, "mps": 64}
 _RESIDENT_BYTES = {"cpu": 2**29, "cuda": 16 * 2**30, "mps": 2**30}
 
@@ -130,7 +131,7 @@ class PrefixCache:
             return folded_front(self.net, cut)
         if self.compute.forced:
             return fast_front(self.net, cut)
-        error = self._known_error(cut, hashes, sample)
+        error = self.compute.ranks.agree(self._known_error(cut, hashes, sample))
         return (fast_front if error <= MAX_ERROR else folded_front)(self.net, cut, error)
 
     def _known_error(self, cut: int, hashes: Sequence[str], sample: Callable[[], Tensor]) -> float:
@@ -166,8 +167,37 @@ class PrefixCache:
         key = {**self._key(estimate.cut), "form": front.form, "view": view.name}
         is_bf16 = front.dtype == torch.bfloat16
         store = open_store(self.folder, "prefix", key, estimate.row_shape, "u2" if is_bf16 else "f4")
-        store.ensure(pixels.hashes, lambda missing: self._compute(front, pixels, view, missing), tick)
+        make: Make = lambda missing: self._compute(front, pixels, view, missing)  # noqa: E731
+        if self.compute.ranks.size > 1:
+            self._ensure_together(store, pixels.hashes, make, tick)
+        store.ensure(pixels.hashes, make, tick)
         return self._resident(Stored(*store.read(pixels.hashes), as_bfloat16=is_bf16), store, len(pixels))
+
+    def _ensure_together(
+        self, store: Store, hashes: Sequence[str], make: Make, tick: Callable[[int, int], None]
+    ) -> None:
+        """Each process computes a share of what is missing; the first one writes it all."""
+        ranks = self.compute.ranks
+
+        def in_shares(missing: Sequence[int]) -> Iterator[NDArray[Any]]:
+            yield from self._in_shares(make, store, ranks.agree(missing))
+
+        if not ranks.is_first:
+            for _ in self._in_shares(make, store, ranks.agree(None)):
+                pass
+        elif not store.ensure(hashes, in_shares, tick):
+            ranks.agree([])
+        ranks.wait()
+
+    def _in_shares(self, make: Make, store: Store, missing: Sequence[int]) -> Iterator[NDArray[Any]]:
+        """Rows in the order of `missing`, a round of `_ROUND` rows at a time of which each process makes a part."""
+        ranks = self.compute.ranks
+        for start in range(0, len(missing), _ROUND * ranks.size):
+            part = missing[start : start + _ROUND * ranks.size]
+            own = list(make(part[ranks.share(len(part))])) or [np.empty((0, *store.row_shape), store.dtype)]
+            rows = torch.from_numpy(np.concatenate(own).astype(store.dtype)).view(torch.uint8)
+            made = ranks.gather(rows.to(self.compute.device), ranks.shares(len(part)))
+            yield torch.cat(made).cpu().numpy().view(store.dtype)
 
     def _compute(self, front: Front, pixels: Pixels, view: View, missing: Sequence[int]) -> Iterator[NDArray[Any]]:
         """The front applied to some images, in blocks; decoding goes on meanwhile."""
@@ -184,11 +214,11 @@ class PrefixCache:
                         made = _row(module(inputs.to(front.dtype))).contiguous().cpu()
                     at += len(made)
                     yield made.view(torch.uint16).numpy() if made.dtype == torch.bfloat16 else made.float().numpy()
-            except torch.OutOfMemoryError:
-                if size == 1:
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
                     raise
                 size //= 2
-                torch.cuda.empty_cache()
+                self.compute.free_memory()
 
     def _resident(self, stored: Stored, store: Store, count: int) -> Source:
         """Small rows stay in the device's memory; large ones are read as they are needed."""

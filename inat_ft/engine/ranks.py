@@ -8,6 +8,7 @@ whenever something else begins to learn.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -96,8 +97,7 @@ def _together() -> Iterator[None]:
         yield
     except (RuntimeError, dist.DistError) as error:
         raise InatFtError(
-            f"another process of this training has ended: {str(error).splitlines()[0]}",
-            "look above for its own message, then go on: inat-ft train --resume RUN",
+            "another process of this training has ended, or cannot be reached", "its own message says why"
         ) from error
 
 
@@ -115,12 +115,12 @@ def join(device: torch.device) -> Ranks:
             torch.cuda.set_device(device)
         with _together():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+        atexit.register(_leave)
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
-def leave() -> None:
-    """Say good-bye to the other processes."""
-    if dist.is_available() and dist.is_initialized():
+def _leave() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
@@ -134,14 +134,15 @@ class _SharedBatchNorm(nn.BatchNorm2d):
         rows = inputs.float()
         own = rows.sum((0, 2, 3))
         count = own.new_full((1,), rows.numel() / rows.shape[1])
-        both = _total(torch.cat([own, count]))
+        both: Tensor = _Total.apply(torch.cat([own, count]))
         sums, count = both[:-1], both[-1]
         mean = sums / count
         centred = rows - mean[:, None, None]
-        variance = _total((centred * centred).sum((0, 2, 3))) / count
+        variance = _Total.apply((centred * centred).sum((0, 2, 3))) / count
         self._remember(mean.detach(), (variance * count / (count - 1)).detach())
         scaled = centred * (variance + self.eps).rsqrt()[:, None, None]
-        return (scaled * self.weight[:, None, None] + self.bias[:, None, None]).to(inputs.dtype)
+        shifted: Tensor = scaled * self.weight[:, None, None] + self.bias[:, None, None]
+        return shifted.to(inputs.dtype)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
@@ -152,12 +153,19 @@ class _SharedBatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(variance, share)
 
 
-def _total(tensor: Tensor) -> Tensor:
-    """The sum over all processes, through which gradients flow."""
-    from torch.distributed.nn.functional import all_reduce
+class _Total(torch.autograd.Function):
+    """The sum over all processes, through which gradients flow: each part's is the sum of all gradients."""
 
-    with _together():
-        total: Tensor = all_reduce(tensor)  # type: ignore[no-untyped-call]
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        with _together():
+            dist.all_reduce(total := tensor.clone())
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        with _together():
+            dist.all_reduce(total := gradient.clone())
         return total
 
 
@@ -178,7 +186,7 @@ class SharedDropout(nn.Dropout):
 def share_layers(net: nn.Module) -> None:
     """Make the layers that look at a whole batch, BatchNorm and the head's dropout, look at that of all processes."""
     for module in net.modules():
-        if type(module) is nn.BatchNorm2d:
+        if type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats:
             module.__class__ = _SharedBatchNorm
     head = net.get_submodule("head.0")
     if type(head) is nn.Dropout:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from inat_ft.config import ModelConfig
 from inat_ft.data.batches import Batches, ImageFiles, ImageInput
 from inat_ft.data.manifest import Manifest, read_manifest
-from inat_ft.data.threads import num_cores
+from inat_ft.data.threads import decoders
 from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.passes import evaluate
 from inat_ft.errors import RecordError, UsageError, WeightsError
@@ -60,7 +59,7 @@ def predict_files(
     """Probabilities `[N, C]` float64 on the CPU. tta: none, or flip (the mean with the mirrored image)."""
     prepare = ImageInput(trained.preprocess.mean, trained.preprocess.std)
     labels = torch.zeros(len(paths), dtype=torch.int64, device=compute.device)
-    with ThreadPoolExecutor(num_cores(), thread_name_prefix="decode") as pool:
+    with decoders() as pool:
         source = ImageFiles(paths, trained.preprocess.image_size, pool)
         done = 0
 

@@ -1,0 +1,28 @@
+"""The picture of a learning-rate range test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from inat_ft.evaluation.figures import BLUE, GREY, ORANGE, new_figure, plotting, save
+
+
+def draw_lr_range(
+    lrs: Sequence[float], losses: Sequence[float], smooth: Sequence[float], suggestion: float | None, stem: Path
+) -> Path:
+    """Loss against learning rate, as measured and smoothed, as PNG and SVG; returns the PNG."""
+    with plotting():
+        figure, axes = new_figure(6.4, 3.6)
+        axes.plot(lrs, losses, ".", color=GREY, markersize=3, label="each step")
+        axes.plot(lrs, smooth, color=BLUE, label="smoothed")
+        if suggestion is not None:
+            axes.axvline(suggestion, color=ORANGE, linestyle="--", label=f"suggested: {suggestion:.1e}")
+        finite = np.array(losses)[np.isfinite(losses)]
+        axes.set(xscale="log", xlabel="learning rate", ylabel="training loss in nats")
+        axes.set_ylim(0.9 * finite.min(), 1.1 * max(2 * losses[0], finite.min()))
+        axes.legend(frameon=False)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    return save(figure, stem)[0]

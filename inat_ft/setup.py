@@ -1,0 +1,166 @@
+"""A run made ready: configuration, images, network and strategy brought together, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from inat_ft.config import RunConfig, build_strategy
+from inat_ft.data.augment import blender
+from inat_ft.data.changes import require_unchanged
+from inat_ft.data.manifest import Manifest, find_manifest, read_manifest
+from inat_ft.data.pixels import Pixels
+from inat_ft.engine.device import Compute, choose_compute
+from inat_ft.engine.feed import Feed, TickFor, no_progress
+from inat_ft.engine.gradients import relative_gradients
+from inat_ft.engine.passes import OnStep, Recipe
+from inat_ft.engine.plan import Plan, make_plan
+from inat_ft.engine.prefix import PrefixCache
+from inat_ft.errors import UsageError
+from inat_ft.models.build import Model, build_model
+from inat_ft.records import Epoch
+from inat_ft.strategies.base import Strategy
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where runs and caches live."""
+
+    runs: Path
+    cache: Path
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who hears how a run goes on; every part may stay silent."""
+
+    say: Callable[[str], None] = lambda line: None
+    """A line about what was chosen."""
+    tick_for: TickFor = no_progress
+    """Progress of a part of the work with a name."""
+    on_step: OnStep = lambda done, total, loss, accuracy: None
+    """Inside an epoch."""
+    on_epoch: Callable[[Epoch], bool | None] = lambda epoch: None
+    """After an epoch; True ends the training there and keeps the best so far."""
+
+
+@dataclass
+class Setup:
+    """A run made ready: what `train` trains and `train --dry-run` shows."""
+
+    config: RunConfig
+    manifest: Manifest
+    model: Model
+    strategy: Strategy
+    plan: Plan
+    compute: Compute
+
+
+def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("splits")) -> Setup:
+    """Resolve the configuration against data, weights and device. Raises an InatFtError naming what is amiss."""
+    compute = choose_compute(config.compute.device, config.compute.precision)
+    split = Path(config.data.split) if config.data.split else find_manifest(splits)
+    manifest = read_manifest(split, Path(config.data.root) if config.data.root else None)
+    for subset in ("train", "val"):
+        if not len(manifest.rows(subset)):
+            raise UsageError(f"{split} has no images in {subset}", "split again: inat-ft split DATA")
+    strategy: Strategy = build_strategy(config.strategy)
+    load = load_weights or strategy.needs_gradients
+    model = build_model(config.model, len(manifest.classes), config.seed, config.data.image_size, load)
+    model.net.to(compute.device).to(memory_format=torch.channels_last)
+    strategy = strategy.choose(model.net, lambda: _gradients(model, manifest, compute))
+    net = strategy.adapt(model.net).to(compute.device)
+    plan = make_plan(strategy, net, config.optim.epochs, config.optim.layer_decay)
+    resolved = {
+        "data": config.data.model_copy(update={"split": split.as_posix(), "image_size": model.preprocess.image_size}),
+        "strategy": config.strategy.model_copy(update=strategy.model_dump(mode="json")),
+    }
+    return Setup(config.model_copy(update=resolved), manifest, model, strategy, plan, compute)
+
+
+def _gradients(model: Model, manifest: Manifest, compute: Compute) -> dict[str, float]:
+    rows = manifest.rows("train")
+    paths = [manifest.root / manifest.paths[row] for row in rows]
+    return relative_gradients(model.net, paths, torch.from_numpy(manifest.labels[rows]), model.preprocess, compute)
+
+
+def feed_for(setup: Setup, places: Places, listener: Listener, pool: ThreadPoolExecutor) -> Feed:
+    """What the engine is fed with. Raises DataError when image files changed since the split."""
+    config, manifest = setup.config, setup.manifest
+    require_unchanged(manifest, ("train", "val"), places.cache, config.data.changed, listener.tick_for)
+    return Feed(
+        plan=setup.plan,
+        train_pixels=_pixels(setup, "train", places, pool),
+        val_pixels=_pixels(setup, "val", places, pool),
+        preprocess=setup.model.preprocess,
+        prefix_cache=PrefixCache(setup.plan.net, setup.model.preprocess, setup.compute, places.cache),
+        batch_size=config.optim.batch_size,
+        seed=config.seed,
+        augment=config.data.augment,
+        mode=config.compute.cache,
+        views=config.data.views,
+        image_weights=image_weights(setup),
+        blended=bool(config.optim.mixup or config.optim.cutmix),
+        progress=listener.tick_for,
+        say=listener.say,
+    )
+
+
+def _pixels(setup: Setup, subset: str, places: Places, pool: ThreadPoolExecutor) -> Pixels:
+    manifest, rows = setup.manifest, setup.manifest.rows(subset)
+    return Pixels(
+        [manifest.root / manifest.paths[row] for row in rows],
+        [manifest.hashes[row] for row in rows],
+        torch.from_numpy(manifest.labels[rows]).to(setup.compute.device),
+        setup.model.preprocess.image_size,
+        places.cache,
+        pool,
+    )
+
+
+def make_recipe(setup: Setup, say: Callable[[str], None]) -> Recipe:
+    """How steps are made, with the network as it stands now as the start that l2-sp pulls to."""
+    optim, net = setup.config.optim, setup.plan.net
+    start = {}
+    if optim.regularize == "l2-sp":
+        head = set(net.head.parameters())
+        for parameter in net.parameters():
+            if id(parameter) in setup.plan.learned:
+                now = parameter.detach()
+                at, strength = (torch.zeros_like(now), optim.sp_head) if parameter in head else (now, optim.sp_backbone)
+                start[parameter] = at.clone(), strength
+    return Recipe(
+        config=optim,
+        class_weights=class_weights(setup),
+        mix=blender(optim.mixup, optim.cutmix, len(setup.manifest.classes)),
+        start=start,
+        compile=setup.config.compute.compile,
+        say=say,
+        parts=optim.accumulate,
+    )
+
+
+def _class_counts(setup: Setup) -> Tensor:
+    labels = torch.from_numpy(setup.manifest.labels[setup.manifest.rows("train")])
+    return torch.bincount(labels, minlength=len(setup.manifest.classes)).clamp(min=1).double()
+
+
+def class_weights(setup: Setup) -> Tensor | None:
+    """Weights of the classes in the loss, `[C]` float32 with a mean of 1 over the images: 1 / images of the class."""
+    if setup.config.data.balance != "weights":
+        return None
+    counts = _class_counts(setup)
+    return (counts.sum() / (len(counts) * counts)).float().to(setup.compute.device)
+
+
+def image_weights(setup: Setup) -> Tensor | None:
+    """Weights with which training images are drawn, `[N]` float64: every class equally often."""
+    if setup.config.data.balance != "sampler":
+        return None
+    labels = torch.from_numpy(setup.manifest.labels[setup.manifest.rows("train")])
+    return 1 / _class_counts(setup)[labels]

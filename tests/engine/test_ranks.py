@@ -1,0 +1,71 @@
+"""Several processes that train together: real ones, started by torchrun, on the CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch import allclose
+
+from inat_ft.engine.ranks import Ranks
+
+WORDS = "--backbone resnet18 --weights none --image-size 32 --batch-size 12 --precision fp32 --optimizer sgd --lr 1e-3"
+
+
+def together(processes: int, manifest: Path, *words: str) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [*launcher, "-m", "inat_ft", "train", "--split", str(manifest), *WORDS.split(), *words]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def record(name: str) -> dict:
+    return json.loads(Path(f"runs/{name}/record.json").read_text())
+
+
+@pytest.mark.parametrize("mode", ["head", "full"])
+def test_two_processes_give_what_one_gives_up_to_the_order_of_summation(cli, manifest_file, mode: str) -> None:
+    words = ["--mode", mode, "--epochs", "1", "--batch-size", "36", "--cache", "prefix" if mode == "head" else "auto"]
+    process = together(2, manifest_file, *words, "--name", "two", "--cache-dir", "other", "--json")
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert json.loads(out)["compute"]["processes"] == 2  # printed once, by the first process alone
+    alone = cli("train", "--split", manifest_file, *WORDS.split(), *words, "--name", "one")
+    assert alone.code == 0, alone.err
+    one, two = record("one"), record("two")
+    for key in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
+        assert one["history"][0][key] == pytest.approx(two["history"][0][key], rel=1e-4)
+    a, b = (load_file(f"runs/{name}/model.safetensors") for name in ("one", "two"))
+    assert all(allclose(a[name], b[name], rtol=1e-3, atol=1e-4) for name in a)
+    if mode == "head":
+        assert "prefix cache: on" in two["compute"]["decisions"][0]
+        rows = [next(Path(folder).glob("prefix/*/rows.bin")).stat().st_size for folder in ("cache", "other")]
+        assert rows[0] == rows[1] > 0
+
+
+def test_a_process_that_dies_ends_the_run_which_can_go_on(cli, manifest_file) -> None:
+    process = together(2, manifest_file, "--mode", "full", "--epochs", "12", "--patience", "0", "--name", "broken")
+    checkpoint, deadline = Path("runs/broken/resume.pt"), time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and "inat-ft train --resume runs/broken" in err, err
+    assert not Path("runs/broken/record.json").exists()
+    resumed = cli("train", "--resume", "runs/broken", "--json")
+    assert resumed.code == 0 and len(resumed.json["history"]) == 12
+
+
+def test_shares_are_whole_and_even() -> None:
+    for count in (1, 5, 64, 67):
+        for size in (1, 2, 3, 8):
+            parts = [range(count)[Ranks(rank, size).share(count)] for rank in range(size)]
+            assert [number for part in parts for number in part] == list(range(count))
+            assert [len(part) for part in parts] == Ranks(0, size).shares(count)
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1

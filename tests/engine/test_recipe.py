@@ -1,0 +1,247 @@
+"""What a step can do besides forward and backward, and what weights are kept."""
+
+import dataclasses
+import math
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from inat_ft.config import OptimConfig
+from inat_ft.data.augment import blender
+from inat_ft.engine import averages
+from inat_ft.engine.device import Compute
+from inat_ft.engine.fit import Training, fit
+from inat_ft.engine.lr_range import steepest
+from inat_ft.engine.optimizer import lr_factor
+from inat_ft.engine.passes import Recipe
+from inat_ft.engine.plan import make_plan
+from inat_ft.engine.stopping import EarlyStop
+from inat_ft.errors import InatFtError, UsageError
+from inat_ft.models.net import make_net
+from inat_ft.settings import load_config
+from inat_ft.strategies import Group, Strategy
+from inat_ft.testing import SyntheticData, tiny_net
+from inat_ft.training import Listener, find_lr, prepare, train
+
+
+def weights(run) -> dict[str, torch.Tensor]:
+    return load_file(run[1] / "model.safetensors")
+
+
+def start(settings) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in prepare(settings).plan.net.state().items()}
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], prefix: str = "layer") -> float:
+    return math.sqrt(
+        sum(float((a[k].float() - b[k].float()).square().sum()) for k in a if k.startswith(prefix) and "num_" not in k)
+    )
+
+
+class All(Strategy):
+    def groups(self, net, epoch):
+        return [Group(net.parameters())]
+
+
+def test_layer_decay_lowers_the_rate_with_each_layer_below_the_head() -> None:
+    net = tiny_net()
+    scales = {net.origin(name): None for name, _ in net.named_parameters()}
+    plan = make_plan(All(), net, 1, layer_decay=0.5)
+    by_id = {id(parameter): scale for parameter, scale in plan.epochs[0].scales}
+    scales = {net.origin(name): by_id[id(parameter)] for name, parameter in net.named_parameters()}
+    assert scales["fc.weight"] == scales["fc.bias"] == 1
+    assert scales["block4.0.weight"] == scales["block4.1.weight"] == 0.5  # a norm goes with its convolution
+    assert scales["block1.0.weight"] == 0.5**4
+
+
+def test_clip_norm_bounds_a_step_of_sgd(config, places) -> None:
+    settings = config(
+        strategy__name="full", optim__optimizer="sgd", optim__momentum=0, optim__epochs=1, optim__batch_size=36,
+        optim__lr=1.0, optim__clip_norm=0.01, model__dropout=0,
+    )  # fmt: skip
+    before, after = start(settings), weights(train(settings, places))
+    learned = [name for name in before if "running" not in name and "num_" not in name]
+    moved = math.sqrt(sum(float((after[name] - before[name]).square().sum()) for name in learned))
+    assert moved == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0), (0, 1.0), (0.4, 1.0)])
+def test_blended_images_have_targets_that_sum_to_one(mixup: float, cutmix: float) -> None:
+    torch.manual_seed(0)
+    mix = blender(mixup, cutmix, 3)
+    assert mix is not None
+    inputs, labels = torch.rand(8, 3, 16, 16), torch.arange(8) % 3
+    changed = 0
+    for _ in range(8):
+        mixed, targets = mix(inputs, labels)
+        assert mixed.shape == inputs.shape and torch.allclose(targets.sum(1), torch.ones(8))
+        changed += not torch.equal(mixed, inputs)
+    assert changed >= 6
+
+
+def test_training_with_blended_images_goes_on_after_an_interruption_and_caches_no_prefix(config, places) -> None:
+    settings = {"optim__mixup": 0.2, "optim__cutmix": 1.0, "optim__epochs": 3, "stop__patience": 0}
+    whole = train(config(name="whole", **settings), places)
+    assert "images are blended" in whole[0].compute["decisions"][0]
+    resumed = interrupted_and_resumed(config(name="broken", **settings), places)
+    assert [e.train_loss for e in resumed[0].history] == [e.train_loss for e in whole[0].history]
+
+
+def interrupted_and_resumed(settings, places):
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(epoch) -> None:
+        if epoch.epoch == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted) as caught:
+        train(settings, places, Listener(on_epoch=interrupt))
+    directory = places.runs / settings.name
+    assert caught.value.__notes__ == [f"go on: inat-ft train --resume {directory}"]
+    return train(load_config(directory / "config.yaml"), places, resume=directory)
+
+
+def test_l2_sp_keeps_the_backbone_near_its_start_and_the_head_near_zero(config, places) -> None:
+    settings = {"strategy__name": "full", "optim__epochs": 3, "optim__optimizer": "sgd", "optim__lr": 0.05}
+    free = config(**settings)
+    tied = config(**settings, optim__regularize="l2-sp", optim__sp_backbone=2.0, optim__sp_head=2.0)
+    begin, loose, near = start(free), weights(train(free, places)), weights(train(tied, places))
+    assert distance(near, begin) < 0.7 * distance(loose, begin)
+    assert near["fc.weight"].norm() < 0.9 * loose["fc.weight"].norm()
+
+
+@pytest.mark.parametrize("average", ["ema", "swa", "wise-ft"])
+def test_averages_combine_with_strategies_and_survive_an_interruption(config, places, average: str) -> None:
+    settings = {
+        "strategy__name": "lp-ft", "strategy__head_epochs": 1, "optim__epochs": 4, "stop__patience": 0,
+        "optim__average": average, "optim__swa_from": 0.25,
+    }  # fmt: skip
+    whole = train(config(name="whole", **settings), places)
+    resumed = interrupted_and_resumed(config(name="broken", **settings), places)
+    a, b = weights(whole), weights(resumed)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert [e.val_loss for e in whole[0].history] == [e.val_loss for e in resumed[0].history]
+    plain = train(config(**{**settings, "optim__average": "none"}), places)
+    assert [e.train_loss for e in plain[0].history] == [
+        e.train_loss for e in whole[0].history
+    ]  # training goes on as ever
+    assert plain[0].history[-1].val_loss != whole[0].history[-1].val_loss
+
+
+def test_wise_ft_mixes_start_and_end_and_alpha_1_is_the_end(config, places) -> None:
+    settings = {"strategy__name": "partial", "optim__epochs": 1, "optim__average": "wise-ft"}
+    begin = start(config(**settings))
+    runs = {alpha: weights(train(config(**settings, optim__alpha=alpha), places)) for alpha in (0.0, 0.5, 1.0)}
+    for name in ("layer4.0.conv1.weight", "layer4.1.bn2.running_mean"):
+        assert torch.equal(runs[0.0][name], begin[name])
+        assert torch.allclose(runs[0.5][name], (begin[name] + runs[1.0][name]) / 2, atol=1e-6)
+    assert torch.equal(runs[0.0]["fc.weight"], runs[1.0]["fc.weight"])  # the new head has no start worth mixing
+    with pytest.raises(UsageError, match="only the head learns"):
+        train(config(optim__average="wise-ft"), places)
+
+
+def test_an_ema_follows_and_swa_is_the_mean() -> None:
+    net = tiny_net()
+    plan = make_plan(All(), net, 4)
+    swa = averages.make_average(plan, OptimConfig(average="swa", swa_from=0.5, epochs=4), {})
+    ema = averages.make_average(plan, OptimConfig(average="ema"), {})
+    weight = net.head[1].weight
+    for epoch in range(4):
+        with torch.no_grad():
+            weight.fill_(epoch)
+        ema.after_step()
+        mean = swa.after_epoch(epoch)
+    assert float(mean["head.1.weight"][0, 0]) == 2.5 and int(mean["_chain.0.block1.1.num_batches_tracked"]) == 0
+    assert 2 < float(ema.after_epoch(3)["head.1.weight"][0, 0]) < 3
+
+
+def test_a_schedule_may_restart_when_something_else_begins_to_learn(config, places) -> None:
+    settings = {
+        "strategy__name": "lp-ft", "strategy__head_epochs": 2, "optim__epochs": 4, "optim__schedule": "cosine",
+        "stop__patience": 0,
+    }  # fmt: skip
+    spanning, anew = (train(config(**settings, optim__restart=restart), places)[0] for restart in (False, True))
+    assert [epoch.lr for epoch in spanning.history] == pytest.approx(
+        [1e-3 * lr_factor(OptimConfig(schedule="cosine"), epoch, 4) for epoch in (1, 2, 3, 4)]
+    )
+    assert [epoch.lr for epoch in anew.history] == pytest.approx([5e-4, 0, 5e-4, 0], abs=1e-9)
+
+
+class Greedy(nn.Module):
+    """Takes more memory than there is for more than a few images."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x
+
+
+@pytest.mark.parametrize("most", [3, 1])
+def test_a_batch_that_does_not_fit_is_split_and_said_so(config, places, monkeypatch, most: int) -> None:
+    from torchvision.models import resnet18
+
+    from inat_ft.models import build
+
+    def greedy(*args, **kwargs):
+        model = plain(*args, **kwargs)
+        classifier = resnet18(num_classes=10)
+        classifier.avgpool = nn.Sequential(classifier.avgpool, Greedy(most))
+        return dataclasses.replace(model, net=make_net("greedy", classifier, 3, 0.0))
+
+    plain = build.build_model
+    monkeypatch.setattr("inat_ft.setup.build_model", greedy)
+    said: list[str] = []
+    settings = config(strategy__name="full", optim__batch_size=8)
+    if most == 1:
+        with pytest.raises(InatFtError, match="out of memory, with two images"):
+            train(settings, places, Listener(say=said.append))
+    else:
+        record, _ = train(settings, places, Listener(say=said.append))
+        assert len(record.history) == 2
+        assert any("a batch of 8 images is computed in 4 parts" in line for line in said)
+
+
+class TestRangeTest:
+    def test_it_suggests_a_rate_that_learns_and_changes_nothing(self, config, places) -> None:
+        settings = config(model__backbone="cnn", strategy__name="full", optim__optimizer="adam")
+        found = find_lr(settings, places)
+        assert found.lrs == sorted(found.lrs) and len(found.lrs) == len(found.losses) == len(found.smooth)
+        assert found.suggestion is not None and 1e-5 < found.suggestion < 1
+        assert not places.runs.exists()
+
+    def test_steepest_fall(self) -> None:
+        lrs = [10.0**power for power in range(-6, 1)]
+        assert steepest(lrs, [2.0, 2.0, 1.9, 1.2, 0.6, 0.5, 9.0]) == pytest.approx(1e-3)
+        assert steepest(lrs, [2.0, 2.0, 2.0, 2.0, 2.1, 3.0, 9.0]) is None
+
+    def test_the_command_draws_a_picture(self, cli, manifest_file, tmp_path) -> None:
+        words = ["--split", manifest_file, "--backbone", "cnn", "--image-size", 32, "--batch-size", 8]
+        ran = cli("train", "--find-lr", *words, "--json")
+        assert ran.code == 0, ran.err
+        assert (tmp_path / ran.json["picture"]).read_bytes().startswith(b"\x89PNG")
+        assert ran.json["suggestion"] in ran.json["lr"]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+def test_compiled_training_agrees_with_plain() -> None:
+    losses = []
+    for compiled in (False, True):
+        net = tiny_net()
+        plan, recipe = make_plan(All(), net, 1), Recipe(OptimConfig(epochs=1, lr=1e-2), compile=compiled)
+        exact = Compute(torch.device("cpu"), "fp32", forced=True)
+        losses.append(fit(net, SyntheticData(), plan, recipe, exact, 0, Training(EarlyStop(0))).history[0].train_loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_compiling_without_a_compiler_is_an_error_that_says_so(cli, manifest_file) -> None:
+    words = ["--split", manifest_file, "--backbone", "cnn", "--image-size", 32, "--compile"]
+    ran = cli("train", *words, PATH="/nonexistent", CXX="")
+    assert ran.code == 2 and "C++ compiler" in ran.err
