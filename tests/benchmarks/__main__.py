@@ -1,6 +1,8 @@
-"""Ours against the plain loop, whole processes, interleaved in one run on generated photographs.
+"""Ours against the plain loop and the peers, whole processes, interleaved in one run on generated photographs.
 
-    python -m tests.benchmarks [--quick] [--images N] [--only head partial ...] [--json FILE]
+    python -m tests.benchmarks [--quick] [--images N] [--only head full ...] [--json FILE] [--picture FILE]
+
+The peers, the Hugging Face Trainer and fastai, take part where they are installed: pip install 'inat-ft[bench]'.
 
 Both are started as processes and everything counts: imports, decoding, caching, validation. The plain loop's time for
 many epochs is its process's own overhead plus the median of its measured epochs times their number (that is said in the
@@ -17,10 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
+from inat_ft.evaluation.figures import BLUE, GREEN, GREY, ORANGE, new_figure, plotting, save
 from tests.benchmarks.pictures import make_pictures, write_csv
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +47,15 @@ def plain(folder: Path, mode: str, epochs: int) -> tuple[float, float]:
     whole, out = timed([sys.executable, "-m", "tests.benchmarks.plain", "pictures", mode, str(epochs)], folder)
     seconds = json.loads(out)["seconds"]
     return statistics.median(seconds), whole - sum(seconds)
+
+
+def peer(folder: Path, which: str, mode: str) -> float:
+    """Seconds of a whole process: all epochs at the rate of one, and what it does besides."""
+    one, two = (
+        timed([sys.executable, "-m", "tests.benchmarks.peers", which, "pictures", mode, str(n)], folder)[0]
+        for n in (1, 2)
+    )
+    return one + (EPOCHS - 1) * (two - one)
 
 
 def ours(folder: Path, cache: str, *words: str, precision: str = "bf16") -> float:
@@ -100,10 +113,30 @@ def measure(folder: Path, only: list[str], plain_epochs: int, rounds: int) -> li
         baseline = statistics.median(overheads) + EPOCHS * statistics.median(epochs)
         add(case, "cold, bf16", statistics.median(cold), baseline)
         add(case, "warm, bf16", statistics.median(warm), baseline)
+        if case in ("head", "full"):
+            for which, package in (("trainer", "transformers"), ("fastai", "fastai")):
+                if find_spec(package):
+                    add(case, f"({which})", peer(folder, which, mode), baseline)
         if case == "head":
             add(case, "cold, auto", ours(folder, "cache-auto", *words, precision="auto"), baseline)
             add(case, "cold, fp32 exact", ours(folder, "cache-fp32", *words, precision="fp32"), baseline)
     return rows
+
+
+def draw(rows: list[dict[str, object]], file: Path) -> None:
+    """Time against runs for head tuning: the first run of ours is cold, all others are warm."""
+    head = {str(row["ours"]): float(str(row["seconds"])) for row in rows if row["case"] == "head"}
+    plain_s = next(float(str(row["plain"])) for row in rows if row["case"] == "head")
+    lines = {"plain loop": (plain_s, plain_s), "inat-ft": (head["cold, bf16"], head["warm, bf16"])}
+    lines |= {name.strip("()"): (head[name], head[name]) for name in head if name.startswith("(")}
+    runs = range(1, 23)
+    with plotting():
+        figure, axes = new_figure(6.4, 3.6)
+        for (name, (first, other)), colour in zip(lines.items(), (GREY, BLUE, ORANGE, GREEN), strict=False):
+            axes.plot(runs, [first + (run - 1) * other for run in runs], color=colour, label=name)
+        axes.set(yscale="log", xlabel="head runs of 5 epochs, one after the other", ylabel="seconds (logarithmic)")
+        axes.legend(frameon=False)
+    save(figure, file.with_suffix(""))
 
 
 def main() -> None:
@@ -112,6 +145,7 @@ def main() -> None:
     parser.add_argument("--images", type=int)
     parser.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--picture", type=Path, help="time against the number of head runs")
     chosen = parser.parse_args()
     images = chosen.images or (120 if chosen.quick else 600)
     with tempfile.TemporaryDirectory() as temporary:
@@ -132,6 +166,8 @@ def main() -> None:
         )
         print(f"{cpu}, {os.cpu_count()} cores, torch {torch.__version__}, {images} images, {EPOCHS} epochs", flush=True)
         rows = measure(folder, chosen.only, 1 if chosen.quick else 2, 1 if chosen.quick else 2)
+    if chosen.picture:
+        draw(rows, chosen.picture)
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=1))
 
