@@ -75,7 +75,7 @@ def create(
     from inat_ft.errors import UsageError
     from inat_ft.settings import parse_override
     from inat_ft.sweeps import folder
-    from inat_ft.sweeps.space import read_spec
+    from inat_ft.sweeps.reading import read_spec
 
     if name is not None and not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise UsageError(f"--name {name}: an ID is made of letters, digits, '-', '_' and '.'")

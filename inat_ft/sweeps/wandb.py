@@ -18,7 +18,8 @@ from typing import Any
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.settings import dotted
 from inat_ft.sweeps import folder, local
-from inat_ft.sweeps.space import SweepSpec, parse_spec
+from inat_ft.sweeps.reading import parse_spec
+from inat_ft.sweeps.space import SweepSpec
 from inat_ft.sweeps.worker import Job, Objective, Say
 from inat_ft.tracking.wandb import patience, require_server
 

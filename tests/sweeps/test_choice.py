@@ -16,8 +16,8 @@ from inat_ft.records import Epoch, RunRecord, SplitInfo, write_record
 from inat_ft.sweeps.choice import choose, confirm
 from inat_ft.sweeps.folder import create
 from inat_ft.sweeps.local import Trial
+from inat_ft.sweeps.reading import parse_spec
 from inat_ft.sweeps.report import write_report
-from inat_ft.sweeps.space import parse_spec
 from inat_ft.sweeps.statistics import by_value, correlations, importances
 from inat_ft.sweeps.worker import Job, metric_of, work
 
