@@ -8,6 +8,7 @@ from inat_ft.cli import render
 if TYPE_CHECKING:
     from inat_ft.sweeps.choice import Candidate, Choice, Confirmed
     from inat_ft.sweeps.local import Sweep, Trial
+    from inat_ft.sweeps.soup import Soup
 
 
 def about_space(sweep: "Sweep") -> list[str]:
@@ -192,3 +193,28 @@ def show_repeats(sweep: "Sweep", repeats: "list[Confirmed]") -> None:
         "again with other seeds", ("trial", "in the sweep", "mean of the new seeds", "each"), rows, right=("trial",)
     )
     render.result(f"best by the mean of the new seeds: trial {repeats[0].trial.number}, {_shown(repeats[0].trial)}")
+
+
+def soup_json(soup: "Soup") -> dict[str, Any]:
+    return {
+        "directory": soup.directory.as_posix(),
+        "members": soup.members,
+        "candidates": soup.tried,
+        "val_accuracy": soup.record.val_accuracy,
+        "best_alone": soup.alone,
+        "left_out": soup.left_out,
+    }
+
+
+def show_soup(soup: "Soup") -> None:
+    accuracy = soup.record.val_accuracy or 0.0
+    for run, why in soup.left_out.items():
+        render.remark(f"left out: {run}: {why}")
+    render.result(f"in it: {', '.join(soup.members)} ({len(soup.members)} of {soup.tried} runs that share a start)")
+    render.result(
+        f"validation accuracy {accuracy:.4f}; {soup.members[0]}, the best of them, has {soup.alone:.4f} alone "
+        f"({100 * (accuracy - soup.alone):+.2f} points)"
+    )
+    render.warn("the validation images chose what is in it, so that figure is a little too good; the test set will say")
+    render.result(f"run:  {soup.directory}")
+    render.remark(f"next: inat-ft eval {soup.directory}")

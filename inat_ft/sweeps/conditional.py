@@ -39,7 +39,7 @@ def active(names: tuple[str, ...], mode: str | None) -> dict[str, str]:
     own = {key: name for name, owner, key in placed if owner == mode is not None}
     return {
         general.get(key, key if key.startswith("strategy.") else name.partition(".")[2]): own.get(key, name)
-        for key, name in {**own, **general}.items()
+        for key, name in {**general, **own}.items()
         if mode is None or key == MODE or not key.startswith("strategy.") or key in options(mode)
     }
 

@@ -127,8 +127,8 @@ class SweepSpec(Part):
 
     @property
     def varying(self) -> dict[str, Parameter]:
-        """The parameters that have more than one possible value."""
-        return {name: p for name, p in self.parameters.items() if len(p.choices() or (0, 0)) > 1}
+        """The parameters that can differ among trials: with more than one possible value, or for one mode only."""
+        return {name: p for name, p in self.parameters.items() if len(p.choices() or (0, 0)) > 1 or target(name)[0]}
 
     @property
     def fixed(self) -> Point:

@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inat_ft.errors import ConfigError, UsageError
+from inat_ft.registry import STRATEGIES, plugins
+from inat_ft.sweeps.builtin import over_strategies
 from inat_ft.sweeps.parameter import Parameter
 from inat_ft.sweeps.reading import check_values, parse_spec, read_spec
 from inat_ft.sweeps.space import SweepSpec
@@ -170,11 +172,11 @@ def test_what_does_not_count_for_a_mode_is_not_in_its_trials() -> None:
         {"mode": "head", "lr": 0.1},
         {"mode": "head", "lr": 0.2},
         *({"mode": "partial", "lr": lr, "unfreeze_from": stage} for lr in (0.1, 0.2) for stage in ("layer3", "layer4")),
-        {"mode": "lora", "lr": 0.01},
-        {"mode": "lora", "lr": 0.02},
+        {"mode": "lora", "lr": 0.01, "strategy.rank": 4},
+        {"mode": "lora", "lr": 0.02, "strategy.rank": 4},
     ]
     assert spec.overrides({"mode": "head", "lr": 0.1}) == [("strategy.name", "head"), ("optim.lr", 0.1)]
-    assert dict(spec.overrides({"mode": "lora", "lr": 0.02})) == {
+    assert dict(spec.overrides((spec.points() or [])[-1])) == {
         "strategy.name": "lora",
         "optim.lr": 0.02,
         "strategy.rank": 4,
@@ -188,7 +190,7 @@ def test_set_fixes_a_key_for_every_mode_and_a_mode_for_all_its_own_keys(tmp_path
         {"mode": "head"},
         {"mode": "partial", "unfreeze_from": "layer3"},
         {"mode": "partial", "unfreeze_from": "layer4"},
-        {"mode": "lora"},
+        {"mode": "lora", "strategy.rank": 4},
     ]
     assert read_spec(None, [("strategy.name", "head")], {"method": "random", "parameters": MIXED}).points() == [
         {"lr": 0.1},
@@ -207,3 +209,16 @@ def test_set_fixes_a_key_for_every_mode_and_a_mode_for_all_its_own_keys(tmp_path
 def test_what_counts_for_no_mode_is_refused(more, named) -> None:
     with pytest.raises(ConfigError, match=named):
         spec_with(MIXED | more)
+
+
+def test_the_sweep_over_strategies_tries_each_in_its_own_space() -> None:
+    spec = read_spec(None, [("optim.epochs", 4)], over_strategies())
+    points = spec.points() or []
+
+    assert set(spec.modes) == {
+        plugin.name for (plugin, *_) in plugins(STRATEGIES).values() if plugin.package == "inat-ft"
+    }
+    assert {mode: sum(point["mode"] == mode for point in points) for mode in spec.modes} == dict.fromkeys(spec.modes, 2)
+    assert {point["lr"] for point in points if point["mode"] == "full"} == {3e-5, 1e-4}
+    assert all("lr" in point for point in points)
+    assert [point["strategy.rank"] for point in points if point["mode"] == "lora"] == [4, 16]
