@@ -50,11 +50,10 @@ def objective(sweep: "Sweep", cache: Path, *extra: "Override") -> "Objective":
     from inat_ft.sweeps.worker import training
     from inat_ft.training import Listener
 
-    split = sweep.study.user_attrs.get("split")
     first = iter([render.remark])
     return training(
         sweep.spec.metric.name,
         cache,
         lambda config: Listener(say=next(first, lambda line: None), tick_for=render.progress),
-        [*([("data.split", split)] if split else []), *extra],
+        extra,
     )

@@ -75,8 +75,7 @@ def _train(sweep: "Sweep", trial: "Trial", runs_dir: Path, cache_dir: Path | Non
     from inat_ft.settings import load_config
     from inat_ft.training import Places, train
 
-    split = sweep.study.user_attrs.get("split")
-    config = load_config(None, [*([("data.split", split)] if split else []), *sweep.spec.overrides(trial.point)])
+    config = load_config(None, sweep.settings(trial.point))
     return train(config, Places(runs_dir, cache_folder(cache_dir)), listener(config))[1]
 
 

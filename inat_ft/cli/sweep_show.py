@@ -44,8 +44,6 @@ def show_end(sweep: "Sweep", state: str, why: str) -> None:
 
 
 def status_json(sweep: "Sweep") -> dict[str, Any]:
-    from inat_ft.sweeps.local import command_line
-
     state, why = sweep.state()
     best = sweep.best()
     return {
@@ -67,7 +65,7 @@ def status_json(sweep: "Sweep") -> dict[str, Any]:
                 "attempts": trial.attempts,
                 "reason": trial.reason or None,
                 "run": (sweep.runs / trial.run).as_posix(),
-                "command": command_line(sweep.spec, trial.point),
+                "command": sweep.command(trial.point),
             }
             for trial in sweep.trials()
         ],
@@ -97,9 +95,7 @@ def show_status(sweep: "Sweep") -> tuple[str, str]:
     )
     render.result(_progress(sweep, trials))
     if best:
-        from inat_ft.sweeps.local import command_line
-
-        render.result(f"best so far: trial {best[0].number}, {command_line(sweep.spec, best[0].point)}")
+        render.result(f"best so far: trial {best[0].number}, {sweep.command(best[0].point)}")
     return state, why
 
 
@@ -121,8 +117,6 @@ def _shown(trial: "Trial") -> str:
 def best_json(
     sweep: "Sweep", choice: "Choice", repeats: "list[Confirmed]", directory: Path, accuracy: float | None
 ) -> dict[str, Any]:
-    from inat_ft.sweeps.local import command_line
-
     def about(candidate: "Candidate") -> dict[str, Any]:
         trial = candidate.trial
         return {
@@ -132,7 +126,7 @@ def best_json(
             "p": candidate.p,
             "cost_s": candidate.cost,
             "run": (sweep.runs / trial.run).as_posix(),
-            "command": command_line(sweep.spec, trial.point),
+            "command": sweep.command(trial.point),
         }
 
     return {
@@ -151,8 +145,6 @@ def best_json(
 
 
 def show_choice(sweep: "Sweep", choice: "Choice", top: int) -> None:
-    from inat_ft.sweeps.local import command_line
-
     rows = [
         (
             c.trial.number,
@@ -176,7 +168,7 @@ def show_choice(sweep: "Sweep", choice: "Choice", top: int) -> None:
         render.result(
             f"cheapest of them: trial {cheapest.trial.number}, {cheapest.cost:.1f} s, {_shown(cheapest.trial)}"
         )
-    render.result(f"best: {command_line(sweep.spec, choice.candidates[0].trial.point)}")
+    render.result(f"best: {sweep.command(choice.candidates[0].trial.point)}")
 
 
 def show_repeats(sweep: "Sweep", repeats: "list[Confirmed]") -> None:

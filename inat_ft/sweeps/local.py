@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from inat_ft.settings import Override
 from inat_ft.sweeps.conditional import MODE, target
 from inat_ft.sweeps.reading import parse_spec
 from inat_ft.sweeps.sampler import column_values, make_sampler
@@ -83,6 +84,21 @@ class Sweep:
         """Folder of the trials' run directories."""
         return self.folder / "runs"
 
+    @property
+    def pinned(self) -> list[Override]:
+        """The split that was the newest when the sweep first ran, where its file names none."""
+        split = self.study.user_attrs.get("split")
+        return [("data.split", split)] if split else []
+
+    def settings(self, point: Point) -> list[Override]:
+        """All that makes up a trial."""
+        return [*self.pinned, *self.spec.overrides(point)]
+
+    def command(self, point: Point) -> str:
+        """The training of a trial as a command that can be pasted."""
+        settings = [f"{key}={json.dumps(v) if isinstance(v, bool) else v}" for key, v in self.settings(point)]
+        return " ".join(["inat-ft train", *(f"--set {shlex.quote(setting)}" for setting in settings)])
+
     def trials(self) -> list[Trial]:
         """All trials by number."""
         groups = _by_number(self.study.get_trials(deepcopy=False))
@@ -139,7 +155,9 @@ class Sweep:
         return Claimed(attrs["number"], attrs["point"], attrs["run"], trial, locks)
 
     def report(self, claimed: Claimed, epoch: int, value: float) -> bool:
-        """Note the metric after an epoch; True when the trial is to end there."""
+        """Note the metric after an epoch, where that can end the trial; True when it does."""
+        if self.spec.early_terminate is None:
+            return False
         claimed.trial.report(value, epoch)
         return claimed.trial.should_prune()
 
@@ -278,13 +296,3 @@ def _view(attempts: Sequence[FrozenTrial]) -> Trial:
         seconds=attrs.get("seconds", sum(times) if times else None),
         attempts=len(attempts),
     )
-
-
-def command_line(spec: SweepSpec, point: Mapping[str, Any]) -> str:
-    """The training of a trial as a command that can be pasted."""
-    import shlex
-
-    settings = [
-        f"{key}={json.dumps(value) if isinstance(value, bool) else value}" for key, value in spec.overrides(point)
-    ]
-    return " ".join(["inat-ft train", *(f"--set {shlex.quote(setting)}" for setting in settings)])

@@ -15,7 +15,7 @@ from inat_ft.evaluation.figures import BLUE, GREY, ORANGE, new_figure, plotting,
 from inat_ft.evaluation.report import inline
 from inat_ft.records import RunRecord, write_text
 from inat_ft.sweeps.choice import choose, read_run
-from inat_ft.sweeps.local import Sweep, Trial, command_line
+from inat_ft.sweeps.local import Sweep, Trial
 from inat_ft.sweeps.statistics import (
     Importance,
     by_value,
@@ -70,7 +70,7 @@ def write_report(sweep: Sweep, folder: Path) -> list[Path]:
             state=sweep.state(),
             choice=choice,
             metric=metric,
-            best=command_line(sweep.spec, choice.candidates[0].trial.point),
+            best=sweep.command(choice.candidates[0].trial.point),
             trials=sweep.trials(),
             names=list(dict.fromkeys(name for trial in trials for name in trial.point)),
             importances=weights,

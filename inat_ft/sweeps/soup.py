@@ -19,7 +19,7 @@ from inat_ft.data.manifest import Manifest
 from inat_ft.data.pixels import Pixels
 from inat_ft.data.threads import num_cores
 from inat_ft.engine.device import Compute, choose_compute
-from inat_ft.engine.fit import evaluate
+from inat_ft.engine.passes import evaluate
 from inat_ft.engine.prefix import PLAIN, PrefixCache, as_activation
 from inat_ft.errors import RecordError, UsageError
 from inat_ft.evaluation.predict import Trained, load_trained, manifest_of

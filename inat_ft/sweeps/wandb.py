@@ -73,7 +73,9 @@ def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: 
             chosen = {shown: (own, point[own]) for shown, own in _counting(point).items()}
             point = {shown: value for shown, (own, value) in chosen.items() if own not in sweep.spec.fixed}
             overrides = [(dotted(shown), value) for shown, (_, value) in chosen.items()]
-            job = Job(name, sweep.runs, [*overrides, ("track.wandb", "online")], lambda epoch, value: False)
+            job = Job(
+                name, sweep.runs, [*sweep.pinned, *overrides, ("track.wandb", "online")], lambda epoch, value: False
+            )
             value = objective(job)
         except Exception as error:
             reason = str(error).partition("\n")[0] or "stopped by W&B"

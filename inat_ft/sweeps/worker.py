@@ -77,7 +77,7 @@ def _run(sweep: Sweep, objective: Objective, claimed: Claimed, say: Say) -> None
     started = time.perf_counter()
     shown = f"trial {claimed.number}: {', '.join(f'{name}={value}' for name, value in claimed.point.items())}"
     try:
-        value = objective(Job(claimed.run, sweep.runs, sweep.spec.overrides(claimed.point), report))
+        value = objective(Job(claimed.run, sweep.runs, sweep.settings(claimed.point), report))
         if not math.isfinite(value):
             raise InatFtError(f"{sweep.spec.metric.name} is {value}")
     except BaseException as error:

@@ -11,7 +11,6 @@ import pytest
 
 from inat_ft.errors import DataError, InatFtError, UsageError
 from inat_ft.sweeps.folder import create, list_sweeps, only_sweep, open_sweep
-from inat_ft.sweeps.local import command_line
 from inat_ft.sweeps.reading import parse_spec, read_spec
 from inat_ft.sweeps.worker import Job, work
 
@@ -55,7 +54,7 @@ def test_a_sweep_ends_when_the_space_is_used_up(tmp_path: Path) -> None:
     assert sweep.state() == ("finished", "all 6 points have been tried")
     best = sweep.best()[0]
     assert (best.point, best.value) == ({"epochs": 2, "dropout": 0.2}, pytest.approx(0.72))
-    assert command_line(sweep.spec, best.point) == "inat-ft train --set optim.epochs=2 --set model.dropout=0.2"
+    assert sweep.command(best.point) == "inat-ft train --set optim.epochs=2 --set model.dropout=0.2"
 
 
 @pytest.mark.parametrize("lr", [{"values": [0.1, 0.2]}, {"min": 0.01, "max": 0.1}])
