@@ -205,7 +205,7 @@ def show_soup(soup: "Soup") -> None:
     render.result(f"in it: {', '.join(soup.members)} ({len(soup.members)} of {soup.tried} runs that share a start)")
     render.result(
         f"validation accuracy {accuracy:.4f}; {soup.members[0]}, the best of them, has {soup.alone:.4f} alone "
-        f"({100 * (accuracy - soup.alone):+.2f} points)"
+        f"({100 * (accuracy - soup.alone):+.2f} points; both in float32, as `eval` computes)"
     )
     render.warn("the validation images chose what is in it, so that figure is a little too good; the test set will say")
     render.result(f"run:  {soup.directory}")
