@@ -126,7 +126,7 @@ def run(
     [dim]inat-ft sweep run abcd2345 --workers 4 --count 8[/dim]
     """
     from inat_ft.data.places import cache_folder
-    from inat_ft.sweeps.worker import run_workers, work
+    from inat_ft.sweeps.worker import is_one_of_several, run_workers, work
 
     sweep = open_sweep(id, sweeps_dir, storage, adopt=True)
     endless = sweep.spec.num_trials is None and sweep.wandb is None
@@ -153,7 +153,8 @@ def run(
         except KeyboardInterrupt:
             render.remark(f"interrupted; go on with: {_next(sweep, sweeps_dir)}")
             raise typer.Exit(130) from None
-    sweep_show.show_end(sweep, state, why)
+    if not is_one_of_several():
+        sweep_show.show_end(sweep, state, why)
 
 
 def _pin_split(sweep: "Sweep") -> None:

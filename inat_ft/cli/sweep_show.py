@@ -73,6 +73,8 @@ def status_json(sweep: "Sweep") -> dict[str, Any]:
 
 
 def show_status(sweep: "Sweep") -> tuple[str, str]:
+    from inat_ft.sweeps.local import short
+
     state, why = sweep.state()
     trials, best = sweep.trials(), sweep.best()
     names = list(dict.fromkeys(name for trial in trials for name in trial.point))
@@ -80,7 +82,7 @@ def show_status(sweep: "Sweep") -> tuple[str, str]:
         (
             trial.number,
             trial.state + (f", {trial.attempts} attempts" if trial.attempts > 1 else ""),
-            *(trial.point.get(name, "") for name in names),
+            *(short(trial.point.get(name, "")) for name in names),
             ""
             if trial.value is None
             else f"{trial.value:.4f}{' best' if best and trial.number == best[0].number else ''}",
@@ -111,7 +113,9 @@ def _progress(sweep: "Sweep", trials: "list[Trial]") -> str:
 
 
 def _shown(trial: "Trial") -> str:
-    return " ".join(f"{name}={value}" for name, value in trial.point.items())
+    from inat_ft.sweeps.local import short
+
+    return " ".join(f"{name}={short(value)}" for name, value in trial.point.items())
 
 
 def best_json(
@@ -159,11 +163,15 @@ def show_choice(sweep: "Sweep", choice: "Choice", top: int) -> None:
     columns = ("trial", sweep.spec.metric.name, "against the best", "p (Holm)", "cost", "settings")
     render.table(f"sweep {sweep.id}", columns, rows, right=("trial", "p (Holm)", "cost"))
     tied, cheapest = choice.tied, choice.cheapest
-    render.result(
-        f"{len(tied) - 1} of the other {len(choice.candidates) - 1} trials cannot be told from the best"
-        + (f": {', '.join(str(c.trial.number) for c in tied[1:])}" if len(tied) > 1 else "")
-    )
-    render.result(f"told apart by: {choice.method}")
+    if len(choice.candidates) == 1:
+        render.result("it is the only complete trial so far")
+    else:
+        others = ", ".join(str(candidate.trial.number) for candidate in tied[1:])
+        render.result(
+            f"{len(tied) - 1} of the other {len(choice.candidates) - 1} trials cannot be told from the best"
+            + (f": {others}" if others else "")
+        )
+        render.result(f"told apart by: {choice.method}")
     if cheapest.cost is not None:
         render.result(
             f"cheapest of them: trial {cheapest.trial.number}, {cheapest.cost:.1f} s, {_shown(cheapest.trial)}"

@@ -174,10 +174,10 @@ class Sweep:
             claimed.trial.set_user_attr("reason", reason)
             self.study.tell(claimed.trial, state=TrialState.FAIL)
 
-    def put_back(self, claimed: Claimed) -> None:
+    def put_back(self, claimed: Claimed, why: str) -> None:
         """Leave a trial to whoever claims next: it goes on from its last epoch."""
         with claimed.locks, self.locks.claim():
-            claimed.trial.set_user_attr("interrupted", "by its user")
+            claimed.trial.set_user_attr("interrupted", why)
             self.study.tell(claimed.trial, state=TrialState.FAIL)
 
     def stop(self) -> None:
@@ -296,3 +296,8 @@ def _view(attempts: Sequence[FrozenTrial]) -> Trial:
         seconds=attrs.get("seconds", sum(times) if times else None),
         attempts=len(attempts),
     )
+
+
+def short(value: object) -> str:
+    """A parameter's value for people: four digits of a number."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -49,8 +49,8 @@ def create_sweep(spec: SweepSpec, project: str | None, entity: str | None) -> st
 
 
 def adopt_sweep(path: str, sweeps: Path) -> local.Sweep:
-    """Take in a sweep made elsewhere, `entity/project/id`; its space stays with W&B."""
-    unknown = parse_spec({"method": "random", "parameters": {"seed": {"value": 0}}})
+    """Take in a sweep made elsewhere, `entity/project/id`; its space stays with W&B, and here has no end."""
+    unknown = parse_spec({"method": "random", "parameters": {"lr": {"min": 1e-9, "max": 1.0}}})
     return folder.create(unknown, sweeps, path.rsplit("/", 1)[-1], wandb=path)
 
 
@@ -80,8 +80,11 @@ def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: 
         except Exception as error:
             reason = str(error).partition("\n")[0] or "stopped by W&B"
             sweep.add(number, point, None, name, time.perf_counter() - started, reason)
-            say(f"run {run.id} failed: {error}")
-            raise
+            say(f"run {run.id} failed: {reason}")
+            if not isinstance(error, InatFtError):
+                raise  # the agent tells where it comes from, or has thrown it itself to end the run
+            run.finish(exit_code=1)
+            return
         sweep.add(number, point, value, name, time.perf_counter() - started)
         say(f"run {run.id}: {sweep.spec.metric.name} {value:.4f}")
 
