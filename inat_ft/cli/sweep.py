@@ -125,9 +125,12 @@ def run(
     [dim]inat-ft sweep run[/dim]
     [dim]inat-ft sweep run abcd2345 --workers 4 --count 8[/dim]
     """
+    import signal
+
     from inat_ft.data.places import cache_folder
     from inat_ft.sweeps.worker import is_one_of_several, run_workers, work
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is a Ctrl-C: the trial is put back
     sweep = open_sweep(id, sweeps_dir, storage, adopt=True)
     endless = sweep.spec.num_trials is None and sweep.wandb is None
     if endless and count is None:
