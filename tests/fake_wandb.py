@@ -22,6 +22,7 @@ class FakeWandb:
         self.given = 0
         self.runs: dict[str, dict[str, Any]] = {}
         self.sweeps: dict[str, Any] = {}
+        self.states: dict[str, str] = {}
         self.operations: list[str] = []
         self.lock = threading.Lock()
         self.down = False
@@ -97,8 +98,14 @@ class FakeWandb:
         id = values.get("id") or f"sweep{len(self.sweeps) + 1}"
         if values.get("config"):
             self.sweeps[id] = yaml.safe_load(values["config"])
+        self.states[id] = values.get("state") or self.states.get(id, "PENDING")
         sweep = {"name": id, "id": id, "project": _PLACE}
         return {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
+
+    def on_SweepWithRuns(self, values: dict[str, Any]) -> dict[str, Any]:
+        id = values["sweep"]
+        known = {"id": id, "name": id, "state": self.states.get(id), "runs": {"edges": []}}
+        return {"project": {"sweep": known if id in self.states else None}}
 
     def on_CreateAgent(self, values: dict[str, Any]) -> dict[str, Any]:
         return {"createAgent": {"agent": {"id": "a1"}}}

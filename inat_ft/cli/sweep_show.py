@@ -8,6 +8,7 @@ from inat_ft.cli import render
 if TYPE_CHECKING:
     from inat_ft.sweeps.choice import Candidate, Choice, Confirmed
     from inat_ft.sweeps.local import Sweep, Trial
+    from inat_ft.sweeps.soup import Soup
 
 
 def about_space(sweep: "Sweep") -> list[str]:
@@ -43,8 +44,6 @@ def show_end(sweep: "Sweep", state: str, why: str) -> None:
 
 
 def status_json(sweep: "Sweep") -> dict[str, Any]:
-    from inat_ft.sweeps.local import command_line
-
     state, why = sweep.state()
     best = sweep.best()
     return {
@@ -66,7 +65,7 @@ def status_json(sweep: "Sweep") -> dict[str, Any]:
                 "attempts": trial.attempts,
                 "reason": trial.reason or None,
                 "run": (sweep.runs / trial.run).as_posix(),
-                "command": command_line(sweep.spec, trial.point),
+                "command": sweep.command(trial.point),
             }
             for trial in sweep.trials()
         ],
@@ -74,6 +73,8 @@ def status_json(sweep: "Sweep") -> dict[str, Any]:
 
 
 def show_status(sweep: "Sweep") -> tuple[str, str]:
+    from inat_ft.sweeps.local import short
+
     state, why = sweep.state()
     trials, best = sweep.trials(), sweep.best()
     names = list(dict.fromkeys(name for trial in trials for name in trial.point))
@@ -81,7 +82,7 @@ def show_status(sweep: "Sweep") -> tuple[str, str]:
         (
             trial.number,
             trial.state + (f", {trial.attempts} attempts" if trial.attempts > 1 else ""),
-            *(trial.point.get(name, "") for name in names),
+            *(short(trial.point.get(name, "")) for name in names),
             ""
             if trial.value is None
             else f"{trial.value:.4f}{' best' if best and trial.number == best[0].number else ''}",
@@ -96,9 +97,7 @@ def show_status(sweep: "Sweep") -> tuple[str, str]:
     )
     render.result(_progress(sweep, trials))
     if best:
-        from inat_ft.sweeps.local import command_line
-
-        render.result(f"best so far: trial {best[0].number}, {command_line(sweep.spec, best[0].point)}")
+        render.result(f"best so far: trial {best[0].number}, {sweep.command(best[0].point)}")
     return state, why
 
 
@@ -114,14 +113,14 @@ def _progress(sweep: "Sweep", trials: "list[Trial]") -> str:
 
 
 def _shown(trial: "Trial") -> str:
-    return " ".join(f"{name}={value}" for name, value in trial.point.items())
+    from inat_ft.sweeps.local import short
+
+    return " ".join(f"{name}={short(value)}" for name, value in trial.point.items())
 
 
 def best_json(
     sweep: "Sweep", choice: "Choice", repeats: "list[Confirmed]", directory: Path, accuracy: float | None
 ) -> dict[str, Any]:
-    from inat_ft.sweeps.local import command_line
-
     def about(candidate: "Candidate") -> dict[str, Any]:
         trial = candidate.trial
         return {
@@ -131,7 +130,7 @@ def best_json(
             "p": candidate.p,
             "cost_s": candidate.cost,
             "run": (sweep.runs / trial.run).as_posix(),
-            "command": command_line(sweep.spec, trial.point),
+            "command": sweep.command(trial.point),
         }
 
     return {
@@ -150,8 +149,6 @@ def best_json(
 
 
 def show_choice(sweep: "Sweep", choice: "Choice", top: int) -> None:
-    from inat_ft.sweeps.local import command_line
-
     rows = [
         (
             c.trial.number,
@@ -166,16 +163,20 @@ def show_choice(sweep: "Sweep", choice: "Choice", top: int) -> None:
     columns = ("trial", sweep.spec.metric.name, "against the best", "p (Holm)", "cost", "settings")
     render.table(f"sweep {sweep.id}", columns, rows, right=("trial", "p (Holm)", "cost"))
     tied, cheapest = choice.tied, choice.cheapest
-    render.result(
-        f"{len(tied) - 1} of the other {len(choice.candidates) - 1} trials cannot be told from the best"
-        + (f": {', '.join(str(c.trial.number) for c in tied[1:])}" if len(tied) > 1 else "")
-    )
-    render.result(f"told apart by: {choice.method}")
+    if len(choice.candidates) == 1:
+        render.result("it is the only complete trial so far")
+    else:
+        others = ", ".join(str(candidate.trial.number) for candidate in tied[1:])
+        render.result(
+            f"{len(tied) - 1} of the other {len(choice.candidates) - 1} trials cannot be told from the best"
+            + (f": {others}" if others else "")
+        )
+        render.result(f"told apart by: {choice.method}")
     if cheapest.cost is not None:
         render.result(
             f"cheapest of them: trial {cheapest.trial.number}, {cheapest.cost:.1f} s, {_shown(cheapest.trial)}"
         )
-    render.result(f"best: {command_line(sweep.spec, choice.candidates[0].trial.point)}")
+    render.result(f"best: {sweep.command(choice.candidates[0].trial.point)}")
 
 
 def show_repeats(sweep: "Sweep", repeats: "list[Confirmed]") -> None:
@@ -192,3 +193,28 @@ def show_repeats(sweep: "Sweep", repeats: "list[Confirmed]") -> None:
         "again with other seeds", ("trial", "in the sweep", "mean of the new seeds", "each"), rows, right=("trial",)
     )
     render.result(f"best by the mean of the new seeds: trial {repeats[0].trial.number}, {_shown(repeats[0].trial)}")
+
+
+def soup_json(soup: "Soup") -> dict[str, Any]:
+    return {
+        "directory": soup.directory.as_posix(),
+        "members": soup.members,
+        "candidates": soup.tried,
+        "val_accuracy": soup.record.val_accuracy,
+        "best_alone": soup.alone,
+        "left_out": soup.left_out,
+    }
+
+
+def show_soup(soup: "Soup") -> None:
+    accuracy = soup.record.val_accuracy or 0.0
+    for run, why in soup.left_out.items():
+        render.remark(f"left out: {run}: {why}")
+    render.result(f"in it: {', '.join(soup.members)} ({len(soup.members)} of {soup.tried} runs that share a start)")
+    render.result(
+        f"validation accuracy {accuracy:.4f}; {soup.members[0]}, the best of them, has {soup.alone:.4f} alone "
+        f"({100 * (accuracy - soup.alone):+.2f} points; both in float32, as `eval` computes)"
+    )
+    render.warn("the validation images chose what is in it, so that figure is a little too good; the test set will say")
+    render.result(f"run:  {soup.directory}")
+    render.remark(f"next: inat-ft eval {soup.directory}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from inat_ft.config import Section
 
@@ -36,6 +36,12 @@ class Strategy(Section):
 
     needs_gradients: ClassVar[bool] = False
     """Whether `choose` may ask for gradients, for which weights and images are needed."""
+
+    space: ClassVar[Mapping[str, Any]] = {}
+    """What `sweep create --strategies` tries of this strategy, as a sweep's file has it: `{"lr": {"values": [1e-3, 1e-4]}}`.
+
+    A strategy without it is not part of that sweep.
+    """
 
     def choose(self, net: Net, gradients: Callable[[], Mapping[str, float]]) -> Strategy:
         """Settle, once and before training, what depends on the training images. Default: nothing does.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -20,6 +20,8 @@ class Lora(Strategy):
 
     LoRA: Hu et al. 2022 (arXiv 2106.09685), on convolution kernels flattened to matrices.
     """
+
+    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3]}, "rank": {"values": [4, 16]}}
 
     rank: Annotated[int, Field(ge=1, le=256)] = 8
     """Rank of the change."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from inat_ft.strategies.base import Group, Strategy
 
@@ -17,6 +17,8 @@ class BnOnly(Strategy):
     Frankle et al. 2021, Training BatchNorm and Only BatchNorm (arXiv 2003.00152).
     """
 
+    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3, 3e-3]}}
+
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
         """The head and every BatchNorm."""
         norms = [parameter for norm in net.batch_norms() for parameter in norm.parameters(recurse=False)]
@@ -28,6 +30,8 @@ class BiasOnly(Strategy):
 
     BitFit: Ben Zaken et al. 2022 (arXiv 2106.10199).
     """
+
+    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3, 3e-3]}}
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
         """The head and the biases of the stages."""

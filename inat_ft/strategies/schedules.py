@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ class LpFt(Strategy):
 
     A head that fits already does not distort the pretrained features (Kumar et al. 2022, arXiv 2202.10054).
     """
+
+    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3, 3e-3]}}
 
     head_epochs: Annotated[int, Field(ge=1)] = 2
     """Epochs in which the head alone learns; they come from the cache."""
@@ -37,6 +39,8 @@ class Gradual(Strategy):
     Howard and Ruder 2018, Universal Language Model Fine-tuning (arXiv 1801.06146).
     """
 
+    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [3e-4, 1e-3]}}
+
     every: Annotated[int, Field(ge=1)] = 1
     """Epochs between two stages."""
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -54,6 +58,8 @@ class Discriminative(Strategy):
 
     Howard and Ruder 2018, Universal Language Model Fine-tuning (arXiv 1801.06146).
     """
+
+    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3]}, "decay": {"values": [0.4, 0.7]}}
 
     decay: Annotated[float, Field(gt=0, le=1)] = 0.4
     """Factor on the learning rate for each stage further from the head."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from inat_ft.strategies.base import Group, Strategy
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class Head(Strategy):
     """Train the new head alone; the backbone stays as pretrained (linear probing)."""
 
+    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3, 3e-3]}}
+
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
         """The head."""
         return [Group(net.head.parameters())]
@@ -21,6 +23,8 @@ class Head(Strategy):
 
 class Partial(Strategy):
     """Train the head and every stage from `unfreeze_from` on; what comes before stays as pretrained."""
+
+    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-4, 3e-4]}}
 
     unfreeze_from: str | None = None
     """First stage that learns, by the backbone's own name for it. Default: the last third (layer3 of a ResNet)."""
@@ -33,6 +37,8 @@ class Partial(Strategy):
 
 class Full(Strategy):
     """Train the whole network."""
+
+    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [3e-5, 1e-4]}}
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
         """Everything."""

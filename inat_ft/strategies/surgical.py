@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ class Surgical(Strategy):
 
     Lee et al. 2023, Surgical Fine-Tuning (arXiv 2210.11466).
     """
+
+    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-4, 3e-4]}}
 
     needs_gradients: ClassVar[bool] = True
 
@@ -46,6 +48,8 @@ class AutoRgn(Strategy):
 
     Auto-RGN of Lee et al. 2023 (arXiv 2210.11466), measured once, before training.
     """
+
+    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [3e-4, 1e-3]}}
 
     needs_gradients: ClassVar[bool] = True
 

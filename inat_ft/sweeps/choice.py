@@ -143,9 +143,7 @@ def confirm(sweep: Sweep, top: int, seeds: int, objective_for: Mapping[int, Obje
         assert trial.value is not None
         values = [trial.value]
         for number in range(1, seeds + 1):
-            job = Job(
-                f"{trial.run}-seed{number}", sweep.runs, sweep.spec.overrides(trial.point), lambda epoch, value: False
-            )
+            job = Job(f"{trial.run}-seed{number}", sweep.runs, sweep.settings(trial.point), lambda epoch, value: False)
             values.append(objective_for[number](job))
         found.append(Confirmed(trial, values))
     sign = -1.0 if sweep.spec.metric.goal == "maximize" else 1.0

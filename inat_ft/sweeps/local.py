@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from inat_ft.sweeps.sampler import make_sampler
-from inat_ft.sweeps.space import Point, SweepSpec, parse_spec
+from inat_ft.settings import Override
+from inat_ft.sweeps.conditional import MODE, target
+from inat_ft.sweeps.reading import parse_spec
+from inat_ft.sweeps.sampler import column_values, make_sampler
+from inat_ft.sweeps.space import Point, SweepSpec
 from inat_ft.sweeps.storage import Locks
 
 ATTEMPTS = 2
@@ -75,12 +77,27 @@ class Sweep:
         self.seed: int = attrs["seed"]
         self.wandb: str | None = attrs.get("wandb")
         """`entity/project/sweep` when W&B gives out the trials; the study then only keeps the outcomes."""
-        self.finite = self.spec.points() is not None
+        self.points = self.spec.points()
 
     @property
     def runs(self) -> Path:
         """Folder of the trials' run directories."""
         return self.folder / "runs"
+
+    @property
+    def pinned(self) -> list[Override]:
+        """The split that was the newest when the sweep first ran, where its file names none."""
+        split = self.study.user_attrs.get("split")
+        return [("data.split", split)] if split else []
+
+    def settings(self, point: Point) -> list[Override]:
+        """All that makes up a trial."""
+        return [*self.pinned, *self.spec.overrides(point)]
+
+    def command(self, point: Point) -> str:
+        """The training of a trial as a command that can be pasted."""
+        settings = [f"{key}={json.dumps(v) if isinstance(v, bool) else v}" for key, v in self.settings(point)]
+        return " ".join(["inat-ft train", *(f"--set {shlex.quote(setting)}" for setting in settings)])
 
     def trials(self) -> list[Trial]:
         """All trials by number."""
@@ -125,12 +142,12 @@ class Sweep:
             self.study.enqueue_trial(
                 again.params, user_attrs={key: again.user_attrs[key] for key in ("number", "run", "point")}
             )
-        self.study.sampler = make_sampler(self._space(), self.finite, self.spec.method, self.seed, number)
-        trial = self.study.ask(self._space())
+        self.study.sampler = make_sampler(self.points, self.spec.method, self.seed, number)
+        trial = self.study.ask()
         locks = ExitStack()
         locks.enter_context(self.locks.hold(trial.number))
-        if "point" not in trial.user_attrs:
-            point = {name: p.cast(trial.params[name]) for name, p in self.spec.varying.items()}
+        point = self._suggest(trial, again.user_attrs["point"] if again else None)
+        if again is None:
             trial.set_user_attr("number", number)
             trial.set_user_attr("run", f"{self.id}-{number:02d}")
             trial.set_user_attr("point", point)  # only now does the trial count: see `_by_number`
@@ -138,7 +155,9 @@ class Sweep:
         return Claimed(attrs["number"], attrs["point"], attrs["run"], trial, locks)
 
     def report(self, claimed: Claimed, epoch: int, value: float) -> bool:
-        """Note the metric after an epoch; True when the trial is to end there."""
+        """Note the metric after an epoch, where that can end the trial; True when it does."""
+        if self.spec.early_terminate is None:
+            return False
         claimed.trial.report(value, epoch)
         return claimed.trial.should_prune()
 
@@ -155,10 +174,10 @@ class Sweep:
             claimed.trial.set_user_attr("reason", reason)
             self.study.tell(claimed.trial, state=TrialState.FAIL)
 
-    def put_back(self, claimed: Claimed) -> None:
+    def put_back(self, claimed: Claimed, why: str) -> None:
         """Leave a trial to whoever claims next: it goes on from its last epoch."""
         with claimed.locks, self.locks.claim():
-            claimed.trial.set_user_attr("interrupted", "by its user")
+            claimed.trial.set_user_attr("interrupted", why)
             self.study.tell(claimed.trial, state=TrialState.FAIL)
 
     def stop(self) -> None:
@@ -186,11 +205,20 @@ class Sweep:
             state = TrialState.FAIL if value is None else TrialState.COMPLETE
             self.study.add_trial(optuna.trial.create_trial(state=state, value=value, user_attrs=attrs))
 
-    def _space(self) -> dict[str, BaseDistribution]:
-        varying = self.spec.varying
-        if self.finite:
-            return {name: CategoricalDistribution(p.choices() or ()) for name, p in varying.items()}
-        return {name: p.distribution_for() for name, p in varying.items()}
+    def _suggest(self, trial: optuna.Trial, again: Point | None) -> Point:
+        """Have the sampler propose a point; `again`: the point of a repetition, which is fixed."""
+        if self.points is not None:
+            choices = column_values(self.points)
+            point = again or trial.relative_params
+            return {name: trial.suggest_categorical(name, choices[name]) for name in point}
+        spec, point = self.spec, {}
+        modes = [name for name in spec.varying if target(name)[1] == MODE]
+        for name in modes:
+            point[name] = spec.varying[name].suggest(trial, name)
+        for shown, name in spec.active(spec.mode_of(point)).items():
+            if name in spec.varying and name not in modes:
+                point[shown] = spec.varying[name].suggest(trial, name)
+        return point
 
     def _bury_the_dead(self) -> None:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -210,9 +238,8 @@ class Sweep:
         busy = any(t.state in (TrialState.RUNNING, TrialState.WAITING) for t in attempts)
         if self.wandb or busy or not self._all_given_out(attempts) or self._to_repeat(attempts):
             return None
-        points = self.spec.points()
-        used_up = points is not None and self.spec.num_trials == len(points)
-        return "finished", f"all {len(points or ())} points have been tried" if used_up else "run_cap is reached"
+        used_up = self.points is not None and self.spec.num_trials == len(self.points)
+        return "finished", f"all {len(self.points or ())} points have been tried" if used_up else "run_cap is reached"
 
     def _all_given_out(self, attempts: Sequence[FrozenTrial]) -> bool:
         limit = self.spec.num_trials
@@ -271,11 +298,6 @@ def _view(attempts: Sequence[FrozenTrial]) -> Trial:
     )
 
 
-def command_line(spec: SweepSpec, point: Mapping[str, Any]) -> str:
-    """The training of a trial as a command that can be pasted."""
-    import shlex
-
-    settings = [
-        f"{key}={json.dumps(value) if isinstance(value, bool) else value}" for key, value in spec.overrides(point)
-    ]
-    return " ".join(["inat-ft train", *(f"--set {shlex.quote(setting)}" for setting in settings)])
+def short(value: object) -> str:
+    """A parameter's value for people: four digits of a number."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from inat_ft.errors import did_you_mean
+
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
+    from optuna import Trial
 
 MAX_POINTS = 2000
 """A space with more points than this is searched as if it had no end."""
@@ -23,6 +25,9 @@ _DISTRIBUTIONS = (
     "log_uniform_values",
     "q_log_uniform_values",
 )
+_BOUNDLESS = ("normal", "log_normal", "q_normal", "q_log_normal", "beta", "q_beta")
+_OTHERS = ("q_log_uniform", "inv_log_uniform", "inv_log_uniform_values", "categorical_w_probabilities")
+_MIDDLE = 0.37
 
 
 class Part(BaseModel):
@@ -47,13 +52,21 @@ class Parameter(Part):
         if not isinstance(raw, Mapping):
             raise ValueError(f"expected value, values, or min and max (got {raw!r})")
         kind = raw.get("distribution")
-        unsupported = {"normal", "log_normal", "q_normal", "q_log_normal", "beta", "q_beta", "inv_log_uniform"}
-        if kind is not None and (kind in unsupported or kind not in _DISTRIBUTIONS):
-            why = "is not supported here, as it has no bounds to search in" if kind in unsupported else "is unknown"
+        if kind is not None and kind not in _DISTRIBUTIONS:
+            why = "is not supported here, as it has no bounds to search in" if kind in _BOUNDLESS else "is unknown"
+            why = (
+                "is W&B's, but not supported here" if kind in _OTHERS else why + did_you_mean(str(kind), _DISTRIBUTIONS)
+            )
             raise ValueError(f"distribution '{kind}' {why}; supported: {', '.join(_DISTRIBUTIONS)}")
         for key in ("probabilities", "mu", "sigma"):
             if key in raw:
                 raise ValueError(f"'{key}' is not supported here: all values are equally likely before any is tried")
+        for value in raw["values"] if isinstance(raw.get("values"), list) else ():
+            if not isinstance(value, bool | int | float | str | None):
+                raise ValueError(f"values: a value is a number, a word, true, false or null (got {value!r})")
+        for key in ("min", "max"):
+            if not isinstance(raw.get(key), int | float | None) or isinstance(raw.get(key), bool):
+                raise ValueError(f"{key} must be a number (got {raw[key]!r})")
         return raw
 
     @model_validator(mode="after")
@@ -70,6 +83,8 @@ class Parameter(Part):
                 raise ValueError(f"min must be above 0 for {self.kind} (got {self.min})")
             if self.kind == "int_uniform" and not (float(self.min).is_integer() and float(self.max).is_integer()):
                 raise ValueError(f"int_uniform takes whole numbers (got {self.min} and {self.max})")
+        if self.q is not None and not self.kind.startswith("q_"):
+            raise ValueError(f"q goes with a distribution that rounds, such as q_uniform, and not with {self.kind}")
         if (self.kind in ("constant", "categorical")) == bool(ranged):
             raise ValueError(f"distribution '{self.kind}' does not go with {', '.join(given or ranged)}")
         return self
@@ -92,47 +107,42 @@ class Parameter(Part):
         if self.values is not None:
             return [value for place, value in enumerate(self.values) if value not in self.values[:place]]
         low, high = self._bounds()
-        if self.kind == "int_uniform":
-            return list(range(int(low), int(high) + 1)) if high - low < MAX_POINTS else None
-        if self.kind == "q_uniform":
-            step = self.q or 1.0
-            number = int((high - low) / step + 1e-9) + 1
-            values = (round(low + index * step, 12) for index in range(number))
-            return (
-                [int(v) if float(step).is_integer() and v.is_integer() else v for v in values]
-                if number < MAX_POINTS
-                else None
-            )
+        step = (self.q or 1.0) if self.kind.startswith("q_") else 1.0
+        if self.kind.startswith(("q_", "int_")) and (high - low) / step < MAX_POINTS:
+            first = round(low / step) * step if self.kind.startswith("q_log") else low
+            return [self._rounded(first + step * place) for place in range(int((high - first) / step + 1e-9) + 1)]
         return None
 
     def extremes(self) -> list[Any]:
-        """Values to try against the configuration: all, or both ends of the range."""
-        choices = self.choices()
-        return choices if choices is not None else [*(self.cast(bound) for bound in self._bounds())]
+        """Values to try against the configuration: all, or both ends of the range and one between them."""
+        if (choices := self.choices()) is not None:
+            return choices
+        low, high = self._bounds()
+        return [self.cast(value) for value in (low, high, low + _MIDDLE * (high - low))]
 
-    def distribution_for(self) -> BaseDistribution:
-        """As Optuna's distribution, for a parameter without an end of values."""
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
+    def suggest(self, trial: Trial, name: str) -> Any:
+        """A value that Optuna's trial proposes, as the configuration takes it; for spaces without an end of points."""
         if self.values is not None:
-            return CategoricalDistribution(self.choices() or ())
+            return trial.suggest_categorical(name, self.choices() or ())
         low, high = self._bounds()
         if self.kind == "int_uniform":
-            return IntDistribution(int(low), int(high))
+            return trial.suggest_int(name, int(low), int(high))
         if self.kind == "q_uniform":
-            return FloatDistribution(low, high, step=self.q or 1.0)
-        return FloatDistribution(low, high, log="log" in self.kind)
+            return self._rounded(trial.suggest_float(name, low, high, step=self.q or 1.0))
+        return self.cast(trial.suggest_float(name, low, high, log="log" in self.kind))
 
     def _bounds(self) -> tuple[float, float]:
         assert self.min is not None and self.max is not None
         low, high = float(self.min), float(self.max)
         return (math.exp(low), math.exp(high)) if self.kind == "log_uniform" else (low, high)
 
-    def cast(self, value: Any) -> Any:
-        """A value as the configuration takes it: rounded where the distribution says so."""
-        if self.values is not None:
-            return value
+    def cast(self, value: float) -> int | float:
+        """A value between the bounds as the configuration takes it: rounded where the distribution says so."""
         if self.kind.startswith("q_log"):
-            value = round(value / (self.q or 1.0)) * (self.q or 1.0)
-            return int(value) if float(self.q or 1).is_integer() else value
+            return self._rounded(round(value / (self.q or 1.0)) * (self.q or 1.0))
         return int(value) if self.kind == "int_uniform" else value
+
+    def _rounded(self, value: float) -> int | float:
+        """Without what floating point adds; whole numbers as such where every value is one."""
+        value = round(value, 12)
+        return int(value) if value.is_integer() and float(self.q or 1.0).is_integer() else value

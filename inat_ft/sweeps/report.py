@@ -15,21 +15,23 @@ from inat_ft.evaluation.figures import BLUE, GREY, ORANGE, new_figure, plotting,
 from inat_ft.evaluation.report import inline
 from inat_ft.records import RunRecord, write_text
 from inat_ft.sweeps.choice import choose, read_run
-from inat_ft.sweeps.local import Sweep, Trial, command_line
+from inat_ft.sweeps.local import Sweep, Trial
 from inat_ft.sweeps.statistics import (
     Importance,
     by_value,
+    columns,
     correlations,
     importances,
     is_logarithmic,
     is_numeric,
     levels,
-    parameters,
 )
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_ABSENT = object()
+_ABOVE = 0.2
 _GROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
 
 
@@ -58,7 +60,7 @@ def write_report(sweep: Sweep, folder: Path) -> list[Path]:
     weights = importances(trials)
     figures = {"trials": (_over_trials(trials, metric, maximize), f"{metric} of each trial, and the best so far")}
     if weights:
-        figures["parallel"] = (_parallel(trials, metric), "each line is a trial; the darker, the better")
+        figures["parallel"] = (_parallel(trials, metric, maximize), "each line is a trial; the darker, the better")
         figures["importance"] = (_importance(weights), f"share of the variance of {metric} that a parameter explains")
         figures["values"] = (_by_value(trials, metric), f"{metric} by value of each parameter, with the mean")
     loader = ChoiceLoader([PackageLoader("inat_ft.sweeps"), PackageLoader("inat_ft.evaluation")])
@@ -70,7 +72,7 @@ def write_report(sweep: Sweep, folder: Path) -> list[Path]:
             state=sweep.state(),
             choice=choice,
             metric=metric,
-            best=command_line(sweep.spec, choice.candidates[0].trial.point),
+            best=sweep.command(choice.candidates[0].trial.point),
             trials=sweep.trials(),
             names=list(dict.fromkeys(name for trial in trials for name in trial.point)),
             importances=weights,
@@ -119,7 +121,13 @@ def _over_trials(trials: Sequence[Trial], metric: str, maximize: bool) -> Figure
 
 
 def _heights(values: Sequence[Any]) -> tuple[np.ndarray[Any, Any], list[tuple[float, str]]]:
-    """Where each value stands on an axis from 0 to 1, and the marks of that axis."""
+    """Where each value stands on an axis from 0 to 1, and the marks of that axis; what a trial has not stands below."""
+    known = [value for value in values if value is not _ABSENT]
+    if len(known) < len(values):
+        heights, marks = _heights(known)
+        placed = iter(_ABOVE + (1 - _ABOVE) * heights)
+        at = np.array([0.0 if value is _ABSENT else next(placed) for value in values])
+        return at, [(0.0, "not used"), *((_ABOVE + (1 - _ABOVE) * height, text) for height, text in marks)]
     if not is_numeric(values):
         level, names = levels(values)
         return level / max(1, len(names) - 1), [(n / max(1, len(names) - 1), name) for n, name in enumerate(names)]
@@ -131,17 +139,18 @@ def _heights(values: Sequence[Any]) -> tuple[np.ndarray[Any, Any], list[tuple[fl
     return (scaled - low) / spread, marks
 
 
-def _parallel(trials: Sequence[Trial], metric: str) -> Figure:
-    columns = {**parameters(trials), metric: [trial.value for trial in trials]}
-    axes_of = {name: _heights(values) for name, values in columns.items()}
-    order = np.argsort([trial.value or 0.0 for trial in trials])
+def _parallel(trials: Sequence[Trial], metric: str, maximize: bool) -> Figure:
+    names = [column.name for column in columns(trials)]
+    axes_of = {name: _heights([trial.point.get(name, _ABSENT) for trial in trials]) for name in names}
+    axes_of[metric] = _heights([trial.value for trial in trials])
     lines = np.stack([heights for heights, _ in axes_of.values()], axis=1)
+    good = lines[:, -1] if maximize else 1 - lines[:, -1]
     jitter = np.random.default_rng(0).uniform(-0.012, 0.012, lines.shape) * np.r_[np.ones(lines.shape[1] - 1), 0]
     with plotting() as mpl:
-        figure, axes = new_figure(max(6.4, 1.3 * len(columns)), 3.6)
+        figure, axes = new_figure(max(6.4, 1.3 * len(axes_of)), 3.6)
         colours = mpl.colormaps["viridis_r"]
-        for place in order:
-            shade = colours(0.1 + 0.9 * lines[place, -1])
+        for place in np.argsort(good):
+            shade = colours(0.1 + 0.9 * good[place])
             axes.plot(range(lines.shape[1]), (lines + jitter)[place], color=shade, alpha=0.85, linewidth=1.4)
         for place, (_, marks) in enumerate(axes_of.values()):
             axes.axvline(place, color=GREY, linewidth=1)
@@ -155,7 +164,7 @@ def _parallel(trials: Sequence[Trial], metric: str) -> Figure:
                     fontsize=8,
                     bbox=_GROUND,
                 )
-        axes.set_xticks(range(len(columns)), [_plain(name) for name in columns])
+        axes.set_xticks(range(len(axes_of)), [_plain(name) for name in axes_of])
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
     return figure  # type: ignore[no-any-return]
@@ -176,18 +185,22 @@ def _importance(weights: Sequence[Importance]) -> Figure:
 
 
 def _by_value(trials: Sequence[Trial], metric: str) -> Figure:
-    columns = parameters(trials)
-    y = np.array([trial.value for trial in trials], float)
+    shown = columns(trials)
+    panels = [levels(column.values) for column in shown]
+    widths = [max(2.0, 0.35 * len(names)) for _, names in panels]
     with plotting():
-        figure, grid = new_figure(max(3.2, 2.1 * len(columns)), 3.0, ncols=len(columns), sharey=True, squeeze=False)
-        for axes, (name, values) in zip(grid[0], columns.items(), strict=True):
-            level, names = levels(values)
+        figure, grid = new_figure(
+            max(3.2, sum(widths)), 3.0, ncols=len(shown), sharey=True, squeeze=False, width_ratios=widths
+        )
+        for axes, column, (level, names) in zip(grid[0], shown, panels, strict=True):
+            y = column.y
             axes.plot(level + np.random.default_rng(0).uniform(-0.12, 0.12, len(y)), y, "o", color=BLUE, alpha=0.6)
             for place in range(len(names)):
                 if (level == place).any():
                     axes.plot([place - 0.3, place + 0.3], [y[level == place].mean()] * 2, color=ORANGE, linewidth=2)
-            axes.set_xticks(range(len(names)), [_plain(word) for word in names], rotation=30 if len(names) > 3 else 0)
-            axes.set(xlabel=_plain(name), xlim=(-0.6, len(names) - 0.4))
+            turned = 0 if len(names) <= 3 else 30 if len(names) <= 6 else 90
+            axes.set_xticks(range(len(names)), [_plain(word) for word in names], rotation=turned)
+            axes.set(xlabel=_plain(column.name), xlim=(-0.6, len(names) - 0.4))
         grid[0][0].set_ylabel(metric)
     return figure  # type: ignore[no-any-return]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+
+from inat_ft.sweeps.space import Point
 
 Floats = NDArray[np.float64]
 _FIRST = 4
@@ -27,54 +28,49 @@ class FiniteSampler(BaseSampler):
     uninterrupted one would. Points that are being tried count as tried, with an average outcome for the time being.
     """
 
-    def __init__(self, space: Mapping[str, CategoricalDistribution], method: str, seed: int) -> None:
-        self.space = dict(space)
+    def __init__(self, points: Sequence[Point], method: str, seed: int) -> None:
+        self.points = points
         self.method = method
         self.seed = seed
-        choices = [distribution.choices for distribution in space.values()]
-        self.points = list(itertools.product(*(range(len(values)) for values in choices)))
-        columns = [_features(values) for values in choices]
-        self.features = np.array(
-            [
-                np.concatenate([np.zeros(0), *(column[place] for column, place in zip(columns, point, strict=True))])
-                for point in self.points
-            ]
-        ).reshape(len(self.points), -1)
+        self.space = {name: CategoricalDistribution(values) for name, values in column_values(points).items()}
+        self.index = {frozenset(point.items()): place for place, point in enumerate(points)}
+        columns = [
+            _features([point.get(name) for point in points], distribution.choices)
+            for name, distribution in self.space.items()
+        ]
+        self.features = np.concatenate([np.zeros((len(points), 0)), *columns], axis=1)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The whole space."""
+        """Every parameter, whether or not it counts for the next point."""
         return dict(self.space)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The next point; nothing when every point has been proposed."""
+        """The next point, without what does not count for it; nothing when every point has been proposed."""
         values = self._tried(study, trial.number)
         left = [place for place in range(len(self.points)) if place not in values]
         if not left:
             return {}  # asked by a repetition, whose point is fixed
-        place = left[self._choose(values, left, study.direction)]
-        named = zip(self.space.items(), self.points[place], strict=True)
-        return {name: distribution.choices[choice] for (name, distribution), choice in named}
+        return dict(self.points[left[self._choose(values, left, study.direction)]])
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Asked only when no point is left. Raises ValueError."""
-        raise ValueError("every point of the space has been tried")
+        """Asked only for what is not part of the point. Raises ValueError."""
+        raise ValueError(f"'{param_name}' is not part of the point that is next")
 
     def _tried(self, study: Study, number: int) -> dict[int, float | None]:
         """The value of each point proposed before; None where there is none yet, or will be none."""
-        index = {point: place for place, point in enumerate(self.points)}
         tried: dict[int, float | None] = {}
         for other in study.get_trials(deepcopy=False):
             void = other.state == TrialState.FAIL and "point" not in other.user_attrs  # its worker died while asking
-            if other.number < number and not void and set(self.space) <= set(other.params):
-                point = tuple(int(d.to_internal_repr(other.params[name])) for name, d in self.space.items())
+            place = self.index.get(frozenset(other.params.items()))
+            if other.number < number and not void and place is not None:
                 usable = other.state in (TrialState.COMPLETE, TrialState.PRUNED) and other.values
                 value = other.value if usable else None
-                if index[point] not in tried or value is not None:
-                    tried[index[point]] = value
+                if place not in tried or value is not None:
+                    tried[place] = value
         return tried
 
     def _choose(self, tried: Mapping[int, float | None], left: Sequence[int], direction: StudyDirection) -> int:
@@ -101,18 +97,34 @@ class FiniteSampler(BaseSampler):
         return int(np.lexsort((shuffled, -gaps.round(9)))[0])
 
 
-def _features(values: Sequence[Any]) -> Floats:
-    """One row per value: its place between 0 and 1, on a logarithmic scale where it spans decades; else one-hot."""
+def column_values(points: Sequence[Point]) -> dict[str, list[Any]]:
+    """The values of each parameter, each once, in the order in which the points have them."""
+    found: dict[str, list[Any]] = {}
+    for point in points:
+        for name, value in point.items():
+            values = found.setdefault(name, [])
+            if value not in values:
+                values.append(value)
+    return found
+
+
+def _features(column: Sequence[Any], values: Sequence[Any]) -> Floats:
+    """One row per point: its value's place between 0 and 1, on a logarithmic scale where that spans decades; else one-hot.
+
+    A point that has no such parameter stands in the middle of it.
+    """
     numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
     rows: Floats
     if len(values) > 2 and not numeric:
         rows = np.eye(len(values)) / math.sqrt(2)  # so that any two of them are 1 apart
-        return rows
-    scaled = np.array(values, float) if numeric else np.arange(len(values), dtype=float)
-    if scaled.min() > 0 and scaled.max() / scaled.min() >= 8:
-        scaled = np.log(scaled)
-    rows = ((scaled - scaled.min()) / (np.ptp(scaled) or 1.0))[:, None]
-    return rows
+    else:
+        scaled = np.array(values, float) if numeric else np.arange(len(values), dtype=float)
+        if scaled.min() > 0 and scaled.max() / scaled.min() >= 8:
+            scaled = np.log(scaled)
+        rows = ((scaled - scaled.min()) / (np.ptp(scaled) or 1.0))[:, None]
+    place = {value: number for number, value in enumerate(values)}
+    middle = (rows.min(0) + rows.max(0)) / 2
+    return np.array([rows[place[value]] if value in place else middle for value in column])
 
 
 def expected_improvement(x: Floats, y: Floats, pending: Floats, candidates: Floats) -> Floats:
@@ -142,13 +154,10 @@ def expected_improvement(x: Floats, y: Floats, pending: Floats, candidates: Floa
     return gain
 
 
-def make_sampler(
-    space: Mapping[str, BaseDistribution], finite: bool, method: str, seed: int, num_tried: int
-) -> BaseSampler:
-    """The sampler for a space; a finite one is wholly categorical. num_tried: the proposals so far."""
-    if finite:
-        choices = {name: d for name, d in space.items() if isinstance(d, CategoricalDistribution)}
-        return FiniteSampler(choices, method, seed)
+def make_sampler(points: Sequence[Point] | None, method: str, seed: int, num_tried: int) -> BaseSampler:
+    """The sampler for a space. points: all there are, or None without an end; num_tried: the proposals so far."""
+    if points is not None:
+        return FiniteSampler(points, method, seed)
     mixed = int(np.random.SeedSequence([seed, num_tried]).generate_state(1)[0])
     if method == "random":
         return RandomSampler(seed=mixed)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from inat_ft.config import RunConfig, explain
-from inat_ft.errors import ConfigError, InatFtError, did_you_mean
-from inat_ft.settings import Override, dotted, load_config, parse_yaml, read_yaml
+from inat_ft.config import RunConfig
+from inat_ft.errors import ConfigError, did_you_mean
+from inat_ft.settings import Override, dotted, load_config
+from inat_ft.sweeps.conditional import MODE, active, require_used, target
 from inat_ft.sweeps.parameter import MAX_POINTS, Parameter, Part
 
-_CHECKED_POINTS = 500
 Point = dict[str, Any]
-"""One value for each parameter that varies, by the name that the file gives it."""
+"""One value for each parameter that varies and counts for the trial, by the name that the file gives it."""
 
 
 class Goal(Part):
@@ -56,6 +55,13 @@ class EarlyTerminate(Part):
             raise ValueError("early_terminate: hyperband needs min_iter, or max_iter and s")
         return self
 
+    @field_validator("strict", mode="before")
+    @classmethod
+    def _is_not_strict(cls, strict: Any) -> Any:
+        if strict is True:
+            raise ValueError("strict of hyperband is not supported here: leave it out")
+        return strict
+
     @property
     def first(self) -> int:
         """The first epoch at which a trial may end."""
@@ -89,20 +95,29 @@ class SweepSpec(Part):
                     raise ValueError(f"'{key}' is W&B's own machinery and not supported here: leave it out")
             if raw.get("method") == "bayes" and "metric" not in raw:
                 raise ValueError("method bayes needs a metric: {name: val_accuracy, goal: maximize}")
+            metric = raw.get("metric")
+            if (
+                isinstance(metric, Mapping)
+                and "goal" not in metric
+                and "accuracy" in str(metric.get("name", "accuracy"))
+            ):
+                raise ValueError("metric: without a goal W&B seeks the lowest accuracy; add goal: maximize")
             if "parameters" in raw and isinstance(raw["parameters"], Mapping):
                 return {**raw, "parameters": dict(_flat(raw["parameters"]))}
         return raw
 
     @model_validator(mode="after")
     def _parameters_make_sense(self) -> SweepSpec:
-        seen: dict[str, str] = {}
+        seen: dict[tuple[str | None, str], str] = {}
         for name in self.parameters:
-            key = dotted(name)
-            if key in seen:
-                raise ConfigError(f"parameters: '{seen[key]}' and '{name}' are both {key}", "keep one of them")
-            if key == "name" or (name in self.varying and key.startswith(("track.", "data.split", "data.root"))):
+            owner, key = target(name)
+            if (owner, key) in seen:
+                raise ConfigError(f"parameters: '{seen[owner, key]}' and '{name}' are both {key}", "keep one of them")
+            pinned = name in self.varying and key.startswith(("track.", "data.split", "data.root"))
+            if key == "name" or pinned or (owner and key == MODE):
                 raise ConfigError(f"parameters.{name}: {key} cannot be part of a sweep's space")
-            seen[key] = name
+            require_used(name, self.modes)
+            seen[owner, key] = name
         if self.method == "grid" and self.points() is None:
             wide = [name for name, parameter in self.varying.items() if parameter.choices() is None]
             raise ValueError(
@@ -112,23 +127,50 @@ class SweepSpec(Part):
 
     @property
     def varying(self) -> dict[str, Parameter]:
-        """The parameters that have more than one possible value."""
-        return {name: p for name, p in self.parameters.items() if len(p.choices() or (0, 0)) > 1}
+        """The parameters that can differ among trials: with more than one possible value, or for one mode only."""
+        return {name: p for name, p in self.parameters.items() if len(p.choices() or (0, 0)) > 1 or target(name)[0]}
 
     @property
     def fixed(self) -> Point:
         """The parameters that have one value only."""
         return {name: (p.choices() or [])[0] for name, p in self.parameters.items() if name not in self.varying}
 
+    @property
+    def modes(self) -> list[str]:
+        """The strategies that the file names; none where it leaves them to the configuration."""
+        return [
+            str(mode) for name, p in self.parameters.items() if target(name)[1] == MODE for mode in p.choices() or ()
+        ]
+
+    def mode_of(self, values: Mapping[str, Any]) -> str | None:
+        """The strategy of a trial, as far as the file says."""
+        return next((str(v) for name, v in {**self.fixed, **values}.items() if target(name)[1] == MODE), None)
+
+    def active(self, mode: str | None) -> dict[str, str]:
+        """The parameters that count for a mode: the name in a trial's point, and the name in the file."""
+        return active(tuple(self.parameters), mode)
+
+    def space(self, mode: str | None) -> dict[str, Parameter]:
+        """What varies among the trials of one mode, by the name in a trial's point; the mode itself has one value."""
+        own = {shown: name for shown, name in self.active(mode).items() if name in self.varying}
+        return {n: Parameter(value=mode) if target(n)[1] == MODE else self.varying[name] for n, name in own.items()}
+
     def points(self) -> list[Point] | None:
-        """All points of the space, the last parameter changing fastest; None when there are too many to list."""
-        choices = [parameter.choices() for parameter in self.varying.values()]
-        if any(values is None for values in choices):
+        """All points of the space, the last parameter changing fastest; None when there are too many to list.
+
+        A parameter that does not count for a mode is not in its points. The modes come one after the other.
+        """
+        if any(parameter.choices() is None for parameter in self.varying.values()):
             return None
-        lists = [values for values in choices if values is not None]
-        if math.prod(len(values) for values in lists) > MAX_POINTS:
+        spaces = [
+            {name: parameter.choices() or [] for name, parameter in self.space(mode).items()}
+            for mode in self.modes or (None,)
+        ]
+        if sum(math.prod(map(len, space.values())) for space in spaces) > MAX_POINTS:
             return None
-        return [dict(zip(self.varying, values, strict=True)) for values in itertools.product(*lists)]
+        return [
+            dict(zip(space, values, strict=True)) for space in spaces for values in itertools.product(*space.values())
+        ]
 
     @property
     def num_trials(self) -> int | None:
@@ -139,7 +181,9 @@ class SweepSpec(Part):
 
     def overrides(self, point: Mapping[str, Any]) -> list[Override]:
         """The settings of a trial: what is fixed and the point's values, under dotted keys."""
-        return [(dotted(name), value) for name, value in {**self.fixed, **point}.items()]
+        fixed = self.fixed
+        shown = {name: fixed[own] for name, own in self.active(self.mode_of(point)).items() if own in fixed}
+        return [(dotted(name), value) for name, value in {**shown, **point}.items()]
 
     def config(self, point: Mapping[str, Any]) -> RunConfig:
         """The configuration of a trial. Raises ConfigError or PluginError."""
@@ -160,89 +204,3 @@ def _flat(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield from _flat(parameter["parameters"], f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", parameter
-
-
-BUILT_IN: dict[str, Any] = {
-    "method": "bayes",
-    "metric": {"name": "val_accuracy", "goal": "maximize"},
-    "run_cap": 22,
-    "parameters": {
-        "epochs": {"values": [5, 10]},
-        "dropout": {"values": [0.0, 0.2, 0.3]},
-        "batch_size": {"values": [32, 64]},
-        "lr": {"values": [1e-3, 1e-4]},
-        "mode": {"value": "head"},
-        "patience": {"value": 3},
-    },
-}
-"""The sweep without a file."""
-
-
-def read_spec(file: Path | None, fixed: Sequence[Override] = ()) -> SweepSpec:
-    """The sweep of a file, or the built-in one, with some settings fixed for all trials; every value is checked.
-
-    Raises ConfigError naming the key and the value, UsageError when the file cannot be read.
-    """
-    raw = read_yaml(file) if file else BUILT_IN
-    spec = parse_spec(raw)
-    if fixed:
-        named = {dotted(name): name for name in spec.parameters}
-        parameters = {name: p for name, p in spec.parameters.items() if dotted(name) not in dict(fixed)}
-        parameters |= {named.get(key, key): Parameter(value=value) for key, value in fixed}
-        spec = parse_spec(
-            {**spec.to_wandb(), "parameters": {n: p.model_dump(exclude_unset=True) for n, p in parameters.items()}}
-        )
-    check_values(spec)
-    return spec
-
-
-def parse_spec(raw: Any) -> SweepSpec:
-    """The sweep in a mapping. Raises ConfigError naming the key."""
-    try:
-        return SweepSpec.model_validate(_numbers(raw))
-    except ValidationError as error:
-        lines = [_finding(finding) for finding in error.errors()]
-        found = explain(error, SweepSpec).message.splitlines()
-        text = [line or plain for line, plain in zip(lines, [*found, *[""] * len(lines)], strict=False)]
-        raise ConfigError(
-            "\n".join(text), "the format is W&B's: https://docs.wandb.ai/models/sweeps/define-sweep-configuration"
-        ) from None
-
-
-def _finding(finding: Any) -> str:
-    """The line for an error of our own, with the key that it stands at; empty for pydantic's."""
-    if finding["type"] != "value_error":
-        return ""
-    where = ".".join(str(part) for part in finding["loc"])
-    text = str(finding["ctx"]["error"])
-    return text if not where or text.startswith(where) else f"{where}: {text}"
-
-
-def _numbers(raw: Any) -> Any:
-    """Words such as `1e-3`, which YAML 1.1 and quotes leave as text, as numbers, at every depth."""
-    if isinstance(raw, Mapping):
-        return {str(key): _numbers(value) for key, value in raw.items()}
-    if isinstance(raw, list):
-        return [_numbers(value) for value in raw]
-    if isinstance(raw, str) and raw[:1] in set("+-.0123456789"):
-        value = parse_yaml(raw)
-        return value if isinstance(value, (int, float)) and not isinstance(value, bool) else raw
-    return raw
-
-
-def check_values(spec: SweepSpec) -> None:
-    """Try every possible value against the configuration. Raises ConfigError naming the parameter and the value."""
-    first = {name: parameter.extremes()[0] for name, parameter in spec.varying.items()}
-    points = spec.points()
-    if points is not None and len(points) <= _CHECKED_POINTS:
-        tried: Iterator[Point] = iter(points)
-    else:
-        tried = ({**first, name: value} for name, p in spec.varying.items() for value in p.extremes())
-    for point in itertools.chain([first], tried):
-        try:
-            spec.config(point)
-        except InatFtError as error:
-            shown = ", ".join(f"{name}={value}" for name, value in {**spec.fixed, **point}.items())
-            raise ConfigError(
-                f"a trial of this sweep cannot be run:\n{error.message}\nthe trial: {shown}", error.hint
-            ) from None

@@ -15,6 +15,7 @@ from inat_ft.sweeps.local import Trial
 Floats = NDArray[np.float64]
 _SAMPLES = 500
 _BINS = 4
+_FEW = 5
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,25 @@ class Level:
     best: float
 
 
-def parameters(trials: Sequence[Trial]) -> dict[str, list[Any]]:
-    """The values of each parameter that differs among the trials, by trial."""
-    names = dict.fromkeys(name for trial in trials for name in trial.point)
-    columns = {name: [trial.point.get(name) for trial in trials] for name in names}
-    return {name: values for name, values in columns.items() if len({str(value) for value in values}) > 1}
+@dataclass(frozen=True)
+class Column:
+    """One parameter over the trials that it counts for."""
+
+    name: str
+    values: list[Any]
+    y: Floats
+    """The metric of these trials."""
+
+
+def columns(trials: Sequence[Trial]) -> list[Column]:
+    """Each parameter that differs among the trials that have it."""
+    found = []
+    for name in dict.fromkeys(name for trial in trials for name in trial.point):
+        having = [trial for trial in trials if name in trial.point]
+        values = [trial.point[name] for trial in having]
+        if len({str(value) for value in values}) > 1:
+            found.append(Column(name, values, np.array([trial.value for trial in having], float)))
+    return found
 
 
 def is_numeric(values: Sequence[Any]) -> bool:
@@ -90,24 +105,28 @@ def _explained(level: NDArray[np.int64], y: Floats) -> float:
 
 
 def importances(trials: Sequence[Trial]) -> list[Importance]:
-    """The importance of each parameter, the greatest first; the same trials give the same figures."""
-    y = np.array([trial.value for trial in trials], float)
+    """The importance of each parameter, the greatest first; the same trials give the same figures.
+
+    One that too few trials have is left out: two trials always differ.
+    """
     found = []
-    for name, values in parameters(trials).items():
-        level, _ = levels(values)
+    for column in columns(trials):
+        level, y = levels(column.values)[0], column.y
+        if len(y) < min(_FEW, len(trials)):
+            continue
         rng = np.random.default_rng(0)
         rows = rng.integers(0, len(y), (_SAMPLES, len(y)))
         low, high = np.quantile([_explained(level[row], y[row]) for row in rows], [0.025, 0.975])
         chance = np.quantile([_explained(level, rng.permutation(y)) for _ in range(_SAMPLES)], 0.95)
-        found.append(Importance(name, _explained(level, y), float(low), float(high), float(chance)))
+        found.append(Importance(column.name, _explained(level, y), float(low), float(high), float(chance)))
     return sorted(found, key=lambda importance: -importance.share)
 
 
 def correlations(trials: Sequence[Trial]) -> list[Correlation]:
     """Correlation of each numeric parameter, and of each value of the others, with the metric."""
-    y = np.array([trial.value for trial in trials], float)
     found = []
-    for name, values in parameters(trials).items():
+    for column in columns(trials):
+        name, values, y = column.name, column.values, column.y
         if is_numeric(values):
             x = np.array(values, float)
             label = f"log {name}" if is_logarithmic(values) else name
@@ -128,13 +147,12 @@ def _correlation(name: str, x: Floats, y: Floats) -> Correlation:
 
 def by_value(trials: Sequence[Trial], maximize: bool) -> list[Level]:
     """Mean and best of the metric for each value of each parameter."""
-    y = np.array([trial.value for trial in trials], float)
     found = []
-    for name, values in parameters(trials).items():
-        level, names = levels(values)
+    for column in columns(trials):
+        level, names = levels(column.values)
         for place, word in enumerate(names):
-            chosen = y[level == place]
+            chosen = column.y[level == place]
             if len(chosen):
                 best = chosen.max() if maximize else chosen.min()
-                found.append(Level(name, word, len(chosen), float(chosen.mean()), float(best)))
+                found.append(Level(column.name, word, len(chosen), float(chosen.mean()), float(best)))
     return found

@@ -18,7 +18,9 @@ from typing import Any
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.settings import dotted
 from inat_ft.sweeps import folder, local
-from inat_ft.sweeps.space import SweepSpec, parse_spec
+from inat_ft.sweeps.conditional import MODE, active, target
+from inat_ft.sweeps.reading import parse_spec
+from inat_ft.sweeps.space import SweepSpec
 from inat_ft.sweeps.worker import Job, Objective, Say
 from inat_ft.tracking.wandb import patience, require_server
 
@@ -47,8 +49,8 @@ def create_sweep(spec: SweepSpec, project: str | None, entity: str | None) -> st
 
 
 def adopt_sweep(path: str, sweeps: Path) -> local.Sweep:
-    """Take in a sweep made elsewhere, `entity/project/id`; its space stays with W&B."""
-    unknown = parse_spec({"method": "random", "parameters": {"seed": {"value": 0}}})
+    """Take in a sweep made elsewhere, `entity/project/id`; its space stays with W&B, and here has no end."""
+    unknown = parse_spec({"method": "random", "parameters": {"lr": {"min": 1e-9, "max": 1.0}}})
     return folder.create(unknown, sweeps, path.rsplit("/", 1)[-1], wandb=path)
 
 
@@ -65,21 +67,25 @@ def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: 
         started = time.perf_counter()
         with redirect_stdout(sys.stderr):
             run = wandb.init(settings=wandb.Settings(**patience()))
-        point = dict(_flat(dict(run.config)))
-        varying = {key: value for key, value in point.items() if key not in sweep.spec.fixed}
-        number = len(sweep.trials())
-        name = f"{sweep.id}-{run.id}"
-        overrides = [(dotted(key), value) for key, value in point.items()]
-        job = Job(name, sweep.runs, [*overrides, ("track.wandb", "online")], lambda epoch, value: False)
+        name, number, point = f"{sweep.id}-{run.id}", len(sweep.trials()), dict(_flat(dict(run.config)))
         done.append(name)
         try:
+            chosen = {shown: (own, point[own]) for shown, own in _counting(point).items()}
+            point = {shown: value for shown, (own, value) in chosen.items() if own not in sweep.spec.fixed}
+            overrides = [(dotted(shown), value) for shown, (_, value) in chosen.items()]
+            job = Job(
+                name, sweep.runs, [*sweep.pinned, *overrides, ("track.wandb", "online")], lambda epoch, value: False
+            )
             value = objective(job)
         except Exception as error:
             reason = str(error).partition("\n")[0] or "stopped by W&B"
-            sweep.add(number, varying, None, name, time.perf_counter() - started, reason)
-            say(f"run {run.id} failed: {error}")
-            raise
-        sweep.add(number, varying, value, name, time.perf_counter() - started)
+            sweep.add(number, point, None, name, time.perf_counter() - started, reason)
+            say(f"run {run.id} failed: {reason}")
+            if not isinstance(error, InatFtError):
+                raise  # the agent tells where it comes from, or has thrown it itself to end the run
+            run.finish(exit_code=1)
+            return
+        sweep.add(number, point, value, name, time.perf_counter() - started)
         say(f"run {run.id}: {sweep.spec.metric.name} {value:.4f}")
 
     entity, project = [None, None, *place][-2:]
@@ -103,6 +109,12 @@ def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: 
                 f"send what W&B missed with `wandb sync`, then: inat-ft sweep run {sweep.id}",
             ) from error
     return "waiting", f"{len(done)} {'run is' if len(done) == 1 else 'runs are'} done, as asked"
+
+
+def _counting(point: Mapping[str, Any]) -> dict[str, str]:
+    """W&B gives out all values to every run: those that count for its mode, by the name of the key that each sets."""
+    mode = next((str(value) for name, value in point.items() if target(name)[1] == MODE), None)
+    return active(tuple(point), mode)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

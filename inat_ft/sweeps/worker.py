@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inat_ft.errors import DataError, InatFtError, PluginError, UsageError, WeightsError
+from inat_ft.errors import ConfigError, DataError, InatFtError, PluginError, UsageError, WeightsError
 from inat_ft.settings import Override, load_config
-from inat_ft.sweeps.local import Claimed, Sweep
+from inat_ft.sweeps.local import Claimed, Sweep, short
 
 if TYPE_CHECKING:
     from inat_ft.config import RunConfig
@@ -75,15 +75,18 @@ def _run(sweep: Sweep, objective: Objective, claimed: Claimed, say: Say) -> None
         return pruned
 
     started = time.perf_counter()
-    shown = f"trial {claimed.number}: {', '.join(f'{name}={value}' for name, value in claimed.point.items())}"
+    shown = f"trial {claimed.number}: {', '.join(f'{name}={short(v)}' for name, v in claimed.point.items())}"
     try:
-        value = objective(Job(claimed.run, sweep.runs, sweep.spec.overrides(claimed.point), report))
+        value = objective(Job(claimed.run, sweep.runs, sweep.settings(claimed.point), report))
         if not math.isfinite(value):
             raise InatFtError(f"{sweep.spec.metric.name} is {value}")
     except BaseException as error:
-        again = isinstance(error, UsageError | DataError | WeightsError | PluginError) and not sweep.best()
-        if again or not isinstance(error, Exception):
-            sweep.put_back(claimed)
+        for_all = isinstance(error, UsageError | DataError | WeightsError | PluginError) and not sweep.best()
+        if for_all and not isinstance(error, ConfigError):
+            sweep.put_back(claimed, "it could not start")
+            raise
+        if not isinstance(error, Exception):
+            sweep.put_back(claimed, "by its user")
             raise
         reason = error.message if isinstance(error, InatFtError) else f"{type(error).__name__}: {error}"
         sweep.fail(claimed, reason.splitlines()[0])
@@ -158,6 +161,11 @@ def run_workers(arguments: Sequence[str], number: int, count: int | None) -> int
             if child.poll() is None:
                 child.terminate()
                 child.wait()
+
+
+def is_one_of_several() -> bool:
+    """Whether this process is a worker that `run_workers` has started, which tells the end itself."""
+    return _PARENT in os.environ
 
 
 def _exit_code(status: int) -> int:

@@ -12,8 +12,10 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
+from inat_ft.sweeps.builtin import BUILT_IN
+from inat_ft.sweeps.reading import parse_spec
 from inat_ft.sweeps.sampler import FiniteSampler
-from inat_ft.sweeps.space import BUILT_IN, SweepSpec, parse_spec
+from inat_ft.sweeps.space import SweepSpec
 
 NOISE = 0.005
 EFFECT = {"lr": 0.02, "epochs": 0.01, "dropout": 0.005, "batch_size": 0.005}
@@ -54,11 +56,11 @@ def first_visit(make: Callable[[int], BaseSampler], spec: SweepSpec, seed: int) 
 
 
 def engines(spec: SweepSpec) -> dict[str, Callable[[int], BaseSampler]]:
-    space = {name: optuna.distributions.CategoricalDistribution(p.choices() or ()) for name, p in spec.varying.items()}
+    points = spec.points() or []
     return {
-        "bayes": lambda seed: FiniteSampler(space, "bayes", seed),
-        "random, no repeats": lambda seed: FiniteSampler(space, "random", seed),
-        "grid, in order": lambda seed: FiniteSampler(space, "grid", seed),
+        "bayes": lambda seed: FiniteSampler(points, "bayes", seed),
+        "random, no repeats": lambda seed: FiniteSampler(points, "random", seed),
+        "grid, in order": lambda seed: FiniteSampler(points, "grid", seed),
         "Optuna random": lambda seed: RandomSampler(seed=seed),
         "Optuna TPE": lambda seed: TPESampler(seed=seed),
         "Optuna TPE, 5 at random first": lambda seed: TPESampler(seed=seed, n_startup_trials=5),

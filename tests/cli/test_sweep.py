@@ -120,13 +120,14 @@ def test_workers_share_the_trials_and_a_killed_one_is_replaced(cli, fixed, tmp_p
     (tmp_path / "sweep.yaml").write_text(SPEC.replace("run_cap: 3", "run_cap: 4"))
     cli("sweep", "create", "sweep.yaml", "--name", "pair", *fixed)
     command = [sys.executable, "-m", "inat_ft", "sweep", "run", "pair", "--workers", "2"]
-    parent = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
     while not list(tmp_path.glob("sweeps/pair/trials/*.lock")):
         assert parent.poll() is None
         time.sleep(0.05)
     os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
-    parent.wait(timeout=120)
+    out, _ = parent.communicate(timeout=120)
+    assert out.count("best: ") <= 1  # one process tells the end
 
     if json.loads(cli("sweep", "status", "pair", "--json").stdout)["state"] != "finished":
         cli("sweep", "run", "pair")

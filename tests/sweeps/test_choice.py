@@ -16,8 +16,8 @@ from inat_ft.records import Epoch, RunRecord, SplitInfo, write_record
 from inat_ft.sweeps.choice import choose, confirm
 from inat_ft.sweeps.folder import create
 from inat_ft.sweeps.local import Trial
+from inat_ft.sweeps.reading import parse_spec
 from inat_ft.sweeps.report import write_report
-from inat_ft.sweeps.space import parse_spec
 from inat_ft.sweeps.statistics import by_value, correlations, importances
 from inat_ft.sweeps.worker import Job, metric_of, work
 
@@ -212,3 +212,20 @@ def test_a_browser_shows_the_report_without_an_error(tmp_path: Path) -> None:
 
     assert "CONSOLE" not in shown.stderr
     assert shown.stdout.count("<img") == 4
+
+
+def test_a_parameter_is_weighed_over_the_trials_that_have_it() -> None:
+    points = [{"mode": "head"}] * 4 + [{"mode": "lora", "strategy.rank": rank} for rank in (4, 16, 4, 16, 4, 16)]
+    values = [0.1, 0.2, 0.1, 0.2, 0.5, 0.9, 0.5, 0.9, 0.5, 0.9]
+    trials = [
+        Trial(place, "complete", point, value, "run")
+        for place, (point, value) in enumerate(zip(points, values, strict=True))
+    ]
+
+    assert [(level.name, level.value, level.number, level.best) for level in by_value(trials, True)][2:] == [
+        ("strategy.rank", "4", 3, 0.5),
+        ("strategy.rank", "16", 3, 0.9),
+    ]
+    rank = next(weight for weight in importances(trials) if weight.name == "strategy.rank")
+    assert rank.share == pytest.approx(1.0)
+    assert [weight.name for weight in importances(trials[:8])] == ["mode"]  # two values each say nothing

@@ -11,8 +11,7 @@ import pytest
 
 from inat_ft.errors import DataError, InatFtError, UsageError
 from inat_ft.sweeps.folder import create, list_sweeps, only_sweep, open_sweep
-from inat_ft.sweeps.local import command_line
-from inat_ft.sweeps.space import parse_spec, read_spec
+from inat_ft.sweeps.reading import parse_spec, read_spec
 from inat_ft.sweeps.worker import Job, work
 
 SMALL = {
@@ -55,7 +54,30 @@ def test_a_sweep_ends_when_the_space_is_used_up(tmp_path: Path) -> None:
     assert sweep.state() == ("finished", "all 6 points have been tried")
     best = sweep.best()[0]
     assert (best.point, best.value) == ({"epochs": 2, "dropout": 0.2}, pytest.approx(0.72))
-    assert command_line(sweep.spec, best.point) == "inat-ft train --set optim.epochs=2 --set model.dropout=0.2"
+    assert sweep.command(best.point) == "inat-ft train --set optim.epochs=2 --set model.dropout=0.2"
+
+
+@pytest.mark.parametrize("lr", [{"values": [0.1, 0.2]}, {"min": 0.01, "max": 0.1}])
+def test_a_trial_has_only_what_counts_for_its_mode(tmp_path: Path, lr) -> None:
+    parameters = {"mode": {"values": ["head", "partial"]}, "unfreeze_from": {"values": ["layer3", "layer4"]}, "lr": lr}
+    metric = {"name": "val_accuracy", "goal": "maximize"}
+    sweep = create(parse_spec({"method": "bayes", "metric": metric, "parameters": parameters}), tmp_path, "mixed")
+    failed = []
+
+    def objective(job: Job) -> float:
+        settings = dict(job.overrides)
+        assert ("strategy.unfreeze_from" in settings) == (settings["strategy.name"] == "partial")
+        if not failed:
+            failed.append(job.name)
+            raise RuntimeError("once")  # so that a repetition is among them
+        return settings["optim.lr"]
+
+    work(sweep, objective, 7, quiet)
+    trials = sweep.trials()
+    assert [trial.state for trial in trials] == ["complete"] * 6
+    assert len({tuple(trial.point.items()) for trial in trials}) == 6
+    assert trials[0].attempts == 2
+    assert {tuple(trial.point) for trial in trials} == {("mode", "lr"), ("mode", "unfreeze_from", "lr")}
 
 
 def test_count_limits_one_call_and_a_target_ends_the_sweep(tmp_path: Path) -> None:

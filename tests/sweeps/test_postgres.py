@@ -13,7 +13,7 @@ import pytest
 
 from inat_ft.errors import InatFtError
 from inat_ft.sweeps.folder import create, open_sweep
-from inat_ft.sweeps.space import parse_spec
+from inat_ft.sweeps.reading import parse_spec
 
 from .test_local import SMALL
 

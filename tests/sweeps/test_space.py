@@ -5,8 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inat_ft.errors import ConfigError, UsageError
+from inat_ft.registry import STRATEGIES, plugins
+from inat_ft.sweeps.builtin import over_strategies
 from inat_ft.sweeps.parameter import Parameter
-from inat_ft.sweeps.space import SweepSpec, check_values, parse_spec, read_spec
+from inat_ft.sweeps.reading import check_values, parse_spec, read_spec
+from inat_ft.sweeps.space import SweepSpec
 
 
 def spec_with(parameters, **more):
@@ -51,6 +54,7 @@ def test_nested_parameters_and_dotted_keys_are_the_same() -> None:
         ({"min": 0.1, "max": 0.5, "distribution": "q_uniform", "q": 0.2}, [0.1, 0.3, 0.5]),
         ({"values": [5, 10, 5]}, [5, 10]),
         ({"value": 3}, [3]),
+        ({"min": 30, "max": 50, "distribution": "q_log_uniform_values", "q": 8}, [32, 40, 48]),
         ({"min": 0.0, "max": 0.5}, None),
         ({"min": 1e-5, "max": 1e-1, "distribution": "log_uniform_values"}, None),
     ],
@@ -60,7 +64,7 @@ def test_possible_values(parameter, values) -> None:
 
 
 def test_log_uniform_bounds_are_exponents_as_for_wandb() -> None:
-    low, high = Parameter.model_validate({"distribution": "log_uniform", "min": -2, "max": 0}).extremes()
+    low, high, _ = Parameter.model_validate({"distribution": "log_uniform", "min": -2, "max": 0}).extremes()
 
     assert (round(low, 6), high) == (0.135335, 1.0)
 
@@ -81,12 +85,18 @@ def test_whole_number_ranges_include_both_ends(low: int, width: int) -> None:
         ({"parameters": {"lr": {"min": 2.0, "max": 1.0}}}, "min must be below max (got 2.0 and 1.0)"),
         ({"parameters": {"lr": {"distribution": "normal", "mu": 0}}}, "distribution 'normal' is not supported"),
         ({"parameters": {"lr": {"distribution": "unifrom", "min": 0.1, "max": 1}}}, "'unifrom' is unknown"),
+        ({"parameters": {"lr": {"distribution": "q_log_uniform", "min": 0, "max": 1}}}, "is W&B's, but not supported"),
+        ({"parameters": {"lr": {"min": 1, "max": 9, "q": 2}}}, "q goes with a distribution that rounds"),
+        ({"parameters": {"lr": {"values": [0.1, [0.2]]}}}, "a value is a number, a word, true, false or null (got [0.2])"),
+        ({"parameters": {"lr": {"min": "a", "max": 1}}}, "parameters.lr: min must be a number (got 'a')"),
         ({"parameters": {"lr": {"vals": [1]}}}, "vals"),
         ({"parameters": {"lr": {"value": 1}, "learning_rate": {"value": 2}}}, "'lr' and 'learning_rate' are both optim.lr"),
         ({"run_cap": 0}, "run_cap"),
         ({"method": "baes"}, "method: 'baes' is not one of bayes, random, grid: did you mean 'bayes'?"),
         ({"method": "bayes", "metric": None}, "metric"),
-        ({"metric": {"name": "test_accuracy"}}, "never touches the test set"),
+        ({"metric": {"name": "test_loss"}}, "never touches the test set"),
+        ({"metric": {"name": "val_accuracy"}}, "without a goal W&B seeks the lowest accuracy"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1, "strict": True}}, "strict of hyperband is not supported"),
         ({"method": "grid", "parameters": {"lr": {"min": 0.1, "max": 1.0}}}, "lr has too many"),
         ({"early_terminate": {"type": "hyperband"}}, "min_iter"),
         ({"controller": {"type": "local"}}, "'controller' is W&B's own"),
@@ -112,6 +122,7 @@ def test_bayes_needs_a_metric() -> None:
         ({"lr": {"values": [0.1, -1]}}, r"optim.lr.*got -1"),
         ({"dropout": {"min": 0.0, "max": 1.5}}, r"model.dropout.*got 1.5"),
         ({"mode": {"values": ["head", "hed"]}}, "'hed'"),
+        ({"epochs": {"min": 1.0, "max": 9.0}}, r"optim.epochs.*got 3.96"),
         ({"optim.lrr": {"value": 1}}, "'lrr' in optim"),
     ],
 )
@@ -144,3 +155,70 @@ def test_missing_file_is_named() -> None:
         from pathlib import Path
 
         read_spec(Path("nowhere.yaml"))
+
+
+MIXED = {
+    "mode": {"values": ["head", "partial", "lora"]},
+    "lr": {"values": [0.1, 0.2]},
+    "unfreeze_from": {"values": ["layer3", "layer4"]},
+    "lora": {"parameters": {"lr": {"values": [0.01, 0.02]}, "rank": {"value": 4}}},
+}
+
+
+def test_what_does_not_count_for_a_mode_is_not_in_its_trials() -> None:
+    spec = spec_with(MIXED)
+
+    assert spec.points() == [
+        {"mode": "head", "lr": 0.1},
+        {"mode": "head", "lr": 0.2},
+        *({"mode": "partial", "lr": lr, "unfreeze_from": stage} for lr in (0.1, 0.2) for stage in ("layer3", "layer4")),
+        {"mode": "lora", "lr": 0.01, "strategy.rank": 4},
+        {"mode": "lora", "lr": 0.02, "strategy.rank": 4},
+    ]
+    assert spec.overrides({"mode": "head", "lr": 0.1}) == [("strategy.name", "head"), ("optim.lr", 0.1)]
+    assert dict(spec.overrides((spec.points() or [])[-1])) == {
+        "strategy.name": "lora",
+        "optim.lr": 0.02,
+        "strategy.rank": 4,
+    }
+    check_values(spec)
+    assert parse_spec(spec.to_wandb()) == spec
+
+
+def test_set_fixes_a_key_for_every_mode_and_a_mode_for_all_its_own_keys(tmp_path) -> None:
+    assert read_spec(None, [("optim.lr", 0.3)], {"method": "random", "parameters": MIXED}).points() == [
+        {"mode": "head"},
+        {"mode": "partial", "unfreeze_from": "layer3"},
+        {"mode": "partial", "unfreeze_from": "layer4"},
+        {"mode": "lora", "strategy.rank": 4},
+    ]
+    assert read_spec(None, [("strategy.name", "head")], {"method": "random", "parameters": MIXED}).points() == [
+        {"lr": 0.1},
+        {"lr": 0.2},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"full": {"parameters": {"lr": {"value": 0.1}}}}, "full.lr: no trial of this sweep has mode full"),
+        ({"lora.rnak": {"value": 3}}, "lora has no option 'rnak': did you mean 'rank'"),
+        ({"strategy.decay": {"value": 0.3}}, "head and partial and lora have no option 'decay'"),
+    ],
+)
+def test_what_counts_for_no_mode_is_refused(more, named) -> None:
+    with pytest.raises(ConfigError, match=named):
+        spec_with(MIXED | more)
+
+
+def test_the_sweep_over_strategies_tries_each_in_its_own_space() -> None:
+    spec = read_spec(None, [("optim.epochs", 4)], over_strategies())
+    points = spec.points() or []
+
+    assert set(spec.modes) == {
+        plugin.name for (plugin, *_) in plugins(STRATEGIES).values() if plugin.package == "inat-ft"
+    }
+    assert {mode: sum(point["mode"] == mode for point in points) for mode in spec.modes} == dict.fromkeys(spec.modes, 2)
+    assert {point["lr"] for point in points if point["mode"] == "full"} == {3e-5, 1e-4}
+    assert all("lr" in point for point in points)
+    assert [point["strategy.rank"] for point in points if point["mode"] == "lora"] == [4, 16]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from inat_ft.sweeps.folder import open_sweep
+from inat_ft.sweeps.folder import create, open_sweep
+from inat_ft.sweeps.reading import read_spec
 from tests.fake_wandb import FakeWandb
 from tests.tracking.test_wandb import environment
 
@@ -18,7 +19,7 @@ import wandb.agents.pyagent
 from inat_ft.records import Epoch, RunRecord
 from inat_ft.settings import load_config
 from inat_ft.sweeps.folder import create
-from inat_ft.sweeps.space import read_spec
+from inat_ft.sweeps.reading import read_spec
 from inat_ft.sweeps.wandb import adopt_sweep, create_sweep, run_agent
 from inat_ft.errors import InatFtError
 from inat_ft.tracking import tracker_for
@@ -58,7 +59,11 @@ def run_agent(folder: Path, what: str, count: int, fake: FakeWandb, **more: str)
 
 
 def test_a_sweep_made_here(tmp_path: Path) -> None:
-    points = [{"lr": 1e-3, "epochs": 5}, {"lr": 1e-5, "epochs": 5}, {"learning_rate": "1e-4", "epochs": 10}]
+    points = [
+        {"lr": 1e-3, "epochs": 5, "mode": "head", "unfreeze_from": "layer3", "lora.lr": 1e-5},
+        {"lr": 1e-5, "epochs": 5},
+        {"learning_rate": "1e-4", "epochs": 10},
+    ]
     with FakeWandb(points) as fake:
         out, errors = run_agent(tmp_path, "new", 3, fake).communicate(timeout=90)
     assert "3 runs are done, as asked" in out, errors
@@ -76,6 +81,7 @@ def test_a_sweep_made_here(tmp_path: Path) -> None:
         ("failed", None),
         ("complete", pytest.approx(0.5001)),
     ]
+    assert sweep.trials()[0].point == {"lr": 1e-3, "epochs": 5}  # what does not count for the mode is left out
     assert sweep.trials()[1].reason == "the loss is nan"
 
 
@@ -116,3 +122,21 @@ def test_a_server_lost_in_the_middle_costs_no_run(tmp_path: Path) -> None:
     assert "gives out no more trials" in errors
     (trial,) = open_sweep("sweep1", tmp_path).trials()
     assert (trial.state, trial.value) == ("complete", 0.501)
+
+
+def test_stop_ends_the_sweep_at_wandb_and_says_when_that_fails(tmp_path: Path) -> None:
+    def sweep(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "inat_ft", "sweep", *words]
+        env = environment(tmp_path, fake.url, WANDB_DIR=str(tmp_path))
+        return subprocess.run(command, check=False, env=env, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+
+    create(read_spec(None), tmp_path / "sweeps", "sweep1", wandb="me/proj/sweep1")
+    with FakeWandb() as fake:
+        fake.states["sweep1"] = "RUNNING"
+        stopped = sweep("stop")
+        assert (stopped.stdout, fake.states) == ("stopped: sweep1\n", {"sweep1": "FINISHED"}), stopped.stderr
+        fake.states.clear()
+        refused = sweep("stop")
+    assert refused.returncode == 1
+    assert "W&B did not stop me/proj/sweep1: " in refused.stderr
+    assert "not found" in refused.stderr

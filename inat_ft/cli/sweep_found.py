@@ -1,0 +1,132 @@
+"""What a sweep has found: `inat-ft sweep best`, `soup` and `report`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inat_ft.cli import options, render, sweep_show
+from inat_ft.cli.sweep_common import Id, Storage, SweepsDir, objective, open_sweep
+
+if TYPE_CHECKING:
+    from inat_ft.sweeps.choice import Confirmed
+    from inat_ft.sweeps.local import Sweep, Trial
+
+
+def best(
+    id: Id = None,
+    top: Annotated[int, typer.Option(min=1, help="Trials to list.")] = 5,
+    train: Annotated[bool, typer.Option("--train", help="Train the best settings as a run of its own.")] = False,
+    evaluate: Annotated[
+        bool, typer.Option("--eval", help="Evaluate the best run on the test set: a deliberate act, and counted.")
+    ] = False,
+    confirm: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="Train the top K again with other seeds.", show_default=False)
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Other seeds for --confirm.")] = 3,
+    json: options.Json = False,
+    storage: Storage = None,
+    sweeps_dir: SweepsDir = Path("sweeps"),
+    runs_dir: options.RunsDir = Path("runs"),
+    cache_dir: options.CacheDir = None,
+) -> None:
+    """The best trial, those that cannot be told from it on the same validation images, and the cheapest of them.
+
+    [dim]inat-ft sweep best[/dim]
+    [dim]inat-ft sweep best --confirm 3 --seeds 3[/dim]
+    [dim]inat-ft sweep best --eval[/dim]
+    """
+    from inat_ft.sweeps.choice import choose
+
+    sweep = open_sweep(id, sweeps_dir, storage)
+    choice = choose(sweep)
+    repeats = _confirm(sweep, confirm, seeds, cache_dir) if confirm else []
+    picked = repeats[0].trial if repeats else choice.candidates[0].trial
+    directory = sweep.runs / picked.run
+    if train:
+        directory = _train(sweep, picked, runs_dir, cache_dir)
+    accuracy = _evaluate(sweep, directory) if evaluate else None
+    if json:
+        render.as_json(sweep_show.best_json(sweep, choice, repeats, directory, accuracy))
+        return
+    sweep_show.show_choice(sweep, choice, top)
+    if repeats:
+        sweep_show.show_repeats(sweep, repeats)
+    if train:
+        render.result(f"trained: {directory}")
+    if accuracy is not None:
+        render.result(f"test accuracy of {directory}: {accuracy:.4f} (this look at the test set was counted)")
+    else:
+        render.remark(f"next: inat-ft sweep best {sweep.id} --eval")
+
+
+def _confirm(sweep: "Sweep", top: int, seeds: int, cache_dir: Path | None) -> "list[Confirmed]":
+    from inat_ft.data.places import cache_folder
+    from inat_ft.sweeps.choice import confirm
+
+    base = dict(sweep.spec.overrides({})).get("seed", 0)
+    objectives = {n: objective(sweep, cache_folder(cache_dir), ("seed", base + n)) for n in range(1, seeds + 1)}
+    return confirm(sweep, top, seeds, objectives)
+
+
+def _train(sweep: "Sweep", trial: "Trial", runs_dir: Path, cache_dir: Path | None) -> Path:
+    from inat_ft.cli.listening import listener
+    from inat_ft.data.places import cache_folder
+    from inat_ft.settings import load_config
+    from inat_ft.training import Places, train
+
+    config = load_config(None, sweep.settings(trial.point))
+    return train(config, Places(runs_dir, cache_folder(cache_dir)), listener(config))[1]
+
+
+def _evaluate(sweep: "Sweep", directory: Path) -> float:
+    from inat_ft.evaluation.evaluate import evaluate_run
+
+    with render.progress("evaluating on test") as tick:
+        found = evaluate_run(directory, "test", tick=tick)
+    sweep.study.set_user_attr("evaluated", [*sweep.study.user_attrs.get("evaluated", []), directory.as_posix()])
+    return found.evaluation.metrics["accuracy"].value
+
+
+def soup(
+    id: Id = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run. [default: ID-soup]", show_default=False)] = None,
+    json: options.Json = False,
+    storage: Storage = None,
+    sweeps_dir: SweepsDir = Path("sweeps"),
+    runs_dir: options.RunsDir = Path("runs"),
+    cache_dir: options.CacheDir = None,
+) -> None:
+    """Average the weights of runs that share a start, the best first, each if validation accuracy does not fall.
+
+    The result is a run like any other, for `inat-ft eval` and `compare`.
+
+    [dim]inat-ft sweep soup[/dim]
+    """
+    from inat_ft.data.places import cache_folder
+    from inat_ft.sweeps.soup import make_soup
+
+    sweep = open_sweep(id, sweeps_dir, storage)
+    with render.progress("mixing", "runs") as tick:
+        made = make_soup(sweep, runs_dir, cache_folder(cache_dir), name, tick)
+    if json:
+        render.as_json(sweep_show.soup_json(made))
+    else:
+        sweep_show.show_soup(made)
+
+
+def report(
+    id: Id = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the page and its PNGs. [default: the sweep's own]", show_default=False),
+    ] = None,
+    storage: Storage = None,
+    sweeps_dir: SweepsDir = Path("sweeps"),
+) -> None:
+    """Write what the sweep has found as one HTML page and PNGs; the page needs no network."""
+    from inat_ft.sweeps.report import write_report
+
+    sweep = open_sweep(id, sweeps_dir, storage)
+    for file in write_report(sweep, out or sweep.folder / "report"):
+        render.result(file.as_posix())

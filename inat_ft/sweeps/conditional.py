@@ -1,0 +1,62 @@
+"""Parameters that count for some trials only: the options of one strategy, and settings that stand under its name.
+
+In a sweep over several modes `unfreeze_from` counts for those modes that have it, and `full.lr` (or `lr` nested under
+`full`) for the trials with mode full, where it takes the place of `lr`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from inat_ft.config import RunConfig, section_class
+from inat_ft.errors import ConfigError, did_you_mean
+from inat_ft.registry import STRATEGIES, find, plugins
+from inat_ft.settings import SHORT_KEYS, dotted
+
+MODE = "strategy.name"
+
+
+def target(name: str) -> tuple[str | None, str]:
+    """The mode that a parameter is for (None: any) and the configuration key that it sets. Raises ConfigError."""
+    mode, _, rest = name.partition(".")
+    if not rest or mode in RunConfig.model_fields or mode not in plugins(STRATEGIES):
+        return None, dotted(name)
+    return mode, dotted(rest) if "." in rest or rest in (*SHORT_KEYS, "seed") else f"strategy.{rest}"
+
+
+@cache
+def options(mode: str) -> tuple[str, ...]:
+    """The keys of a strategy's options. Raises ConfigError when it is unknown, PluginError when it is broken."""
+    return tuple(f"strategy.{field}" for field in section_class(find(STRATEGIES, mode)).model_fields)
+
+
+@cache
+def active(names: tuple[str, ...], mode: str | None) -> dict[str, str]:
+    """The parameters that count for a trial of a mode: the name that it shows, and the name in the file."""
+    placed = [(name, *target(name)) for name in names]
+    general = {key: name for name, owner, key in placed if owner is None}
+    own = {key: name for name, owner, key in placed if owner == mode is not None}
+    return {
+        general.get(key, key if key.startswith("strategy.") else name.partition(".")[2]): own.get(key, name)
+        for key, name in {**general, **own}.items()
+        if mode is None or key == MODE or not key.startswith("strategy.") or key in options(mode)
+    }
+
+
+def require_used(name: str, modes: Sequence[str]) -> None:
+    """Check that a parameter counts for one of the modes at least. Raises ConfigError that says why it does not."""
+    owner, key = target(name)
+    if owner is not None and owner not in modes:
+        raise ConfigError(
+            f"parameters.{name}: no trial of this sweep has mode {owner}", f"add {owner} to the values of mode"
+        )
+    having = [owner] if owner else modes
+    known = tuple(dict.fromkeys(option for mode in having for option in options(mode)))
+    if having and key.startswith("strategy.") and key not in (MODE, *known):
+        word = key.partition(".")[2]
+        raise ConfigError(
+            f"parameters.{name}: {' and '.join(having)} {'has' if len(having) == 1 else 'have'} no option '{word}'"
+            + did_you_mean(word, [option.partition(".")[2] for option in known]),
+            "the options of each: inat-ft strategies NAME",
+        )

@@ -1,0 +1,91 @@
+"""A soup of a sweep's runs: what may be in it, what it is the mean of, and that it is a run like any other."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from inat_ft.errors import RecordError, UsageError
+from inat_ft.evaluation.compare import compare
+from inat_ft.evaluation.evaluate import evaluate_run
+from inat_ft.evaluation.predictions import read_predictions
+from inat_ft.records import read_record
+from inat_ft.sweeps.folder import create
+from inat_ft.sweeps.local import Sweep
+from inat_ft.sweeps.reading import parse_spec
+from inat_ft.sweeps.soup import make_soup
+from inat_ft.sweeps.worker import training, work
+from inat_ft.training import Listener
+
+FIXED = {
+    "data.image_size": 32,
+    "model.backbone": "resnet18",
+    "model.weights": "none",
+    "compute.precision": "fp32",
+    "compute.device": "cpu",
+    "batch_size": 8,
+    "epochs": 1,
+}
+
+
+def trained(manifest: Path, folder: Path, **parameters: list[object]) -> Sweep:
+    varying = {name.replace("__", "."): {"values": values} for name, values in parameters.items()}
+    fixed = {key: {"value": value} for key, value in {**FIXED, "data.split": str(manifest)}.items()}
+    sweep = create(parse_spec({"method": "grid", "parameters": fixed | varying}), folder / "sweeps", "mix")
+    work(sweep, training("val_accuracy", folder / "cache", lambda config: Listener()), say=lambda line: None)
+    return sweep
+
+
+def test_a_soup_is_the_mean_of_runs_with_one_start_and_a_run_itself(manifest_file: Path, tmp_path: Path) -> None:
+    sweep = trained(manifest_file, tmp_path, seed=[0, 1], lr=[1e-3, 1.01e-3])
+
+    soup = make_soup(sweep, tmp_path / "runs", tmp_path / "cache")
+
+    assert soup.tried == 2
+    assert len(soup.members) >= 2
+    seeds = {trial.run: trial.point["seed"] for trial in sweep.trials()}
+    other = {run for run, seed in seeds.items() if seed != seeds[soup.members[0]]}
+    assert set(soup.left_out) == other
+    assert all("another seed (and so another random head)" in why for why in soup.left_out.values())
+
+    mixed = load_file(soup.directory / "model.safetensors")
+    parts = [load_file(sweep.runs / run / "model.safetensors") for run in soup.members]
+    for name, tensor in mixed.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, torch.stack([part[name] for part in parts]).mean(0))
+    assert not torch.equal(mixed["fc.weight"], parts[0]["fc.weight"])
+
+    record, _ = read_record(soup.directory)
+    right = read_predictions(soup.directory / "predictions-val.csv").correct
+    assert record.val_accuracy == pytest.approx(float(np.mean(right)))
+    assert record.val_accuracy >= soup.alone
+    assert soup.members[1] in record.notes[0]
+    again = evaluate_run(soup.directory, "val").evaluation.metrics["accuracy"].value
+    assert again == pytest.approx(record.val_accuracy)
+    for run in (soup.directory, sweep.runs / soup.members[0]):
+        evaluate_run(run, "test")
+    found = compare([soup.directory / "record.json", sweep.runs / soup.members[0] / "record.json"])
+    assert found.pairs[0].difference is not None
+
+    with pytest.raises(UsageError, match="exists already"):
+        make_soup(sweep, tmp_path / "runs", tmp_path / "cache")
+
+
+def test_runs_from_different_heads_make_no_soup(manifest_file: Path, tmp_path: Path) -> None:
+    sweep = trained(manifest_file, tmp_path, seed=[0, 1])
+
+    with pytest.raises(RecordError, match="no two runs of sweep mix share a start"):
+        make_soup(sweep, tmp_path / "runs", tmp_path / "cache")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_frozen_layers_are_shared_and_the_mean_of_heads_is_exact(manifest_file: Path, tmp_path: Path) -> None:
+    sweep = trained(manifest_file, tmp_path, mode=["head"], lr=[1e-3, 1.01e-3])
+
+    soup = make_soup(sweep, tmp_path / "runs", tmp_path / "cache")
+
+    assert len(soup.members) == 2
+    mixed, part = (load_file(folder / "model.safetensors") for folder in (soup.directory, sweep.runs / "mix-00"))
+    assert [name for name in mixed if not torch.equal(mixed[name], part[name])] == ["fc.bias", "fc.weight"]
