@@ -40,6 +40,8 @@ class DataConfig(Section):
     """Folder of the images, when they have moved since the split."""
     image_size: Annotated[int, Field(ge=16, le=1024)] | None = None
     """Side of the square images, in pixels. Default: what the weights were made for (224 for ResNet50)."""
+    eval_image_size: Annotated[int, Field(ge=16, le=1024)] | None = None
+    """Side of the images of validation and test, where it is to differ (FixRes). Default: that of the training."""
     augment: Literal["none", "flip", "standard"] = "none"
     """none; flip (left-right at random); standard (random resized crop, flip, colour jitter). Training images only."""
     views: Annotated[int, Field(ge=0, le=64)] = 0

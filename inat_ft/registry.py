@@ -51,6 +51,14 @@ def plugins(group: str) -> dict[str, list[Plugin]]:
     return {name: sorted(found[name], key=lambda plugin: (plugin.package, plugin.target)) for name in sorted(found)}
 
 
+def described(group: str, loaded: type[Any]) -> str:
+    """What to call a plugin's class: `strategy 'x' of package 'y'`, or by its module when it has no name."""
+    target = f"{loaded.__module__}:{loaded.__qualname__}"
+    for plugin in (plugin for claims in plugins(group).values() for plugin in claims if plugin.target == target):
+        return f"{_KIND[group]} '{plugin.name}' of package '{plugin.package}'"
+    return f"{_KIND[group]} {loaded.__qualname__} of {loaded.__module__}"
+
+
 def find(group: str, name: str) -> Plugin:
     """The plugin of that name. Raises ConfigError when unknown, PluginError when two packages claim the name."""
     claims = plugins(group).get(name, [])

@@ -85,7 +85,8 @@ def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("s
             raise UsageError(f"{split} has no images in {subset}", "split again: inat-ft split DATA")
     strategy: Strategy = build_strategy(config.strategy)
     load = load_weights or strategy.needs_gradients
-    model = build_model(config.model, len(manifest.classes), config.seed, config.data.image_size, load)
+    sizes = config.data.image_size, config.data.eval_image_size
+    model = build_model(config.model, len(manifest.classes), config.seed, sizes[0], load, sizes[1])
     model.net.to(compute.device).to(memory_format=torch.channels_last)
     strategy = strategy.choose(model.net, lambda: _gradients(model, manifest, compute))
     net = strategy.adapt(model.net).to(compute.device)
@@ -215,11 +216,12 @@ class _Run:
 
     def _pixels(self, subset: str, pool: ThreadPoolExecutor) -> Pixels:
         manifest, rows = self.setup.manifest, self.setup.manifest.rows(subset)
+        preprocess = self.setup.model.preprocess
         return Pixels(
             [manifest.root / manifest.paths[row] for row in rows],
             [manifest.hashes[row] for row in rows],
             torch.from_numpy(manifest.labels[rows]).to(self.setup.compute.device),
-            self.setup.model.preprocess.image_size,
+            preprocess.image_size if subset == "train" else preprocess.eval_size,
             self.places.cache,
             pool,
         )

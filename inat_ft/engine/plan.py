@@ -11,6 +11,7 @@ from torch import nn
 
 from inat_ft.errors import InatFtError, PluginError
 from inat_ft.models.net import Net
+from inat_ft.registry import STRATEGIES, described
 from inat_ft.strategies.base import Group, Strategy
 
 
@@ -84,7 +85,7 @@ def make_plan(strategy: Strategy, net: Net, epochs: int) -> Plan:
 
 
 def _learning(strategy: Strategy, net: Net, epoch: int) -> Learning:
-    name = f"strategy {type(strategy).__name__} of {type(strategy).__module__}"
+    name = described(STRATEGIES, type(strategy))
     try:
         groups = strategy.groups(net, epoch)
     except InatFtError:

@@ -11,6 +11,7 @@ from inat_ft.evaluation.ledger import count_look
 from inat_ft.evaluation.metrics import all_metrics, at_temperature, confusion, ece, fit_temperature, log_loss, once
 from inat_ft.evaluation.predict import predict_subset
 from inat_ft.evaluation.predictions import Predictions, read_predictions, write_predictions
+from inat_ft.models.base import Preprocess
 from inat_ft.records import Evaluation, Metric, RunRecord, read_record, write_record
 
 
@@ -31,17 +32,27 @@ def evaluate_run(
     device: str = "auto",
     precision: str = "fp32",
     tta: str = "none",
+    image_size: int | None = None,
     root: Path | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluated:
     """Evaluate a run (its directory or record.json) on a subset and write everything beside its record.
 
+    image_size: in pixels, where it is to differ from the one that the run says.
     A look at the test set is counted in the ledger beside the manifest before anything of it is shown.
     """
     record, file = read_record(run)
     directory = file.parent
-    predictions, manifest = predict_subset(
-        record, directory, subset, device=device, precision=precision, tta=tta, root=root, tick=tick
+    predictions, manifest, size = predict_subset(
+        record,
+        directory,
+        subset,
+        device=device,
+        precision=precision,
+        tta=tta,
+        image_size=image_size,
+        root=root,
+        tick=tick,
     )
     fingerprint = manifest.subset_fingerprint(subset)
     look = None
@@ -50,7 +61,7 @@ def evaluate_run(
     name = f"predictions-{subset}.csv"
     write_predictions(directory / name, predictions)
     metrics, per_class = all_metrics(predictions)
-    temperature = _temperature(record, directory)
+    temperature = _temperature(record, directory, size)
     if temperature is not None:
         metrics |= _calibrated(predictions, temperature)
     evaluation = Evaluation(
@@ -63,6 +74,7 @@ def evaluate_run(
         predictions=name,
         look=look,
         tta=tta,
+        image_size=size,
     )
     record = _with(record, evaluation, name)
     write_record(record, file)
@@ -70,10 +82,12 @@ def evaluate_run(
     return Evaluated(record, evaluation, directory, figures)
 
 
-def _temperature(record: RunRecord, directory: Path) -> float | None:
-    """Fitted on the run's validation predictions, never on the test set."""
-    name = record.predictions.get("val")
-    if name is None or not (directory / name).is_file():
+def _temperature(record: RunRecord, directory: Path, image_size: int) -> float | None:
+    """Fitted on the run's validation predictions, never on the test set; they must be of images of the same size."""
+    name, size = record.predictions.get("val"), Preprocess.model_validate(record.preprocess).eval_size
+    if record.val is not None and record.val.image_size is not None:
+        size = record.val.image_size
+    if name is None or not (directory / name).is_file() or size != image_size:
         return None
     predictions = read_predictions(directory / name)
     return fit_temperature(predictions) if predictions.probabilities is not None else None
