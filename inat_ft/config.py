@@ -201,8 +201,11 @@ def backbone_class(name: str) -> type[Any]:
 def build_backbone(section: ModelConfig) -> Any:
     """The backbone of a model section, holding its options. Raises ConfigError or PluginError."""
     family, variant = _family(section.backbone)
+    plugin = section_class(find(BACKBONES, family))
+    if not variant and "variant" in plugin.model_fields:
+        raise ConfigError(f"backbone '{family}' stands for many", f"name one of them: --backbone {family}:NAME")
     options = section.options if variant is None else {**section.options, "variant": variant}
-    return _build(section_class(find(BACKBONES, family)), options, "model", ModelConfig, section.backbone)
+    return _build(plugin, options, "model", ModelConfig, section.backbone)
 
 
 def build_strategy(section: StrategyConfig) -> Any:

@@ -11,7 +11,6 @@ from inat_ft.evaluation.ledger import count_look
 from inat_ft.evaluation.metrics import all_metrics, at_temperature, confusion, ece, fit_temperature, log_loss, once
 from inat_ft.evaluation.predict import predict_subset
 from inat_ft.evaluation.predictions import Predictions, read_predictions, write_predictions
-from inat_ft.models.base import Preprocess
 from inat_ft.records import Evaluation, Metric, RunRecord, read_record, write_record
 
 
@@ -84,9 +83,8 @@ def evaluate_run(
 
 def _temperature(record: RunRecord, directory: Path, image_size: int) -> float | None:
     """Fitted on the run's validation predictions, never on the test set; they must be of images of the same size."""
-    name, size = record.predictions.get("val"), Preprocess.model_validate(record.preprocess).eval_size
-    if record.val is not None and record.val.image_size is not None:
-        size = record.val.image_size
+    name, said = record.predictions.get("val"), record.preprocess
+    size = (record.val and record.val.image_size) or said.get("eval_image_size") or said.get("image_size")
     if name is None or not (directory / name).is_file() or size != image_size:
         return None
     predictions = read_predictions(directory / name)

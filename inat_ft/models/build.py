@@ -9,7 +9,7 @@ from io import StringIO
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inat_ft.config import ModelConfig, build_backbone
 from inat_ft.errors import ConfigError, InatFtError, PluginError, WeightsError
@@ -18,6 +18,8 @@ from inat_ft.models.net import Net, make_net
 from inat_ft.models.positions import fit_positions
 from inat_ft.models.weights import fingerprint, read_metadata, read_state
 from inat_ft.registry import BACKBONES, described
+
+_OTHER_SIZE = "choose another size, or leave it out for the one that its weights were made for"
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,14 @@ def build_model(
     own = pretrained.preprocess if pretrained else Preprocess()
     sizes = {"image_size": image_size or own.image_size, "eval_image_size": eval_image_size}
     preprocess = own.model_copy(update=sizes)
+    size = min(preprocess.image_size, preprocess.eval_size)
+    if pretrained and size < pretrained.min_size:
+        raise ConfigError(
+            f"images of {size} pixels are too small for {config.backbone} with weights {pretrained.name}",
+            f"they take {pretrained.min_size} or more, and were made for {own.image_size}",
+        )
     net = empty_net(config, num_classes, preprocess.image_size, seed)
     for size in {preprocess.image_size, preprocess.eval_size}:
-        if pretrained and size < pretrained.min_size:
-            raise ConfigError(
-                f"images of {size} pixels are too small for {config.backbone} with weights {pretrained.name}",
-                f"they take {pretrained.min_size} or more, and were made for {own.image_size}",
-            )
         require_size(net, size, preprocess.image_size)
     if pretrained is None or not load:
         return Model(net, preprocess, "random", None)
@@ -92,20 +95,41 @@ def empty_net(config: ModelConfig, num_classes: int, image_size: int, seed: int)
     backbone: Backbone = build_backbone(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            classifier = backbone.build(num_classes, image_size, config.dropout)
-            if not isinstance(classifier, torch.nn.Module):
-                raise TypeError(f"build() must return a torch.nn.Module, not {classifier!r}")
-        except InatFtError:
-            raise
-        except Exception as error:  # a plugin may raise anything at all; builders say so when a size does not fit
-            raise PluginError(
-                f"{described(BACKBONES, type(backbone))} cannot build {config.backbone} for images of {image_size} pixels: "
-                f"{type(error).__name__}: {error}",
-                "if the size is at fault, leave --image-size out or choose another",
-            ) from error
+        classifier = _built(backbone, config, num_classes, image_size)
         torch.manual_seed(seed)  # the head's start does not hang on how many numbers the backbone drew
-        return make_net(config.backbone, classifier, num_classes, config.dropout if backbone.drops_before_head else 0.0)
+        try:
+            dropout = config.dropout if backbone.drops_before_head else 0.0
+            return make_net(config.backbone, classifier, num_classes, dropout)
+        except PluginError as error:
+            raise PluginError(
+                f"{config.backbone}, {described(BACKBONES, type(backbone))}, cannot be cut into stages: {error.message}",
+                "what a network must be like: docs/plugins.md",
+            ) from error
+
+
+def _built(backbone: Backbone, config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
+    try:
+        classifier = backbone.build(num_classes, image_size, config.dropout)
+    except InatFtError:
+        raise
+    except (AssertionError, ValueError) as error:  # so builders say that a size does not fit
+        raise ConfigError(
+            f"{config.backbone} cannot be built for images of {image_size} pixels: {_first_line(error)}", _OTHER_SIZE
+        ) from error
+    except Exception as error:  # a plugin may raise anything at all
+        raise PluginError(
+            f"{described(BACKBONES, type(backbone))} failed in build(): {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(classifier, nn.Module):
+        raise PluginError(
+            f"{described(BACKBONES, type(backbone))} breaks the contract: build() must return a torch.nn.Module, "
+            f"not {classifier!r}"
+        )
+    return classifier
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def require_size(net: Net, size: int, built_for: int) -> None:
@@ -118,8 +142,7 @@ def require_size(net: Net, size: int, built_for: int) -> None:
     except (RuntimeError, ValueError, AssertionError) as error:
         fixed = f", being built for {built_for}" if size != built_for else ""
         raise ConfigError(
-            f"{net.name} cannot take images of {size} pixels{fixed}: {str(error).splitlines()[0]}",
-            "choose another size, or leave it out for the one that its weights were made for",
+            f"{net.name} cannot take images of {size} pixels{fixed}: {_first_line(error)}", _OTHER_SIZE
         ) from None
     if logits.shape != (1, net.head[1].out_features):
         raise PluginError(f"{net.name} gives {tuple(logits.shape)} for one image, not one row of logits")
