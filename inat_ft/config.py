@@ -56,7 +56,7 @@ class ModelConfig(OpenSection):
     """The network; further keys are the backbone's own options (`inat-ft train --backbone NAME --show-config`)."""
 
     backbone: str = "resnet50"
-    """resnet50, any torchvision classifier, efficientnet_lite0, cnn, or a plugin's name."""
+    """resnet50, any torchvision classifier, timm:NAME, efficientnet_lite0, cnn, or a plugin's name."""
     weights: str | None = None
     """imagenet, none, a torchvision weights name, or a file. Default: imagenet where the backbone has them."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
@@ -223,6 +223,11 @@ def section_class(plugin: Plugin) -> type[Section]:
             f"'{plugin.name}' of package '{plugin.package}' breaks the contract: {plugin.target} is not derived from "
             f"{'Strategy' if plugin.group == STRATEGIES else 'Backbone'}"
         )
+    if missing := getattr(loaded, "__abstractmethods__", None):
+        raise PluginError(
+            f"'{plugin.name}' of package '{plugin.package}' breaks the contract: {plugin.target} has no "
+            f"{' and no '.join(f'{name}()' for name in sorted(missing))}"
+        )
     return loaded
 
 
@@ -255,6 +260,8 @@ def explain(
             choices = tuple(word.strip("'") for word in re.findall(r"'[^']*'", finding["ctx"]["expected"]))
             near = did_you_mean(str(got), choices)
             lines.append(f"{dotted}: {got!r} is not one of {', '.join(choices)}{near}")
+        elif finding["type"] == "missing":
+            lines.append(f"{dotted} has no default; set it: --set {dotted}=VALUE")
         elif finding["type"] == "value_error":
             lines.append(f"{finding['ctx']['error']}")
         else:

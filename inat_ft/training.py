@@ -36,6 +36,7 @@ from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.models.build import Model, build_model
 from inat_ft.models.weights import save_model
 from inat_ft.records import Epoch, Parameters, RunRecord, SplitInfo, read_record, write_record, write_text
+from inat_ft.registry import STRATEGIES, blamed
 from inat_ft.settings import dump_config
 from inat_ft.strategies.base import Strategy
 from inat_ft.tracking import Tracker, tracker_for
@@ -88,8 +89,10 @@ def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("s
     sizes = config.data.image_size, config.data.eval_image_size
     model = build_model(config.model, len(manifest.classes), config.seed, sizes[0], load, sizes[1])
     model.net.to(compute.device).to(memory_format=torch.channels_last)
-    strategy = strategy.choose(model.net, lambda: _gradients(model, manifest, compute))
-    net = strategy.adapt(model.net).to(compute.device)
+    with blamed(STRATEGIES, type(strategy), "choose()"):
+        strategy = strategy.choose(model.net, lambda: _gradients(model, manifest, compute))
+    with blamed(STRATEGIES, type(strategy), "adapt()"):
+        net = strategy.adapt(model.net).to(compute.device)
     plan = make_plan(strategy, net, config.optim.epochs)
     resolved = {
         "data": config.data.model_copy(update={"split": split.as_posix(), "image_size": model.preprocess.image_size}),
@@ -271,7 +274,8 @@ class _Run:
         )
         write_predictions(self.directory / "predictions-val.csv", predictions)
         trained = setup.plan.num_learned  # counted while adapters, if any, are still there
-        setup.strategy.merge(setup.plan.net)
+        with blamed(STRATEGIES, type(setup.strategy), "merge()"):
+            setup.strategy.merge(setup.plan.net)
         save_model(
             self.directory / "model.safetensors", setup.plan.net, config, setup.model.preprocess, manifest.classes
         )

@@ -29,7 +29,7 @@ def train(
     ] = None,
     backbone: Annotated[
         str | None,
-        _flag("--backbone", "Network: resnet50, any of torchvision's, cnn, a plugin. [default: resnet50]", _TUNE),
+        _flag("--backbone", "Network: any of torchvision's, timm:NAME, cnn, a plugin. [default: resnet50]", _TUNE),
     ] = None,
     weights: Annotated[
         str | None,

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from inat_ft.config import ModelConfig, build_backbone
-from inat_ft.errors import ConfigError, InatFtError, PluginError, WeightsError
+from inat_ft.errors import ConfigError, PluginError, WeightsError
 from inat_ft.models.base import Backbone, Preprocess, Pretrained
 from inat_ft.models.net import Net, make_net
 from inat_ft.models.positions import fit_positions
 from inat_ft.models.weights import fingerprint, read_metadata, read_state
-from inat_ft.registry import BACKBONES, described
+from inat_ft.registry import BACKBONES, blamed, described
 
 _OTHER_SIZE = "choose another size, or leave it out for the one that its weights were made for"
 
@@ -48,7 +48,9 @@ def build_model(
     the weights random, which is enough to look at the network. Raises WeightsError, ConfigError or PluginError.
     """
     backbone: Backbone = build_backbone(config)
-    pretrained = _pretrained(backbone, config)
+    _require_own_name(backbone, config.backbone)
+    with blamed(BACKBONES, type(backbone), "weights()"):
+        pretrained = _pretrained(backbone, config)
     own = pretrained.preprocess if pretrained else Preprocess()
     sizes = {"image_size": image_size or own.image_size, "eval_image_size": eval_image_size}
     preprocess = own.model_copy(update=sizes)
@@ -59,18 +61,32 @@ def build_model(
             f"they take {pretrained.min_size} or more, and were made for {own.image_size}",
         )
     net = empty_net(config, num_classes, preprocess.image_size, seed)
-    for size in {preprocess.image_size, preprocess.eval_size}:
+    for size in {preprocess.image_size, preprocess.eval_size} - ({own.image_size} if pretrained else set()):
         require_size(net, size, preprocess.image_size)
     if pretrained is None or not load:
         return Model(net, preprocess, "random", None)
-    state = _fitted(pretrained, net)
+    state = _fitted(backbone, pretrained, net)
     net.load(state, pretrained.name)
     return Model(net, preprocess, pretrained.name, fingerprint(state))
 
 
-def _fitted(pretrained: Pretrained, net: Net) -> dict[str, Tensor]:
+def _require_own_name(backbone: Backbone, name: str) -> None:
+    """No package may take over a name of torchvision's, the default least of all."""
+    import torchvision
+    from torchvision.models import list_models
+
+    if name in list_models(module=torchvision.models) and type(backbone).__module__ != "inat_ft.models.torchvision":
+        raise PluginError(
+            f"{described(BACKBONES, type(backbone))} stands for '{name}', which is a classifier of torchvision",
+            f"remove it, or say which you mean: --backbone torchvision:{name}",
+        )
+
+
+def _fitted(backbone: Backbone, pretrained: Pretrained, net: Net) -> dict[str, Tensor]:
     """The weights as this network takes them: with its own head, at its own image size, all of them finite."""
-    state, mine = pretrained.load(), net.state()
+    mine = net.state()
+    with blamed(BACKBONES, type(backbone), "reading its weights"):
+        state = pretrained.load()
     state = {name: tensor for name, tensor in state.items() if not _auxiliary(name, mine)}
     for name in (f"{net.head_name}.{part}" for part, _ in net.head[1].named_parameters()):
         if name not in state or state[name].shape != mine[name].shape:  # another number of classes: keep the fresh head
@@ -108,18 +124,14 @@ def empty_net(config: ModelConfig, num_classes: int, image_size: int, seed: int)
 
 
 def _built(backbone: Backbone, config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
-    try:
-        classifier = backbone.build(num_classes, image_size, config.dropout)
-    except InatFtError:
-        raise
-    except (AssertionError, ValueError) as error:  # so builders say that a size does not fit
-        raise ConfigError(
-            f"{config.backbone} cannot be built for images of {image_size} pixels: {_first_line(error)}", _OTHER_SIZE
-        ) from error
-    except Exception as error:  # a plugin may raise anything at all
-        raise PluginError(
-            f"{described(BACKBONES, type(backbone))} failed in build(): {type(error).__name__}: {error}"
-        ) from error
+    with blamed(BACKBONES, type(backbone), "build()"):
+        try:
+            classifier = backbone.build(num_classes, image_size, config.dropout)
+        except (AssertionError, ValueError) as error:  # so builders say that a size does not fit
+            raise ConfigError(
+                f"{config.backbone} cannot be built for images of {image_size} pixels: {_first_line(error)}",
+                _OTHER_SIZE,
+            ) from error
     if not isinstance(classifier, nn.Module):
         raise PluginError(
             f"{described(BACKBONES, type(backbone))} breaks the contract: build() must return a torch.nn.Module, "

@@ -5,6 +5,7 @@ from torchvision.models import get_model, resnet50
 
 from inat_ft.config import ModelConfig
 from inat_ft.errors import ConfigError, PluginError, WeightsError
+from inat_ft.models import Backbone
 from inat_ft.models.build import build_model, empty_net
 from inat_ft.models.net import make_net
 from inat_ft.models.weights import read_state
@@ -70,6 +71,39 @@ def test_a_convolution_that_gives_the_logits_becomes_a_linear_layer() -> None:
     net.load({**classifier.state_dict(), "2.weight": classifier[2].weight.flatten(1)}, "its own")
     x = torch.rand(2, 3, 9, 9)
     torch.testing.assert_close(net(x), classifier(x))
+
+
+class Raises(Backbone):
+    def build(self, num_classes, image_size, dropout):
+        raise KeyError("conv9")
+
+
+class NoModule(Backbone):
+    def build(self, num_classes, image_size, dropout):
+        return 3
+
+
+class NoWeights(Backbone):
+    def build(self, num_classes, image_size, dropout):
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, num_classes))
+
+    def weights(self, name):
+        raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize(
+    ("bad", "name", "message"),
+    [
+        (Raises, "mine", r"backbone Raises of .*test_net failed in build\(\): KeyError: 'conv9'"),
+        (NoModule, "mine", r"breaks the contract: build\(\) must return a torch.nn.Module, not 3"),
+        (NoWeights, "mine", r"failed in weights\(\): OSError: the disk is gone"),
+        (NoWeights, "resnet50", "stands for 'resnet50', which is a classifier of torchvision"),
+    ],
+)
+def test_a_backbone_that_breaks_the_contract_is_named(bad, name: str, message: str, monkeypatch) -> None:
+    monkeypatch.setattr("inat_ft.models.build.build_backbone", lambda section: bad())
+    with pytest.raises(PluginError, match=message):
+        build_model(ModelConfig(backbone=name, weights="imagenet" if bad is NoWeights else "none"), 3, 0, 16)
 
 
 class TestWeightsFromFiles:
