@@ -40,6 +40,8 @@ class DataConfig(Section):
     """Folder of the images, when they have moved since the split."""
     image_size: Annotated[int, Field(ge=16, le=1024)] | None = None
     """Side of the square images, in pixels. Default: what the weights were made for (224 for ResNet50)."""
+    eval_image_size: Annotated[int, Field(ge=16, le=1024)] | None = None
+    """Side of the images of validation and test, where it is to differ (FixRes). Default: that of the training."""
     augment: Literal["none", "flip", "standard"] = "none"
     """none; flip (left-right at random); standard (random resized crop, flip, colour jitter). Training images only."""
     views: Annotated[int, Field(ge=0, le=64)] = 0
@@ -54,7 +56,7 @@ class ModelConfig(OpenSection):
     """The network; further keys are the backbone's own options (`inat-ft train --backbone NAME --show-config`)."""
 
     backbone: str = "resnet50"
-    """resnet50, any torchvision classifier, efficientnet_lite0, cnn, or a plugin's name."""
+    """resnet50, any torchvision classifier, timm:NAME, efficientnet_lite0, cnn, or a plugin's name."""
     weights: str | None = None
     """imagenet, none, a torchvision weights name, or a file. Default: imagenet where the backbone has them."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
@@ -225,8 +227,11 @@ def backbone_class(name: str) -> type[Any]:
 def build_backbone(section: ModelConfig) -> Any:
     """The backbone of a model section, holding its options. Raises ConfigError or PluginError."""
     family, variant = _family(section.backbone)
+    plugin = section_class(find(BACKBONES, family))
+    if not variant and "variant" in plugin.model_fields:
+        raise ConfigError(f"backbone '{family}' stands for many", f"name one of them: --backbone {family}:NAME")
     options = section.options if variant is None else {**section.options, "variant": variant}
-    return _build(section_class(find(BACKBONES, family)), options, "model", ModelConfig, section.backbone)
+    return _build(plugin, options, "model", ModelConfig, section.backbone)
 
 
 def build_strategy(section: StrategyConfig) -> Any:
@@ -243,6 +248,11 @@ def section_class(plugin: Plugin) -> type[Section]:
         raise PluginError(
             f"'{plugin.name}' of package '{plugin.package}' breaks the contract: {plugin.target} is not derived from "
             f"{'Strategy' if plugin.group == STRATEGIES else 'Backbone'}"
+        )
+    if missing := getattr(loaded, "__abstractmethods__", None):
+        raise PluginError(
+            f"'{plugin.name}' of package '{plugin.package}' breaks the contract: {plugin.target} has no "
+            f"{' and no '.join(f'{name}()' for name in sorted(missing))}"
         )
     return loaded
 
@@ -276,6 +286,8 @@ def explain(
             choices = tuple(word.strip("'") for word in re.findall(r"'[^']*'", finding["ctx"]["expected"]))
             near = did_you_mean(str(got), choices)
             lines.append(f"{dotted}: {got!r} is not one of {', '.join(choices)}{near}")
+        elif finding["type"] == "missing":
+            lines.append(f"{dotted}: field required")
         elif finding["type"] == "value_error":
             lines.append(f"{finding['ctx']['error']}")
         else:

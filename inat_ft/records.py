@@ -80,6 +80,8 @@ class Evaluation(_Part):
     """Which look at the test set of this manifest it was, counted from 1."""
     tta: str = "none"
     """Averaged with: none, or flip (the mirrored image)."""
+    image_size: int | None = None
+    """Height and width in pixels of the images that the network saw."""
 
 
 class SplitInfo(_Part):
@@ -135,7 +137,7 @@ class RunRecord(_Part):
     """Training images a second, validation and caching included."""
     peak_memory_mib: float | None = None
     preprocess: dict[str, Any] = {}
-    """image_size, mean, std: exactly what evaluation and prediction use."""
+    """image_size, eval_image_size, resize, mean, std: exactly what evaluation and prediction use."""
     compute: dict[str, Any] = {}
     """What was chosen: device, precision, cache, and why."""
     environment: dict[str, Any] = {}

@@ -1,11 +1,13 @@
 """Plugins by name, through entry points: names are read without importing anything."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from inat_ft.errors import ConfigError, PluginError, did_you_mean
+from inat_ft.errors import ConfigError, InatFtError, PluginError, did_you_mean
 
 STRATEGIES = "inat_ft.strategies"
 BACKBONES = "inat_ft.backbones"
@@ -30,7 +32,7 @@ class Plugin:
         kind = _KIND[self.group]
         try:
             loaded = self.entry.load()
-        except Exception as error:  # a plugin's import may raise anything at all
+        except (Exception, SystemExit) as error:  # a plugin's import may raise anything at all
             raise PluginError(
                 f"{kind} '{self.name}' of package '{self.package}' cannot be imported from {self.target}: "
                 f"{type(error).__name__}: {error}",
@@ -49,6 +51,25 @@ def plugins(group: str) -> dict[str, list[Plugin]]:
         package = entry.dist.name if entry.dist else "unknown package"
         found.setdefault(entry.name, set()).add(Plugin(group, entry.name, package, entry.value, entry))
     return {name: sorted(found[name], key=lambda plugin: (plugin.package, plugin.target)) for name in sorted(found)}
+
+
+def described(group: str, loaded: type[Any]) -> str:
+    """What to call a plugin's class: `strategy 'x' of package 'y'`, or by its module when it has no name."""
+    target = f"{loaded.__module__}:{loaded.__qualname__}"
+    for plugin in (plugin for claims in plugins(group).values() for plugin in claims if plugin.target == target):
+        return f"{_KIND[group]} '{plugin.name}' of package '{plugin.package}'"
+    return f"{_KIND[group]} {loaded.__qualname__} of {loaded.__module__}"
+
+
+@contextmanager
+def blamed(group: str, loaded: type[Any], method: str) -> Iterator[None]:
+    """Whatever a plugin's method raises becomes a PluginError naming it; this program's own errors pass."""
+    try:
+        yield
+    except InatFtError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{described(group, loaded)} failed in {method}: {type(error).__name__}: {error}") from error
 
 
 def find(group: str, name: str) -> Plugin:

@@ -26,6 +26,7 @@ SHORT_KEYS = {
     "split": "data.split",
     "root": "data.root",
     "image_size": "data.image_size",
+    "eval_image_size": "data.eval_image_size",
     "augment": "data.augment",
     "views": "data.views",
     "balance": "data.balance",

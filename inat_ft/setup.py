@@ -24,6 +24,7 @@ from inat_ft.engine.prefix import PrefixCache
 from inat_ft.errors import UsageError
 from inat_ft.models.build import Model, build_model
 from inat_ft.records import Epoch
+from inat_ft.registry import STRATEGIES, blamed
 from inat_ft.strategies.base import Strategy
 
 
@@ -71,10 +72,13 @@ def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("s
             raise UsageError(f"{split} has no images in {subset}", "split again: inat-ft split DATA")
     strategy: Strategy = build_strategy(config.strategy)
     load = load_weights or strategy.needs_gradients
-    model = build_model(config.model, len(manifest.classes), config.seed, config.data.image_size, load)
+    sizes = config.data.image_size, config.data.eval_image_size
+    model = build_model(config.model, len(manifest.classes), config.seed, sizes[0], load, sizes[1])
     model.net.to(compute.device).to(memory_format=torch.channels_last)
-    strategy = strategy.choose(model.net, lambda: _gradients(model, manifest, compute))
-    net = strategy.adapt(model.net).to(compute.device)
+    with blamed(STRATEGIES, type(strategy), "choose()"):
+        strategy = strategy.choose(model.net, lambda: _gradients(model, manifest, compute))
+    with blamed(STRATEGIES, type(strategy), "adapt()"):
+        net = strategy.adapt(model.net).to(compute.device)
     plan = make_plan(strategy, net, config.optim.epochs, config.optim.layer_decay)
     resolved = {
         "data": config.data.model_copy(update={"split": split.as_posix(), "image_size": model.preprocess.image_size}),
@@ -112,12 +116,12 @@ def feed_for(setup: Setup, places: Places, listener: Listener, pool: ThreadPoolE
 
 
 def _pixels(setup: Setup, subset: str, places: Places, pool: ThreadPoolExecutor) -> Pixels:
-    manifest, rows = setup.manifest, setup.manifest.rows(subset)
+    manifest, rows, preprocess = setup.manifest, setup.manifest.rows(subset), setup.model.preprocess
     return Pixels(
         [manifest.root / manifest.paths[row] for row in rows],
         [manifest.hashes[row] for row in rows],
         torch.from_numpy(manifest.labels[rows]).to(setup.compute.device),
-        setup.model.preprocess.image_size,
+        preprocess.image_size if subset == "train" else preprocess.eval_size,
         places.cache,
         pool,
     )

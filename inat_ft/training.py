@@ -29,6 +29,7 @@ from inat_ft.errors import UsageError
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.models.weights import save_model
 from inat_ft.records import Epoch, Parameters, RunRecord, SplitInfo, read_record, write_record, write_text
+from inat_ft.registry import STRATEGIES, blamed
 from inat_ft.settings import dump_config
 from inat_ft.setup import Listener, Places, Setup, feed_for, make_recipe, prepare
 from inat_ft.tracking import Tracker, tracker_for
@@ -186,7 +187,8 @@ class _Run:
 
     def _finish(self, config: RunConfig, training: Training, feed: Feed) -> RunRecord:
         trained = self.setup.plan.num_learned  # counted while adapters, if any, are still there
-        self.setup.strategy.merge(self.setup.plan.net)
+        with blamed(STRATEGIES, type(self.setup.strategy), "merge()"):
+            self.setup.strategy.merge(self.setup.plan.net)
         if self.writes:
             self._write_results(config, training)
         self.seconds["total"] = time.perf_counter() - self.started

@@ -34,6 +34,15 @@ def evaluate(
         Literal["best"], typer.Option(help="Weights of the best epoch, the ones that are kept.")
     ] = "best",
     tta: Annotated[Literal["none", "flip"], typer.Option(help="flip: the mean with the mirrored image.")] = "none",
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the images in pixels, where it is to differ from the run's; choose it on val.",
+            min=16,
+            max=1024,
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     precision: Annotated[Literal["fp32", "bf16", "auto"], typer.Option(help="fp32 is exact.")] = "fp32",
     root: Annotated[
@@ -50,7 +59,9 @@ def evaluate(
     from inat_ft.evaluation.evaluate import evaluate_run
 
     with render.progress(f"evaluating on {subset}") as tick:
-        found = evaluate_run(run, subset, device=device, precision=precision, tta=tta, root=root, tick=tick)
+        found = evaluate_run(
+            run, subset, device=device, precision=precision, tta=tta, image_size=image_size, root=root, tick=tick
+        )
     if json:
         files = [file.as_posix() for file in found.figures]
         render.as_json({"run": found.record.name, **found.evaluation.model_dump(mode="json"), "figures": files})
@@ -61,7 +72,9 @@ def evaluate(
 def _show(found: "Evaluated") -> None:
     evaluation = found.evaluation
     rows = [(_NAMES.get(name, name), *_cells(metric)) for name, metric in evaluation.metrics.items()]
-    title = f"{found.record.name} on {evaluation.num_images:,} {evaluation.subset} images"
+    title = (
+        f"{found.record.name} on {evaluation.num_images:,} {evaluation.subset} images of {evaluation.image_size} pixels"
+    )
     render.table(title, ("metric", "value", "95 % interval"), rows, right=("value",))
     per_class = [
         (row.name, f"{row.num_images:,}", *(f"{metric.value:.4f}" for metric in (row.precision, row.recall, row.f1)))

@@ -30,7 +30,7 @@ def train(
     ] = None,
     backbone: Annotated[
         str | None,
-        _flag("--backbone", "Network: resnet50, any of torchvision's, cnn, a plugin. [default: resnet50]", _TUNE),
+        _flag("--backbone", "Network: any of torchvision's, timm:NAME, cnn, a plugin. [default: resnet50]", _TUNE),
     ] = None,
     weights: Annotated[
         str | None,
@@ -46,6 +46,10 @@ def train(
     image_size: Annotated[
         int | None,
         _flag("--image-size", "Side of the images in pixels, 16 to 1024. [default: what the weights take; 224]", _DATA),
+    ] = None,
+    eval_image_size: Annotated[
+        int | None,
+        _flag("--eval-image-size", "The same for validation and test. [default: that of the training]", _DATA),
     ] = None,
     augment: Annotated[
         str | None, _flag("--augment", "none, flip, or standard (crop, flip, colours). [default: none]", _DATA)

@@ -17,7 +17,7 @@ from inat_ft.data.pixels import Pixels
 from inat_ft.engine.fit import epoch_generator
 from inat_ft.engine.front import Front
 from inat_ft.engine.plan import Plan
-from inat_ft.engine.prefix import PLAIN, Estimate, PrefixCache, View, as_activation
+from inat_ft.engine.prefix import PLAIN, Estimate, PrefixCache, View
 from inat_ft.models.base import Preprocess
 
 _CHECKED_IMAGES = 64
@@ -109,7 +109,7 @@ class Feed:
             source = _Views(
                 sources, (draws[:, 0] < 0.5).long() if self.augment == "flip" else (draws[:, 0] * self.views).long()
             )
-        return Batches(source, self.train_pixels.labels, self.batch_size, as_activation, estimate.cut, self._least)
+        return self._from_rows(source, self.train_pixels, estimate.cut)
 
     def val(self, prefix: int, epoch: int) -> Batches:
         """Validation batches, never varied."""
@@ -117,7 +117,11 @@ class Feed:
         if estimate is None:
             return self._from_images(self.val_pixels, "val", None)
         (source,) = self._enter(estimate, self.val_pixels, "val", [PLAIN])
-        return Batches(source, self.val_pixels.labels, self.batch_size, as_activation, estimate.cut, self._least)
+        return self._from_rows(source, self.val_pixels, estimate.cut)
+
+    def _from_rows(self, source: Source, pixels: Pixels, cut: int) -> Batches:
+        prepare = self.prefix_cache.activation(cut, pixels.size)
+        return Batches(source, pixels.labels, self.batch_size, prepare, cut, self._least)
 
     def order(self, generator: torch.Generator) -> Tensor:
         """Each training image once in random order, or as many drawn by their weights."""

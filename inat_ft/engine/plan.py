@@ -9,8 +9,9 @@ from functools import cached_property
 
 from torch import nn
 
-from inat_ft.errors import InatFtError, PluginError
+from inat_ft.errors import PluginError
 from inat_ft.models.net import Net
+from inat_ft.registry import STRATEGIES, blamed, described
 from inat_ft.strategies.base import Group, Strategy
 
 
@@ -109,13 +110,9 @@ def _depths(net: Net) -> dict[int, int]:
 
 
 def _learning(strategy: Strategy, net: Net, epoch: int, factors: Mapping[int, float]) -> Learning:
-    name = f"strategy {type(strategy).__name__} of {type(strategy).__module__}"
-    try:
+    name = described(STRATEGIES, type(strategy))
+    with blamed(STRATEGIES, type(strategy), f"groups(epoch={epoch})"):
         groups = strategy.groups(net, epoch)
-    except InatFtError:
-        raise
-    except Exception as error:  # a plugin may raise anything at all
-        raise PluginError(f"{name} failed in groups(epoch={epoch}): {type(error).__name__}: {error}") from error
     if not isinstance(groups, Sequence) or not all(isinstance(group, Group) for group in groups):
         raise PluginError(f"{name} breaks the contract: groups() must return a list of Group, not {groups!r}")
     known = {id(parameter) for parameter in net.parameters()}

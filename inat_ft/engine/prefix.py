@@ -57,7 +57,6 @@ class Estimate:
     """What keeping the output of the first `cut` stages would take and save."""
 
     cut: int
-    row_shape: tuple[int, ...]
     bytes: int
     saved: float
     """Share of all arithmetic that is saved, in 0..1."""
@@ -70,6 +69,17 @@ class Estimate:
         return self.saved >= _WORTH and self.bytes <= _DISK_SHARE * self.free
 
 
+@dataclass(frozen=True)
+class _Work:
+    """Floating-point operations of one image before and after a cut, and what is kept of it there."""
+
+    before: int
+    after: int
+    row_shape: tuple[int, ...]
+    is_channels_last: bool
+    """Whether the network has its activations in that order in memory; rows have it too, since kernels hang on it."""
+
+
 @dataclass
 class PrefixCache:
     """Outputs of a network's first stages, by image."""
@@ -79,26 +89,34 @@ class PrefixCache:
     compute: Compute
     folder: Path
     _keys: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _works: dict[tuple[int, int], _Work] = field(default_factory=dict)
 
     def estimate(self, prefix: int, num_train: int, num_val: int, epochs: int, views: int) -> Estimate:
         """Count the arithmetic of one image through the stages; a step forward and back costs three times a forward."""
-        image = torch.zeros(1, 3, self.preprocess.image_size, self.preprocess.image_size, device=self.compute.device)
-        self.net.eval()
-        with torch.no_grad():
-            with FlopCounterMode(display=False) as counter:
-                middle = self.net.run(image, 0, prefix)
-            before = counter.get_total_flops()
-            with FlopCounterMode(display=False) as counter:
-                self.net.run(middle, prefix, len(self.net.stages))
-            after = counter.get_total_flops()
-        without = epochs * (num_train * (before + 3 * after) + num_val * (before + after))
-        once = before * (views * num_train + num_val)
-        shape = _row(middle).shape[1:]
+        train, val = (self._work(prefix, size) for size in (self.preprocess.image_size, self.preprocess.eval_size))
+        steps = epochs * (3 * num_train * train.after + num_val * val.after)
+        without = epochs * (num_train * train.before + num_val * val.before) + steps
+        once = views * num_train * train.before + num_val * val.before
         itemsize = 2 if self.compute.precision == "bf16" else 4
-        size = int(np.prod(shape)) * itemsize * (views * num_train + num_val)
-        saved = 1 - (once + epochs * after * (3 * num_train + num_val)) / without
+        size = itemsize * (views * num_train * int(np.prod(train.row_shape)) + num_val * int(np.prod(val.row_shape)))
         existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
-        return Estimate(prefix, tuple(shape), size, saved, shutil.disk_usage(existing).free)
+        return Estimate(prefix, size, 1 - (once + steps) / without, shutil.disk_usage(existing).free)
+
+    def _work(self, prefix: int, size: int) -> _Work:
+        """What one image of a size costs up to the cut and after it."""
+        if (prefix, size) not in self._works:
+            image = torch.zeros(1, 3, size, size, device=self.compute.device)
+            self.net.eval()
+            with torch.no_grad():
+                with FlopCounterMode(display=False) as counter:
+                    middle = self.net.run(image, 0, prefix)
+                before = counter.get_total_flops()
+                with FlopCounterMode(display=False) as counter:
+                    self.net.run(middle, prefix, len(self.net.stages))
+            is_last = middle.ndim == 4 and middle.stride()[1] == 1 and middle.stride()[3] == middle.shape[1]
+            row_shape = tuple(_row(middle, is_last).shape[1:])
+            self._works[prefix, size] = _Work(before, counter.get_total_flops(), row_shape, is_last)
+        return self._works[prefix, size]
 
     def exact_cut(self, prefix: int) -> int:
         """How many of the first stages give an image the same bits in whatever batch it comes.
@@ -106,7 +124,9 @@ class PrefixCache:
         Convolutions do, matrix products do not always: their order of summation hangs on the batch. Only a cache that
         ends before them gives the same numbers as no cache at all, to the last bit.
         """
-        size = self.preprocess.image_size
+        return min(self._exact_cut(prefix, size) for size in {self.preprocess.image_size, self.preprocess.eval_size})
+
+    def _exact_cut(self, prefix: int, size: int) -> int:
         whole = torch.rand(_CHECKED_BATCH, 3, size, size, generator=torch.Generator().manual_seed(0))
         whole = whole.to(self.compute.device).contiguous(memory_format=torch.channels_last)
         parts = list(torch.split(whole, _CHECKED_PARTS))
@@ -135,7 +155,9 @@ class PrefixCache:
         return (fast_front if error <= MAX_ERROR else folded_front)(self.net, cut, error)
 
     def _known_error(self, cut: int, hashes: Sequence[str], sample: Callable[[], Tensor]) -> float:
-        name = hashlib.sha256(json.dumps([self._key(cut), sorted(hashes)], sort_keys=True).encode()).hexdigest()[:24]
+        name = hashlib.sha256(
+            json.dumps([self._key(cut, self.preprocess.image_size), sorted(hashes)], sort_keys=True).encode()
+        ).hexdigest()[:24]
         file = self.folder / "checked" / f"{name}.json"
         try:
             return float(json.loads(file.read_text())["bf16_error"])
@@ -144,13 +166,12 @@ class PrefixCache:
             write_text(file, json.dumps({"bf16_error": error}) + "\n")
             return error
 
-    def _key(self, cut: int) -> dict[str, Any]:
+    def _key(self, cut: int, size: int) -> dict[str, Any]:
         """All that decides the stages' output, save image, view and form."""
         if cut not in self._keys:
             stages = list(self.net.stages.items())[:cut]
             state = {f"{name} {key}": tensor for name, stage in stages for key, tensor in stage.state_dict().items()}
             self._keys[cut] = {
-                **pixels_key(self.preprocess.image_size),
                 "weights": fingerprint(state),
                 "stages": [name for name, _ in stages],
                 "mean": self.preprocess.mean,
@@ -158,16 +179,17 @@ class PrefixCache:
                 "device": self.compute.device.type,
                 "torch": torch.__version__.split("+")[0],
             }
-        return self._keys[cut]
+        return {**pixels_key(size), **self._keys[cut]}
 
     def rows(
         self, front: Front, estimate: Estimate, pixels: Pixels, view: View, tick: Callable[[int, int], None]
     ) -> Source:
         """The output of the first stages for the images, computed where it is not there yet."""
-        key = {**self._key(estimate.cut), "form": front.form, "view": view.name}
+        key = {**self._key(estimate.cut, pixels.size), "form": front.form, "view": view.name}
+        work = self._work(estimate.cut, pixels.size)
         is_bf16 = front.dtype == torch.bfloat16
-        store = open_store(self.folder, "prefix", key, estimate.row_shape, "u2" if is_bf16 else "f4")
-        make: Make = lambda missing: self._compute(front, pixels, view, missing)  # noqa: E731
+        store = open_store(self.folder, "prefix", key, work.row_shape, "u2" if is_bf16 else "f4")
+        make: Make = lambda missing: self._compute(front, pixels, view, missing, work.is_channels_last)  # noqa: E731
         if self.compute.ranks.size > 1:
             self._ensure_together(store, pixels.hashes, make, tick)
         store.ensure(pixels.hashes, make, tick)
@@ -199,7 +221,14 @@ class PrefixCache:
             made = ranks.gather(rows.to(self.compute.device), ranks.shares(len(part)))
             yield torch.cat(made).cpu().numpy().view(store.dtype)
 
-    def _compute(self, front: Front, pixels: Pixels, view: View, missing: Sequence[int]) -> Iterator[NDArray[Any]]:
+    def activation(self, cut: int, size: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """From rows of images of a size to what the next stage takes, float32."""
+        is_channels_last = self._work(cut, size).is_channels_last
+        return lambda rows, numbers: rows.float().permute(0, 3, 1, 2) if is_channels_last else rows.float()
+
+    def _compute(
+        self, front: Front, pixels: Pixels, view: View, missing: Sequence[int], is_channels_last: bool
+    ) -> Iterator[NDArray[Any]]:
         """The front applied to some images, in blocks; decoding goes on meanwhile."""
         draws = view.draws(pixels.hashes).to(self.compute.device) if view.draws else None
         prepare = ImageInput(self.preprocess.mean, self.preprocess.std, view.augment, draws)
@@ -211,7 +240,7 @@ class PrefixCache:
                 batches = Batches(source, pixels.labels, size, prepare)
                 for inputs, _ in batches(torch.tensor(missing[at:])):
                     with torch.inference_mode():
-                        made = _row(module(inputs.to(front.dtype))).contiguous().cpu()
+                        made = _row(module(inputs.to(front.dtype)), is_channels_last).contiguous().cpu()
                     at += len(made)
                     yield made.view(torch.uint16).numpy() if made.dtype == torch.bfloat16 else made.float().numpy()
             except (RuntimeError, MemoryError) as error:
@@ -227,12 +256,6 @@ class PrefixCache:
         return Resident(stored.rows(torch.arange(count)).to(self.compute.device))
 
 
-def _row(activation: Tensor) -> Tensor:
-    """Activations as rows are kept: `[B, H, W, C]` for images, since the network keeps channels last; others as is."""
-    return activation.permute(0, 2, 3, 1) if activation.ndim == 4 else activation
-
-
-def as_activation(rows: Tensor, numbers: Tensor) -> Tensor:
-    """Rows back to what the next stage takes, float32."""
-    rows = rows.float()
-    return rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows
+def _row(activation: Tensor, is_channels_last: bool) -> Tensor:
+    """Activations as rows are kept: `[B, H, W, C]` where the network keeps channels last; others as they are."""
+    return activation.permute(0, 2, 3, 1) if is_channels_last else activation

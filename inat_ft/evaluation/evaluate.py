@@ -31,17 +31,27 @@ def evaluate_run(
     device: str = "auto",
     precision: str = "fp32",
     tta: str = "none",
+    image_size: int | None = None,
     root: Path | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluated:
     """Evaluate a run (its directory or record.json) on a subset and write everything beside its record.
 
+    image_size: in pixels, where it is to differ from the one that the run says.
     A look at the test set is counted in the ledger beside the manifest before anything of it is shown.
     """
     record, file = read_record(run)
     directory = file.parent
-    predictions, manifest = predict_subset(
-        record, directory, subset, device=device, precision=precision, tta=tta, root=root, tick=tick
+    predictions, manifest, size = predict_subset(
+        record,
+        directory,
+        subset,
+        device=device,
+        precision=precision,
+        tta=tta,
+        image_size=image_size,
+        root=root,
+        tick=tick,
     )
     fingerprint = manifest.subset_fingerprint(subset)
     look = None
@@ -50,7 +60,7 @@ def evaluate_run(
     name = f"predictions-{subset}.csv"
     write_predictions(directory / name, predictions)
     metrics, per_class = all_metrics(predictions)
-    temperature = _temperature(record, directory)
+    temperature = _temperature(record, directory, size)
     if temperature is not None:
         metrics |= _calibrated(predictions, temperature)
     evaluation = Evaluation(
@@ -63,6 +73,7 @@ def evaluate_run(
         predictions=name,
         look=look,
         tta=tta,
+        image_size=size,
     )
     record = _with(record, evaluation, name)
     write_record(record, file)
@@ -70,10 +81,11 @@ def evaluate_run(
     return Evaluated(record, evaluation, directory, figures)
 
 
-def _temperature(record: RunRecord, directory: Path) -> float | None:
-    """Fitted on the run's validation predictions, never on the test set."""
-    name = record.predictions.get("val")
-    if name is None or not (directory / name).is_file():
+def _temperature(record: RunRecord, directory: Path, image_size: int) -> float | None:
+    """Fitted on the run's validation predictions, never on the test set; they must be of images of the same size."""
+    name, said = record.predictions.get("val"), record.preprocess
+    size = (record.val and record.val.image_size) or said.get("eval_image_size") or said.get("image_size")
+    if name is None or not (directory / name).is_file() or size != image_size:
         return None
     predictions = read_predictions(directory / name)
     return fit_temperature(predictions) if predictions.probabilities is not None else None

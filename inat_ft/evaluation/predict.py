@@ -19,7 +19,7 @@ from inat_ft.engine.passes import evaluate
 from inat_ft.errors import RecordError, UsageError, WeightsError
 from inat_ft.evaluation.predictions import Predictions, from_probabilities
 from inat_ft.models.base import Preprocess
-from inat_ft.models.build import empty_net
+from inat_ft.models.build import empty_net, require_size
 from inat_ft.models.net import Net
 from inat_ft.models.weights import read_metadata, read_state
 from inat_ft.records import RunRecord
@@ -36,8 +36,11 @@ class Trained:
     preprocess: Preprocess
 
 
-def load_trained(file: Path, compute: Compute) -> Trained:
-    """Read a model.safetensors that training wrote. Raises WeightsError when it is none."""
+def load_trained(file: Path, compute: Compute, image_size: int | None = None) -> Trained:
+    """Read a model.safetensors that training wrote; image_size overrides the one that it says to evaluate at.
+
+    Raises WeightsError when it is none, ConfigError when it cannot take images of that size.
+    """
     state, said = read_state(file), read_metadata(file)
     try:
         config = ModelConfig.model_validate_json(said["model"])
@@ -50,6 +53,9 @@ def load_trained(file: Path, compute: Compute) -> Trained:
     net = empty_net(config, len(classes), preprocess.image_size, seed=0)
     net.load(state, str(file))
     net.eval().to(compute.device).to(memory_format=torch.channels_last)
+    if image_size is not None:
+        require_size(net, image_size, preprocess.image_size)
+        preprocess = preprocess.model_copy(update={"eval_image_size": image_size})
     return Trained(net, classes, preprocess)
 
 
@@ -60,7 +66,7 @@ def predict_files(
     prepare = ImageInput(trained.preprocess.mean, trained.preprocess.std)
     labels = torch.zeros(len(paths), dtype=torch.int64, device=compute.device)
     with decoders() as pool:
-        source = ImageFiles(paths, trained.preprocess.image_size, pool)
+        source = ImageFiles(paths, trained.preprocess.eval_size, pool)
         done = 0
 
         def counted(rows: Tensor, numbers: Tensor) -> Tensor:
@@ -85,11 +91,13 @@ def predict_subset(
     device: str = "auto",
     precision: str = "fp32",
     tta: str = "none",
+    image_size: int | None = None,
     root: Path | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Predictions, Manifest]:
-    """The run's best network on a subset of the manifest it was trained with.
+) -> tuple[Predictions, Manifest, int]:
+    """The run's best network on a subset of the manifest it was trained with; with it the size of its images.
 
+    image_size: another one than the run says.
     Raises RecordError when the manifest is another one by now, UsageError when the subset is empty.
     """
     manifest = manifest_of(record, directory, root)
@@ -100,10 +108,11 @@ def predict_subset(
             "reserve some and train again: inat-ft split DATA --test-fraction 0.2",
         )
     compute = choose_compute(device, precision)
-    trained = load_trained(directory / "model.safetensors", compute)
+    trained = load_trained(directory / "model.safetensors", compute, image_size)
     shares = predict_files(trained, [manifest.root / manifest.paths[row] for row in rows], compute, tta, tick)
     paths, hashes = ([column[row] for row in rows] for column in (manifest.paths, manifest.hashes))
-    return from_probabilities(trained.classes, paths, hashes, manifest.labels[rows], shares.numpy()), manifest
+    predictions = from_probabilities(trained.classes, paths, hashes, manifest.labels[rows], shares.numpy())
+    return predictions, manifest, trained.preprocess.eval_size
 
 
 def manifest_of(record: RunRecord, directory: Path, root: Path | None = None) -> Manifest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from inat_ft.config import Section
 
@@ -14,14 +14,23 @@ if TYPE_CHECKING:
 
 
 class Preprocess(Section):
-    """How an image becomes the network's input: the whole image resized, scaled to 0..1, then (x - mean) / std."""
+    """How an image becomes the network's input: resized, scaled to 0..1, then (x - mean) / std."""
 
     image_size: int = 224
-    """Height and width in pixels."""
+    """Height and width in pixels of the images that it learns from."""
+    eval_image_size: int | None = None
+    """The same for validation, test and prediction, where it differs."""
+    resize: Literal["whole image, bilinear, antialiased"] = "whole image, bilinear, antialiased"
+    """How it comes to that size: without a crop, whatever its proportions."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from each channel (red, green, blue; 0..1). Default: ImageNet's."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """What each channel is then divided by. Default: ImageNet's."""
+
+    @property
+    def eval_size(self) -> int:
+        """Height and width of the images that it is evaluated on."""
+        return self.eval_image_size or self.image_size
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,8 @@ class Pretrained:
     load: Callable[[], dict[str, Tensor]]
     """Reads the state dict of the classifier that `build` makes; raises WeightsError when the file cannot be had."""
     preprocess: Preprocess = field(default_factory=Preprocess)
+    min_size: int = 1
+    """Height and width of the smallest images that they make sense for."""
 
 
 class Backbone(Section):

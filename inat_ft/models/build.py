@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from inat_ft.config import ModelConfig, build_backbone
-from inat_ft.errors import WeightsError
+from inat_ft.errors import ConfigError, PluginError, WeightsError
 from inat_ft.models.base import Backbone, Preprocess, Pretrained
 from inat_ft.models.net import Net, make_net
+from inat_ft.models.positions import fit_positions
 from inat_ft.models.weights import fingerprint, read_metadata, read_state
+from inat_ft.registry import BACKBONES, blamed, described
+
+_OTHER_SIZE = "choose another size, or leave it out for the one that its weights were made for"
 
 
 @dataclass(frozen=True)
@@ -28,29 +35,70 @@ class Model:
 
 
 def build_model(
-    config: ModelConfig, num_classes: int, seed: int, image_size: int | None = None, load: bool = True
+    config: ModelConfig,
+    num_classes: int,
+    seed: int,
+    image_size: int | None = None,
+    load: bool = True,
+    eval_image_size: int | None = None,
 ) -> Model:
     """The network with its weights and a fresh head that the seed decides.
 
-    image_size in pixels; None means what the weights were made for. load: False leaves the weights random, which is
-    enough to look at the network. Raises WeightsError, ConfigError or PluginError.
+    image_size in pixels; None means what the weights were made for. eval_image_size: where it differs. load: False leaves
+    the weights random, which is enough to look at the network. Raises WeightsError, ConfigError or PluginError.
     """
     backbone: Backbone = build_backbone(config)
-    pretrained = _pretrained(backbone, config)
-    preprocess = pretrained.preprocess if pretrained else Preprocess()
-    if image_size is not None:
-        preprocess = preprocess.model_copy(update={"image_size": image_size})
+    _require_own_name(backbone, config.backbone)
+    with blamed(BACKBONES, type(backbone), "weights()"):
+        pretrained = _pretrained(backbone, config)
+    own = pretrained.preprocess if pretrained else Preprocess()
+    sizes = {"image_size": image_size or own.image_size, "eval_image_size": eval_image_size}
+    preprocess = own.model_copy(update=sizes)
+    size = min(preprocess.image_size, preprocess.eval_size)
+    if pretrained and size < pretrained.min_size:
+        raise ConfigError(
+            f"images of {size} pixels are too small for {config.backbone} with weights {pretrained.name}",
+            f"they take {pretrained.min_size} or more, and were made for {own.image_size}",
+        )
     net = empty_net(config, num_classes, preprocess.image_size, seed)
+    for size in {preprocess.image_size, preprocess.eval_size} - ({own.image_size} if pretrained else set()):
+        require_size(net, size, preprocess.image_size)
     if pretrained is None or not load:
         return Model(net, preprocess, "random", None)
-    state = pretrained.load()
-    mine = net.state()
-    for name in (f"{net.head_name}.weight", f"{net.head_name}.bias"):  # another number of classes: keep the fresh head
-        if name not in state or state[name].shape != mine[name].shape:
-            state[name] = mine[name]
-    state = {name: tensor for name, tensor in state.items() if not _auxiliary(name, mine)}
+    state = _fitted(backbone, pretrained, net)
     net.load(state, pretrained.name)
     return Model(net, preprocess, pretrained.name, fingerprint(state))
+
+
+def _require_own_name(backbone: Backbone, name: str) -> None:
+    """No package may take over a name of torchvision's, the default least of all."""
+    import torchvision
+    from torchvision.models import list_models
+
+    if name in list_models(module=torchvision.models) and type(backbone).__module__ != "inat_ft.models.torchvision":
+        raise PluginError(
+            f"{described(BACKBONES, type(backbone))} stands for '{name}', which is a classifier of torchvision",
+            f"remove it, or say which you mean: --backbone torchvision:{name}",
+        )
+
+
+def _fitted(backbone: Backbone, pretrained: Pretrained, net: Net) -> dict[str, Tensor]:
+    """The weights as this network takes them: with its own head, at its own image size, all of them finite."""
+    mine = net.state()
+    with blamed(BACKBONES, type(backbone), "reading its weights"):
+        state = pretrained.load()
+    state = {name: tensor for name, tensor in state.items() if not _auxiliary(name, mine)}
+    for name in (f"{net.head_name}.{part}" for part, _ in net.head[1].named_parameters()):
+        if name not in state or state[name].shape != mine[name].shape:  # another number of classes: keep the fresh head
+            state[name] = mine[name]
+    for name, tensor in state.items():
+        if name in mine:
+            state[name] = fit_positions(name, tensor, mine[name].shape)
+        if not tensor.isfinite().all():
+            raise WeightsError(
+                f"the weights {pretrained.name} hold numbers that are not finite, in {name}", "choose others: --weights"
+            )
+    return state
 
 
 def _auxiliary(name: str, known: dict[str, torch.Tensor]) -> bool:
@@ -63,9 +111,53 @@ def empty_net(config: ModelConfig, num_classes: int, image_size: int, seed: int)
     backbone: Backbone = build_backbone(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier = backbone.build(num_classes, image_size, config.dropout)
+        classifier = _built(backbone, config, num_classes, image_size)
         torch.manual_seed(seed)  # the head's start does not hang on how many numbers the backbone drew
-        return make_net(config.backbone, classifier, num_classes, config.dropout if backbone.drops_before_head else 0.0)
+        try:
+            dropout = config.dropout if backbone.drops_before_head else 0.0
+            return make_net(config.backbone, classifier, num_classes, dropout)
+        except PluginError as error:
+            raise PluginError(
+                f"{config.backbone}, {described(BACKBONES, type(backbone))}, cannot be cut into stages: {error.message}",
+                "what a network must be like: docs/plugins.md",
+            ) from error
+
+
+def _built(backbone: Backbone, config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
+    with blamed(BACKBONES, type(backbone), "build()"):
+        try:
+            classifier = backbone.build(num_classes, image_size, config.dropout)
+        except (AssertionError, ValueError) as error:  # so builders say that a size does not fit
+            raise ConfigError(
+                f"{config.backbone} cannot be built for images of {image_size} pixels: {_first_line(error)}",
+                _OTHER_SIZE,
+            ) from error
+    if not isinstance(classifier, nn.Module):
+        raise PluginError(
+            f"{described(BACKBONES, type(backbone))} breaks the contract: build() must return a torch.nn.Module, "
+            f"not {classifier!r}"
+        )
+    return classifier
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def require_size(net: Net, size: int, built_for: int) -> None:
+    """Send a grey image through the network. Raises ConfigError when it cannot take images of this size."""
+    device = next(net.parameters()).device
+    net.eval()
+    try:
+        with torch.no_grad(), redirect_stderr(StringIO()):  # torch.fx prints where its code failed
+            logits = net(torch.zeros(1, 3, size, size, device=device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        fixed = f", being built for {built_for}" if size != built_for else ""
+        raise ConfigError(
+            f"{net.name} cannot take images of {size} pixels{fixed}: {_first_line(error)}", _OTHER_SIZE
+        ) from None
+    if logits.shape != (1, net.head[1].out_features):
+        raise PluginError(f"{net.name} gives {tuple(logits.shape)} for one image, not one row of logits")
 
 
 def _pretrained(backbone: Backbone, config: ModelConfig) -> Pretrained | None:
@@ -75,15 +167,14 @@ def _pretrained(backbone: Backbone, config: ModelConfig) -> Pretrained | None:
     file = Path(name)
     if not (file.suffix or file.exists()):
         return backbone.weights(name)
-    return Pretrained(str(file), lambda: read_state(file), _preprocess_of(file, backbone))
-
-
-def _preprocess_of(file: Path, backbone: Backbone) -> Preprocess:
-    """The input that a weights file was made for: what it says itself, else what the backbone's own weights take."""
-    said = read_metadata(file).get("preprocess") if file.is_file() else None
-    if said:
-        return Preprocess.model_validate(json.loads(said))
     try:
-        return backbone.weights("imagenet").preprocess
+        own = backbone.weights("imagenet")
     except WeightsError:
-        return Preprocess()
+        own = Pretrained("none", dict)
+    return Pretrained(str(file), lambda: read_state(file), _preprocess_of(file) or own.preprocess, own.min_size)
+
+
+def _preprocess_of(file: Path) -> Preprocess | None:
+    """The input that a weights file was made for, if it says so itself."""
+    said = read_metadata(file).get("preprocess")
+    return Preprocess.model_validate(json.loads(said)) if said else None

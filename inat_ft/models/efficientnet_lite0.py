@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from inat_ft.errors import WeightsError
 from inat_ft.models.base import Backbone, Preprocess, Pretrained
+from inat_ft.models.timm import import_timm
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,13 +24,8 @@ class EfficientNetLite0(Backbone):
 
     def build(self, num_classes: int, image_size: int, dropout: float) -> nn.Module:
         """timm's architecture with random weights. Raises WeightsError when the extra is not installed."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # deprecations inside timm
-                import timm
-        except ModuleNotFoundError:
-            raise WeightsError("efficientnet_lite0 needs the package timm, which is not installed", _EXTRA) from None
-        return timm.create_model("tf_efficientnet_lite0", pretrained=False)  # type: ignore[no-any-return]
+        classifier: nn.Module = import_timm("demo").create_model("tf_efficientnet_lite0")
+        return classifier
 
     def weights(self, name: str) -> Pretrained:
         """The package's weights, under the name `imagenet`."""

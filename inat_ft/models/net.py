@@ -1,21 +1,15 @@
-"""Net: any classifier as a chain of named stages and a new head.
-
-The chain is found by tracing the classifier with torch.fx, so no architecture is known by name here: a stage begins
-where a single tensor is all that later layers need.
-"""
+"""Net: any classifier as a chain of named stages and a new head."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from inat_ft.errors import ConfigError, PluginError, WeightsError, did_you_mean
-
-_MIN_STAGES = 4
-_MAX_SHARE = 0.8
+from inat_ft.errors import ConfigError, WeightsError, did_you_mean
+from inat_ft.models.chain import find_chain
 
 
 class Net(nn.Module):
@@ -141,139 +135,10 @@ def _some(names: Sequence[str], what: str) -> str:
 
 
 def make_net(name: str, classifier: nn.Module, num_classes: int, dropout: float) -> Net:
-    """The classifier in stages, its last Linear replaced by Dropout and a fresh Linear to `num_classes`.
+    """The classifier in stages, its last layer replaced by Dropout and a fresh Linear to `num_classes`.
 
-    Raises PluginError when the classifier has no Linear to replace or its layers do not form a chain.
+    Raises PluginError when the classifier does not end with a linear layer or cannot be traced.
     """
-    head_name, last = _last_linear(classifier)
-    graph, linear = _trace(classifier, head_name)
-    stages = _stages(graph, linear)
-    fresh = nn.Linear(last.in_features, num_classes)
-    return Net(name, stages, nn.Sequential(nn.Dropout(dropout), fresh), head_name)
-
-
-def _last_linear(classifier: nn.Module) -> tuple[str, nn.Linear]:
-    linears = [(name, module) for name, module in classifier.named_modules() if isinstance(module, nn.Linear)]
-    if not linears:
-        raise PluginError(f"{type(classifier).__name__} has no Linear layer that a new head could replace")
-    return linears[-1]
-
-
-class _Tracer(fx.Tracer):
-    """Traces a classifier, opening only the modules named; each other module stays one call."""
-
-    def __init__(self, opened: set[str]) -> None:
-        super().__init__()
-        self.opened = opened
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name not in self.opened
-
-
-def _trace(classifier: nn.Module, head_name: str) -> tuple[fx.GraphModule, fx.Node]:
-    """Trace, opening modules from the largest down until there are enough stages of a reasonable size."""
-    opened = {head_name.rsplit(".", depth)[0] for depth in range(1, head_name.count(".") + 1)}
-    closed: set[str] = set()
-    modules = dict(classifier.named_modules())
-    while True:
-        tracer = _Tracer(opened)
-        try:
-            graph = fx.GraphModule(classifier, tracer.trace(classifier))
-        except Exception as error:  # fx raises whatever the traced forward pass raises
-            raise PluginError(
-                f"the forward pass of {type(classifier).__name__} cannot be traced: {type(error).__name__}: {error}"
-            ) from error
-        sizes = {
-            str(node.target): _size(modules[str(node.target)])
-            for node in graph.graph.nodes
-            if node.op == "call_module" and node.target != head_name
-        }
-        sizes = {name: size for name, size in sizes.items() if size}
-        can_open = sorted(
-            (name for name in sizes if name not in closed and list(modules[name].children())), key=sizes.__getitem__
-        )
-        if not can_open:
-            break
-        large = can_open[-1]
-        if len(sizes) >= _MIN_STAGES and sizes[large] <= _MAX_SHARE * sum(sizes.values()):
-            break
-        (opened if _opens(classifier, opened | {large}) else closed).add(large)
-    return graph, _check_end(graph, head_name)
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _opens(classifier: nn.Module, opened: set[str]) -> bool:
-    try:
-        _Tracer(opened).trace(classifier)
-    except Exception:  # as above: then the module stays whole
-        return False
-    return True
-
-
-def _check_end(graph: fx.GraphModule, head_name: str) -> fx.Node:
-    """The call of the last Linear, which must be the last thing that the classifier does."""
-    calls = [node for node in graph.graph.nodes if node.op == "call_module" and node.target == head_name]
-    output = next(node for node in graph.graph.nodes if node.op == "output")
-    if len(calls) != 1 or output.args[0] is not calls[0]:
-        raise PluginError(f"the classifier does not end with its last Linear layer, '{head_name}'")
-    call: fx.Node = calls[0]
-    return call
-
-
-def _stages(graph: fx.GraphModule, linear: fx.Node) -> dict[str, nn.Module]:
-    """Cut the graph before `linear` into stages, each with parameters and named after its first module with any.
-
-    A cut is possible where exactly one value is used later. Dropout before the head goes: the new head has its own.
-    """
-    nodes = _before(graph, linear)
-    pieces, piece, taken = [], [], next(node for node in graph.graph.nodes if node.op == "placeholder")
-    for index, node in enumerate(nodes):
-        piece.append(node)
-        later = {used for rest in (*nodes[index + 1 :], linear) for used in rest.all_input_nodes}
-        live = later - set(nodes[index + 1 :])
-        if live == {node}:
-            pieces.append((piece, taken, node))
-            piece, taken = [], node
-    merged: list[tuple[str | None, list[fx.Node], fx.Node, fx.Node]] = []
-    for piece, taken, made in pieces:
-        name = next((str(n.target) for n in piece if _has_parameters(graph, n)), None)
-        if merged and (name is None or merged[-1][0] is None):
-            first, before, start, _ = merged.pop()
-            merged.append((first or name, before + piece, start, made))
-        else:
-            merged.append((name, piece, taken, made))
-    return {name or "backbone": _module(graph, piece, taken, made) for name, piece, taken, made in merged}
-
-
-def _before(graph: fx.GraphModule, linear: fx.Node) -> list[fx.Node]:
-    (source,) = linear.all_input_nodes
-    while source.op == "call_module" and isinstance(graph.get_submodule(str(source.target)), nn.Dropout):
-        linear.replace_input_with(source, source.all_input_nodes[0])
-        (source,) = linear.all_input_nodes
-    needed, todo = set(), [source]
-    while todo:
-        node = todo.pop()
-        if node not in needed:
-            needed.add(node)
-            todo.extend(node.all_input_nodes)
-    return [node for node in graph.graph.nodes if node in needed and node.op != "placeholder"]
-
-
-def _has_parameters(graph: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "get_attr":
-        return True
-    return node.op == "call_module" and _size(graph.get_submodule(str(node.target))) > 0
-
-
-def _module(graph: fx.GraphModule, piece: list[fx.Node], taken: fx.Node, made: fx.Node) -> fx.GraphModule:
-    """The nodes of a piece as a module of their own that holds just what they use, under the original names."""
-    inner = fx.Graph()
-    copies = {taken: inner.placeholder("inputs")}
-    for node in piece:
-        copies[node] = inner.node_copy(node, lambda used: copies[used])
-    inner.output(copies[made])
-    inner.lint()
-    return fx.GraphModule(graph, inner, class_name="Stage")
+    chain = find_chain(classifier)
+    fresh = nn.Linear(chain.in_features, num_classes, bias=chain.has_bias)
+    return Net(name, chain.stages, nn.Sequential(nn.Dropout(dropout), fresh), chain.head_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from inat_ft.errors import ConfigError, WeightsError, did_you_mean
@@ -9,6 +10,9 @@ from inat_ft.models.base import Backbone, Preprocess, Pretrained
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+_INCEPTIONS = ("googlenet", "inception_v3")
 
 
 class Torchvision(Backbone):
@@ -20,14 +24,30 @@ class Torchvision(Backbone):
     """torchvision's name of the classifier."""
 
     def build(self, num_classes: int, image_size: int, dropout: float) -> nn.Module:
-        """The classifier with random weights and no auxiliary outputs. Raises ConfigError for an unknown name."""
+        """The classifier with random weights and no auxiliary outputs. Raises ConfigError for an unknown name.
+
+        A SqueezeNet ends with a convolution, a ReLU and the mean over the image; here it ends with the mean and a Linear.
+        """
+        from torch import nn
+
         builder = self._builder()
         options: dict[str, Any] = {"weights": None}
-        if self.variant in ("googlenet", "inception_v3"):  # further outputs for training, which a Net does not have
+        if self.variant in _INCEPTIONS:  # further outputs for training, which a Net does not have
             options |= {"aux_logits": False, "init_weights": False}
         if self.variant.startswith("vit_"):  # the position embedding depends on the size
             options["image_size"] = image_size
-        return builder(**options)  # type: ignore[no-any-return]
+        if self.variant.startswith("maxvit_"):  # its windows must tile the image
+            options["input_size"] = (image_size, image_size)
+        classifier: nn.Module = builder(**options)
+        if self.variant.startswith("squeezenet"):
+            last = nn.Sequential(OrderedDict({"1": nn.Linear(512, num_classes)}))  # under the convolution's own name
+            ending: dict[str, nn.Module] = {
+                "pool": nn.AdaptiveAvgPool2d(1),
+                "flatten": nn.Flatten(),
+                "classifier": last,
+            }
+            return nn.Sequential(OrderedDict(features=classifier.get_submodule("features"), **ending))
+        return classifier
 
     def weights(self, name: str) -> Pretrained:
         """`imagenet` is torchvision's default; others by their names, such as IMAGENET1K_V1."""
@@ -45,14 +65,17 @@ class Torchvision(Backbone):
                 f"known: imagenet, none, {', '.join(known.__members__)}, or a .pth or .safetensors file",
             )
         crop = weights.transforms()
-        preprocess = Preprocess(image_size=crop.crop_size[0], mean=tuple(crop.mean), std=tuple(crop.std))
+        mean, std = tuple(crop.mean), tuple(crop.std)
+        if self.variant in _INCEPTIONS:  # torchvision undoes ImageNet's normalisation inside these, for their weights
+            mean = std = (0.5, 0.5, 0.5)
+        preprocess = Preprocess(image_size=crop.crop_size[0], mean=mean, std=std)
 
         def load() -> dict[str, Any]:
             from inat_ft.models.weights import fetch_weights
 
             return fetch_weights(weights.url)
 
-        return Pretrained(str(weights), load, preprocess)
+        return Pretrained(str(weights), load, preprocess, max(weights.meta["min_size"]))
 
     def _builder(self) -> Any:
         import torchvision

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -53,19 +54,20 @@ def read_metadata(path: Path) -> dict[str, str]:
     return dict(header.get("__metadata__") or {})
 
 
-def fetch_weights(url: str) -> dict[str, Tensor]:
-    """torchvision's weights from its own download folder, fetched first when they are not there.
+def fetch_weights(url: str, name: str = "") -> dict[str, Tensor]:
+    """Weights from torch's own download folder, fetched first when they are not there.
 
-    The file name ends in the start of its SHA-256, which is checked. Raises WeightsError that says where the file is
-    looked for and how to bring it when it cannot be fetched.
+    name: of the file there; by default the address's own. Where it ends in the start of a SHA-256, as torchvision's do,
+    that is checked. Raises WeightsError that says where the file is looked for and how to bring it.
     """
     from inat_ft.data.download import download
 
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    file = folder / url.rsplit("/", 1)[1]
+    file = folder / (name or url.rsplit("/", 1)[1])
+    sha256 = re.search(r"-([0-9a-f]{8,64})$", file.stem)
     if not file.is_file():
         try:
-            download(url, file, sha256_prefix=file.stem.rsplit("-", 1)[1])
+            download(url, file, sha256_prefix=sha256[1] if sha256 else None)
         except DataError as error:
             raise WeightsError(
                 f"the pretrained weights {file.name} are not in {_tilde(folder)} and cannot be fetched: {error.message}",

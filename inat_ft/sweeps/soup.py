@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,10 +16,10 @@ from inat_ft.config import RunConfig
 from inat_ft.data.batches import Batches, ImageInput, Stored
 from inat_ft.data.manifest import Manifest
 from inat_ft.data.pixels import Pixels
-from inat_ft.data.threads import num_cores
+from inat_ft.data.threads import decoders
 from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.passes import evaluate
-from inat_ft.engine.prefix import PLAIN, PrefixCache, as_activation
+from inat_ft.engine.prefix import PLAIN, PrefixCache
 from inat_ft.errors import RecordError, UsageError
 from inat_ft.evaluation.predict import Trained, load_trained, manifest_of
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
@@ -130,12 +129,12 @@ class _Judge:
         self.net: Net = self.trained.net
         self.manifest: Manifest = manifest_of(record, folder)
         self.rows = self.manifest.rows("val")
-        pool = stack.enter_context(ThreadPoolExecutor(num_cores()))
+        pool = stack.enter_context(decoders())
         pixels = Pixels(
             [self.manifest.root / self.manifest.paths[row] for row in self.rows],
             [self.manifest.hashes[row] for row in self.rows],
             torch.from_numpy(self.manifest.labels[self.rows]).to(compute.device),
-            self.trained.preprocess.image_size,
+            self.trained.preprocess.eval_size,
             cache,
             pool,
         )
@@ -155,7 +154,7 @@ class _Judge:
         if cut and estimate.pays:
             front = kept.front(cut, [], lambda: torch.empty(0))
             source = kept.rows(front, estimate, pixels, PLAIN, lambda done, total: None)
-            return mixed, Batches(source, pixels.labels, _BATCH, as_activation, cut)
+            return mixed, Batches(source, pixels.labels, _BATCH, kept.activation(cut, pixels.size), cut)
         prepare = ImageInput(self.trained.preprocess.mean, self.trained.preprocess.std)
         packed = Stored(*pixels.store.read(pixels.hashes)) if pixels.is_packed() else pixels.files()
         return mixed, Batches(packed, pixels.labels, _BATCH, prepare)

@@ -61,7 +61,11 @@ def test_a_backbone_plugin_trains_and_is_evaluated(python: Path, manifest_file: 
 
 def test_a_broken_plugin_is_named_and_breaks_nothing_else(python: Path) -> None:
     site = next(python.parents[1].glob("lib/python*/site-packages"))
+    (site / "exits.py").write_text("raise SystemExit('gone')")
+    (site / "empty.py").write_text("from inat_ft.strategies import Strategy\n\nclass Empty(Strategy):\n    pass\n")
     for package, entry in (
+        ("exits-one", "exits = exits:Exits"),
+        ("empty-one", "empty = empty:Empty"),
         ("broken-one", "bad = nowhere:Bad"),
         ("clash-one", "head = every_other:EveryOther"),
         ("odd-one", "odd = json:loads"),
@@ -74,6 +78,8 @@ def test_a_broken_plugin_is_named_and_breaks_nothing_else(python: Path) -> None:
     listed = run(python, "strategies")
     assert listed.returncode == 0
     assert "No module named 'nowhere'" in listed.stdout and "broken-one" in listed.stdout
+    assert "SystemExit: gone" in listed.stdout and "empty:Empty has no groups()" in listed.stdout
+    assert "partial " in listed.stdout, "the others are listed still"
     assert "the name is taken by package 'inat-ft'" in listed.stdout and "odd-one" in listed.stdout
     used = run(python, "train", "--mode", "bad", "--dry-run")
     assert used.returncode == 1 and "package 'broken-one' cannot be imported" in used.stderr

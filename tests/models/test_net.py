@@ -5,6 +5,7 @@ from torchvision.models import get_model, resnet50
 
 from inat_ft.config import ModelConfig
 from inat_ft.errors import ConfigError, PluginError, WeightsError
+from inat_ft.models import Backbone
 from inat_ft.models.build import build_model, empty_net
 from inat_ft.models.net import make_net
 from inat_ft.models.weights import read_state
@@ -13,36 +14,6 @@ from inat_ft.settings import load_config
 
 def model_config(**options: object) -> ModelConfig:
     return load_config(None, [(f"model.{key}", value) for key, value in options.items()]).model
-
-
-FAMILIES = [
-    *("resnet18", "resnext50_32x4d", "wide_resnet50_2", "efficientnet_b0", "efficientnet_v2_s", "convnext_tiny"),
-    *("mobilenet_v2", "mobilenet_v3_small", "vgg11", "vgg11_bn", "alexnet", "densenet121", "swin_t", "vit_b_16"),
-    *("regnet_y_400mf", "shufflenet_v2_x0_5", "mnasnet0_5", "googlenet"),
-]
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_stages_and_head_compute_what_the_classifier_computes(name: str) -> None:
-    torch.manual_seed(0)
-    options = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
-    classifier = get_model(name, weights=None, **options).eval()
-    size = 224 if name == "vit_b_16" else 64
-    x = torch.rand(2, 3, size, size)
-    with torch.no_grad():
-        wanted = classifier(x)
-        net = make_net(name, classifier, 1000, 0.0).eval()
-        net.head[1].load_state_dict(last_linear(classifier).state_dict())
-        assert torch.equal(net(x), wanted)
-        assert len(net.stages) >= 4
-        whole = net.run(x, 0, len(net.stages))
-        for cut in range(1, len(net.stages)):
-            assert torch.equal(net.run(net.run(x, 0, cut), cut, len(net.stages)), whole)
-    assert set(net.state()) == set(classifier.state_dict())
-
-
-def last_linear(classifier: nn.Module) -> nn.Linear:
-    return [module for module in classifier.modules() if isinstance(module, nn.Linear)][-1]
 
 
 def test_resnet50_has_torchvisions_stages_and_its_weights_load_there(tmp_path) -> None:
@@ -86,10 +57,53 @@ def test_a_classifier_that_is_no_chain_is_refused() -> None:
             x = self.body(x)
             return self.a(x) + self.b(x)
 
-    with pytest.raises(PluginError, match="does not end with its last Linear layer"):
+    with pytest.raises(PluginError, match=r"TwoHeads does not end with a Linear layer.*but with add"):
         make_net("two", TwoHeads(), 2, 0.0)
-    with pytest.raises(PluginError, match="no Linear layer"):
-        make_net("none", nn.Sequential(nn.Conv2d(3, 3, 1)), 2, 0.0)
+    with pytest.raises(PluginError, match=r"does not end with a Linear layer.*but with '0'"):
+        make_net("none", nn.Sequential(nn.Conv2d(3, 3, 3)), 2, 0.0)
+    with pytest.raises(PluginError, match="nothing stands before"):
+        make_net("none", nn.Sequential(nn.Linear(3, 3)), 2, 0.0)
+
+
+def test_a_convolution_that_gives_the_logits_becomes_a_linear_layer() -> None:
+    classifier = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 5, 1), nn.Flatten())
+    net = make_net("conv", classifier, 5, 0.0)
+    net.load({**classifier.state_dict(), "2.weight": classifier[2].weight.flatten(1)}, "its own")
+    x = torch.rand(2, 3, 9, 9)
+    torch.testing.assert_close(net(x), classifier(x))
+
+
+class Raises(Backbone):
+    def build(self, num_classes, image_size, dropout):
+        raise KeyError("conv9")
+
+
+class NoModule(Backbone):
+    def build(self, num_classes, image_size, dropout):
+        return 3
+
+
+class NoWeights(Backbone):
+    def build(self, num_classes, image_size, dropout):
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, num_classes))
+
+    def weights(self, name):
+        raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize(
+    ("bad", "name", "message"),
+    [
+        (Raises, "mine", r"backbone Raises of .*test_net failed in build\(\): KeyError: 'conv9'"),
+        (NoModule, "mine", r"breaks the contract: build\(\) must return a torch.nn.Module, not 3"),
+        (NoWeights, "mine", r"failed in weights\(\): OSError: the disk is gone"),
+        (NoWeights, "resnet50", "stands for 'resnet50', which is a classifier of torchvision"),
+    ],
+)
+def test_a_backbone_that_breaks_the_contract_is_named(bad, name: str, message: str, monkeypatch) -> None:
+    monkeypatch.setattr("inat_ft.models.build.build_backbone", lambda section: bad())
+    with pytest.raises(PluginError, match=message):
+        build_model(ModelConfig(backbone=name, weights="imagenet" if bad is NoWeights else "none"), 3, 0, 16)
 
 
 class TestWeightsFromFiles:

@@ -107,10 +107,16 @@ class NoGroups(Strategy):
         return list(net.head.parameters())
 
 
+class Exits(Strategy):
+    def groups(self, net: Net, epoch: int):
+        raise SystemExit(3)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
         (Raises, r"failed in groups\(epoch=0\): KeyError: 'layer9'"),
+        (Exits, r"failed in groups\(epoch=0\): SystemExit: 3"),
         (Nothing, "lets nothing learn in epoch 1"),
         (Twice, "returned a parameter in two groups"),
         (Foreign, "a parameter that is not the network's"),
