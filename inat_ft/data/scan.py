@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 THUMB = 32
 """Side of the thumbnails by which copies are recognised, in pixels."""
 
-_ENOUGH = 96
-_GREY = np.array([299, 587, 114], np.uint32)
-_CHUNK = 16
+_SAMPLES = 5
+"""Along each side of a cell of a thumbnail. With 3, one in seven copies at half the size is missed; with 5, none."""
+_CHUNK = 32
 _MAX_BYTES = 2**30
 
 
@@ -67,25 +67,26 @@ class Looks:
         from PIL import Image
 
         pictures = np.stack(small)
-        self.colours[places] = pictures.mean((1, 2)).round()
-        self.thumbs[places] = (
-            (pictures * _GREY).sum(3, np.uint32) + 500
-        ) // 1000  # whole numbers: the same on any machine
+        sums = pictures.reshape(len(pictures), THUMB**2, 3).sum(1, np.uint32)
+        self.colours[places] = (sums + THUMB**2 // 2) // THUMB**2
+        red, green, blue = np.moveaxis(pictures.astype(np.uint32), 3, 0)
+        self.thumbs[places] = (299 * red + 587 * green + 114 * blue + 500) // 1000  # integers: the same anywhere
         for place in places:
             bits = imagehash.phash(Image.fromarray(self.thumbs[place])).hash
             self.phashes[place] = int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 def small_picture(image: Tensor) -> NDArray[np.uint8]:
-    """An image uint8 `[3, H, W]` as uint8 `[32, 32, 3]`.
+    """An image uint8 `[3, H, W]` as uint8 `[32, 32, 3]`: in each cell the mean of a grid of samples.
 
-    Large images are thinned out first: averaging every pixel would cost a third of the decoding.
+    Averaging every pixel would cost a third of the decoding.
     """
-    from PIL import Image
-
-    step = max(1, min(image.shape[1:]) // _ENOUGH)
-    thin = image.permute(1, 2, 0)[::step, ::step].contiguous().numpy()
-    return np.asarray(Image.fromarray(thin).resize((THUMB, THUMB), Image.Resampling.BOX))
+    pixels = image.permute(1, 2, 0).numpy()
+    rows, columns = ((2 * np.arange(_SAMPLES * THUMB) + 1) * side // (2 * _SAMPLES * THUMB) for side in pixels.shape[:2])
+    tall = sum(pixels[rows[k::_SAMPLES]].astype(np.uint16) for k in range(_SAMPLES))
+    cells = tall.take(columns, 1).reshape(THUMB, THUMB, _SAMPLES, 3)
+    sums = sum(cells[:, :, k] for k in range(_SAMPLES))
+    return ((sums + _SAMPLES**2 // 2) // _SAMPLES**2).astype(np.uint8)
 
 
 @dataclass(frozen=True)
