@@ -66,7 +66,7 @@ def measure(manifest: Path, work: Path, mode: str, seed: int, epochs: int) -> di
             best = record, directory, seconds, lr
     assert best is not None
     record, directory, seconds, lr = best
-    predictions, _ = predict_subset(record, directory, "test")
+    predictions, *_ = predict_subset(record, directory, "test")
     return {
         "mode": mode,
         "seed": seed,
