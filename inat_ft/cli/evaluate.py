@@ -48,6 +48,9 @@ def evaluate(
     root: Annotated[
         Path | None, typer.Option(help="Folder of the images, when they have moved.", show_default=False)
     ] = None,
+    cam: Annotated[
+        bool, typer.Option("--cam", help="Grad-CAM: overlay what spoke for the predictions; needs the extra cam.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Evaluate a run on the test set: metrics with 95 % intervals, figures, predictions image by image.
@@ -60,7 +63,15 @@ def evaluate(
 
     with render.progress(f"evaluating on {subset}") as tick:
         found = evaluate_run(
-            run, subset, device=device, precision=precision, tta=tta, image_size=image_size, root=root, tick=tick
+            run,
+            subset,
+            device=device,
+            precision=precision,
+            tta=tta,
+            image_size=image_size,
+            root=root,
+            cam=cam,
+            tick=tick,
         )
     if json:
         files = [file.as_posix() for file in found.figures]

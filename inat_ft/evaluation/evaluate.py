@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from inat_ft.evaluation.figures import draw_figures
+from inat_ft.engine.device import Compute, choose_compute
+from inat_ft.evaluation.cam import heat_maps, require_captum
+from inat_ft.evaluation.figures import draw_figures, draw_overlays, sample, worst
 from inat_ft.evaluation.ledger import count_look
 from inat_ft.evaluation.metrics import all_metrics, at_temperature, confusion, ece, fit_temperature, log_loss, once
-from inat_ft.evaluation.predict import predict_subset
+from inat_ft.evaluation.predict import Trained, load_trained, predict_subset
 from inat_ft.evaluation.predictions import Predictions, read_predictions, write_predictions
 from inat_ft.records import Evaluation, Metric, RunRecord, read_record, write_record
 
@@ -33,15 +35,18 @@ def evaluate_run(
     tta: str = "none",
     image_size: int | None = None,
     root: Path | None = None,
+    cam: bool = False,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluated:
     """Evaluate a run (its directory or record.json) on a subset and write everything beside its record.
 
-    image_size: in pixels, where it is to differ from the one that the run says.
+    image_size: in pixels, where it is to differ from the one that the run says. cam: overlay where it looked, too.
     A look at the test set is counted in the ledger beside the manifest before anything of it is shown.
     """
     record, file = read_record(run)
     directory = file.parent
+    if cam:
+        require_captum()  # before the test set is looked at
     predictions, manifest, size = predict_subset(
         record,
         directory,
@@ -78,7 +83,27 @@ def evaluate_run(
     record = _with(record, evaluation, name)
     write_record(record, file)
     figures = draw_figures(predictions, directory / "figures", subset, manifest.root)
+    if cam:
+        compute = choose_compute(device, "fp32")
+        trained = load_trained(directory / "model.safetensors", compute, image_size)
+        figures += _overlays(predictions, trained, compute, directory / "figures", subset, manifest.root)
     return Evaluated(record, evaluation, directory, figures)
+
+
+def _overlays(
+    predictions: Predictions, trained: Trained, compute: Compute, folder: Path, subset: str, root: Path
+) -> list[Path]:
+    """Grad-CAM of the predicted class on the images of the grid, and on the most confident mistakes."""
+    chosen = {"cam": (sample(predictions), f"{subset} images: what spoke for the prediction")}
+    if predictions.probabilities is not None:
+        chosen["cam_mistakes"] = (worst(predictions), "Most confident mistakes: what spoke for them")
+    files = []
+    for name, (places, title) in chosen.items():
+        if places:
+            paths = [root / predictions.paths[place] for place in places]
+            maps = heat_maps(trained, paths, predictions.predicted[places].tolist(), compute).numpy()
+            files += draw_overlays(predictions, places, maps, folder / f"{name}-{subset}", root, title)
+    return files
 
 
 def _temperature(record: RunRecord, directory: Path, image_size: int) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inat_ft.evaluation.metrics import confusion
 from inat_ft.evaluation.predictions import Predictions
@@ -38,8 +39,8 @@ def draw_figures(predictions: Predictions, folder: Path, subset: str, root: Path
     drawn: dict[str, Figure] = {"confusion": _confusion(predictions), "per_class": _per_class(predictions)}
     if predictions.probabilities is not None:
         drawn["reliability"] = _reliability(predictions)
-        drawn["mistakes"] = _pictures(predictions, _worst(predictions), root, "Most confident mistakes")
-    drawn["grid"] = _pictures(predictions, _sample(predictions), root, f"{subset} images: true class, then prediction")
+        drawn["mistakes"] = _pictures(predictions, worst(predictions), root, "Most confident mistakes")
+    drawn["grid"] = _pictures(predictions, sample(predictions), root, f"{subset} images: true class, then prediction")
     return [file for name, figure in drawn.items() for file in save(figure, folder / f"{name}-{subset}")]
 
 
@@ -122,7 +123,7 @@ def _reliability(p: Predictions, bins: int = 10) -> Figure:
     return figure  # type: ignore[no-any-return]
 
 
-def _sample(p: Predictions) -> Sequence[int]:
+def sample(p: Predictions) -> Sequence[int]:
     """Thirty images, as evenly over the classes as they come, the same for every network on these images."""
     rng = np.random.default_rng(0)
     shuffled = rng.permutation(len(p))
@@ -135,7 +136,8 @@ def _sample(p: Predictions) -> Sequence[int]:
     return chosen
 
 
-def _worst(p: Predictions) -> Sequence[int]:
+def worst(p: Predictions) -> Sequence[int]:
+    """The thirty mistakes with the highest probability, most probable first."""
     assert p.probabilities is not None
     wrong = np.flatnonzero(~p.correct)
     confidence = p.probabilities[wrong, p.predicted[wrong]]
@@ -143,7 +145,16 @@ def _worst(p: Predictions) -> Sequence[int]:
     return chosen
 
 
-def _pictures(p: Predictions, places: Sequence[int], root: Path, title: str) -> Figure:
+def draw_overlays(
+    p: Predictions, places: Sequence[int], maps: NDArray[np.float32], stem: Path, root: Path, title: str
+) -> list[Path]:
+    """The images at `places` with what spoke for their predictions laid over, `maps` `[N, S, S]` 0..1, as PNG and SVG."""
+    return save(_pictures(p, places, root, title, maps), stem)
+
+
+def _pictures(
+    p: Predictions, places: Sequence[int], root: Path, title: str, maps: NDArray[np.float32] | None = None
+) -> Figure:
     """A 10 x 3 grid of images; a tick or a cross says beside the colour whether the prediction is right."""
     from inat_ft.data.images import load_image
 
@@ -153,8 +164,11 @@ def _pictures(p: Predictions, places: Sequence[int], root: Path, title: str) -> 
         figure.suptitle(title if places else f"{title}: none", fontweight="bold", fontsize=11)
         for axes in grid.flat:
             axes.set_axis_off()
-        for axes, place in zip(grid.flat, places, strict=False):
-            axes.imshow(load_image(root / p.paths[place], 160))
+        for number, (axes, place) in enumerate(zip(grid.flat, places, strict=False)):
+            axes.imshow(load_image(root / p.paths[place], 160), extent=(0, 1, 0, 1))
+            if maps is not None:
+                heat = {"cmap": "inferno", "alpha": 0.5, "vmin": 0, "vmax": 1, "interpolation": "bicubic"}
+                axes.imshow(maps[number], extent=(0, 1, 0, 1), **heat)
             right = p.correct[place]
             sure = f" ({p.probabilities[place, p.predicted[place]]:.0%})" if p.probabilities is not None else ""
             text = f"{p.classes[p.true[place]]}\n{'✓' if right else '✗'} {p.classes[p.predicted[place]]}{sure}"
