@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -85,6 +87,11 @@ def has_bf16(device: torch.device) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, on a GPU or on the CPU."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, which torch.compile needs."""
+    return any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++", "cl")))
 
 
 @contextmanager

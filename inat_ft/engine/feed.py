@@ -94,6 +94,9 @@ class Feed:
     _fronts: dict[int, Front] = field(default_factory=dict)
     _images: dict[str, Source] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.prefix_cache.say = self._say
+
     def train(self, prefix: int, epoch: int) -> Batches:
         """Training batches of an epoch."""
         draws = None

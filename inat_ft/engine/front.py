@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from inat_ft.models.net import Net
 
@@ -56,6 +57,35 @@ def relative_error(net: Net, cut: int, sample: Tensor) -> float:
     wanted = folded_front(net, cut).build()(sample).float()
     got = fast_front(net, cut).build()(sample.to(torch.bfloat16)).float()
     return float((got - wanted).norm() / wanted.norm().clamp(min=1e-12))
+
+
+class Compiled(nn.Module):
+    """Stages compiled by torch.compile with their weights as constants, or as they are where that fails.
+
+    It compiles for batches of the size of the first one; smaller ones are filled up.
+    """
+
+    def __init__(self, stages: nn.Module, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self.stages = stages
+        self._say = say
+        self._rows = 0
+        self._run: Callable[[Tensor], Tensor] = torch.compile(stages, dynamic=False, options={"freezing": True})
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The stages' output for `[B, 3, H, W]`."""
+        if self._run is self.stages or (self._rows and len(inputs) > self._rows):
+            return self.stages(inputs)  # type: ignore[no-any-return]
+        from torch._dynamo.exc import TorchDynamoException  # a second's import, which only this needs
+
+        self._rows = self._rows or len(inputs)
+        filled = F.pad(inputs, (0,) * 7 + (self._rows - len(inputs),)).contiguous(memory_format=torch.channels_last)
+        try:
+            return self._run(filled)[: len(inputs)]
+        except TorchDynamoException as error:
+            self._say(f"torch.compile failed ({type(error).__name__}), so the frozen layers are computed without it")
+            self._run = self.stages
+            return self.stages(inputs)  # type: ignore[no-any-return]
 
 
 def _stages(net: Net, cut: int) -> nn.Module:

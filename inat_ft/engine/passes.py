@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ from torch.optim import Optimizer
 
 from inat_ft.config import OptimConfig
 from inat_ft.data.batches import Batches
-from inat_ft.engine.device import Compute, is_out_of_memory, threads
+from inat_ft.engine.device import Compute, has_compiler, is_out_of_memory, threads
 from inat_ft.engine.ranks import SharedDropout
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.models.net import Net
@@ -61,7 +59,7 @@ class Recipe:
         if not self.compile or prefix == len(net.stages):
             return None
         if prefix not in self.compiled:
-            if not any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++", "cl"))):
+            if not has_compiler():
                 raise UsageError("--compile needs a C++ compiler, and there is none", "install g++, or leave it out")
             self.compiled[prefix] = torch.compile(nn.Sequential(*list(net.stages.values())[prefix:]))
         return self.compiled[prefix]

@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from inat_ft.data.batches import Batches, ImageInput, Resident, Source, Stored
 from inat_ft.data.pixels import Pixels, pixels_key
 from inat_ft.data.store import Make, Store, open_store
-from inat_ft.engine.device import Compute, is_out_of_memory
-from inat_ft.engine.front import MAX_ERROR, Front, exact_front, fast_front, folded_front, relative_error
+from inat_ft.data.threads import num_cores
+from inat_ft.engine.device import Compute, has_compiler, is_out_of_memory
+from inat_ft.engine.front import MAX_ERROR, Compiled, Front, exact_front, fast_front, folded_front, relative_error
 from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net
 from inat_ft.models.weights import fingerprint
@@ -36,6 +37,8 @@ _DISK_SHARE = 0.5
 _WORTH = 0.2
 _ROUND = 512
 _BATCH = {"cpu": 32, "cuda": 256, "mps": 64}
+_COMPILE_FLOPS = 3e13
+"""Arithmetic for each core from which on compiling repays: a third less time, for 15 to 25 s of compiling."""
 _RESIDENT_BYTES = {"cpu": 2**29, "cuda": 16 * 2**30, "mps": 2**30}
 
 
@@ -88,6 +91,7 @@ class PrefixCache:
     preprocess: Preprocess
     compute: Compute
     folder: Path
+    say: Callable[[str], None] = lambda line: None
     _keys: dict[int, dict[str, Any]] = field(default_factory=dict)
     _works: dict[tuple[int, int], _Work] = field(default_factory=dict)
 
@@ -189,7 +193,7 @@ class PrefixCache:
         work = self._work(estimate.cut, pixels.size)
         is_bf16 = front.dtype == torch.bfloat16
         store = open_store(self.folder, "prefix", key, work.row_shape, "u2" if is_bf16 else "f4")
-        make: Make = lambda missing: self._compute(front, pixels, view, missing, work.is_channels_last)  # noqa: E731
+        make: Make = lambda missing: self._compute(front, pixels, view, missing, work)  # noqa: E731
         if self.compute.ranks.size > 1:
             self._ensure_together(store, pixels.hashes, make, tick)
         store.ensure(pixels.hashes, make, tick)
@@ -227,20 +231,20 @@ class PrefixCache:
         return lambda rows, numbers: rows.float().permute(0, 3, 1, 2) if is_channels_last else rows.float()
 
     def _compute(
-        self, front: Front, pixels: Pixels, view: View, missing: Sequence[int], is_channels_last: bool
+        self, front: Front, pixels: Pixels, view: View, missing: Sequence[int], work: _Work
     ) -> Iterator[NDArray[Any]]:
         """The front applied to some images, in blocks; decoding goes on meanwhile."""
         draws = view.draws(pixels.hashes).to(self.compute.device) if view.draws else None
         prepare = ImageInput(self.preprocess.mean, self.preprocess.std, view.augment, draws)
         source: Source = Stored(*pixels.store.read(pixels.hashes)) if pixels.is_packed() else pixels.files()
-        size, module = _BATCH[self.compute.device.type], front.build()
+        size, module = _BATCH[self.compute.device.type], self._built(front, len(missing), work)
         at = 0
         while at < len(missing):
             try:
                 batches = Batches(source, pixels.labels, size, prepare)
                 for inputs, _ in batches(torch.tensor(missing[at:])):
                     with torch.inference_mode():
-                        made = _row(module(inputs.to(front.dtype)), is_channels_last).contiguous().cpu()
+                        made = _row(module(inputs.to(front.dtype)), work.is_channels_last).contiguous().cpu()
                     at += len(made)
                     yield made.view(torch.uint16).numpy() if made.dtype == torch.bfloat16 else made.float().numpy()
             except (RuntimeError, MemoryError) as error:
@@ -248,6 +252,15 @@ class PrefixCache:
                     raise
                 size //= 2
                 self.compute.free_memory()
+
+    def _built(self, front: Front, count: int, work: _Work) -> nn.Module:
+        """The front, compiled where so many images repay that on a CPU; for one pass on a GPU they hardly ever do."""
+        alone = self.compute.device.type == "cpu" and self.compute.ranks.size == 1
+        repays = count * work.before >= _COMPILE_FLOPS * num_cores()
+        if self.compute.exact or not alone or not repays or not has_compiler():
+            return front.build()
+        self.say(f"prefix: compiled with torch.compile, which {count:,} images repay")
+        return Compiled(front.build(), self.say)
 
     def _resident(self, stored: Stored, store: Store, count: int) -> Source:
         """Small rows stay in the device's memory; large ones are read as they are needed."""

@@ -1,0 +1,62 @@
+"""The forms in which frozen stages are computed give the same features, as far as they promise."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from inat_ft.config import ModelConfig
+from inat_ft.engine.front import Compiled, exact_front, folded_front
+from inat_ft.models.build import empty_net
+from inat_ft.training import train
+
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+
+
+@needs_compiler
+def test_compiled_stages_give_the_same_features_for_batches_of_any_size() -> None:
+    net = empty_net(ModelConfig(backbone="resnet18", weights="none"), 3, 64, seed=0).eval()
+    images = torch.randn(13, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    said: list[str] = []
+    compiled = Compiled(folded_front(net, 3).build(), said.append)
+    with torch.inference_mode():
+        wanted = exact_front(net, 3).build()(images)
+        made = [compiled(part) for part in (images[:5], images[5:8], images[8:])]
+        assert compiled._run is not compiled.stages
+        torch.testing.assert_close(torch.cat(made), wanted, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(compiled(images), wanted, rtol=1e-3, atol=1e-4)  # more than it was compiled for
+    assert said == []
+
+
+def test_stages_that_cannot_be_compiled_are_computed_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(graph: object, example: object) -> None:
+        raise RuntimeError("no such instruction")
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **how: original(module, backend=fail, dynamic=False))
+    said: list[str] = []
+    compiled = Compiled(nn.Conv2d(3, 4, 3), said.append)
+    images = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(compiled(images), compiled.stages(images))
+        assert torch.equal(compiled(images), compiled.stages(images))
+    (line,) = said
+    assert "torch.compile failed" in line
+
+
+@needs_compiler
+def test_many_images_are_computed_compiled_and_the_record_says_so(
+    config, places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"compute__precision": "auto", "optim__epochs": 1}
+    few, _ = train(config(**settings), places)
+    assert not any("compiled" in line for line in few.compute["decisions"])
+    monkeypatch.setattr("inat_ft.engine.prefix._COMPILE_FLOPS", 0.0)
+    monkeypatch.setattr("inat_ft.engine.feed._CHECKED_IMAGES", 8)
+    places = type(places)(places.runs, places.cache / "fresh")
+    many, _ = train(config(**settings), places)
+    assert any("compiled with torch.compile, which 36 images repay" in line for line in many.compute["decisions"])
+    assert many.history[0].train_loss == pytest.approx(few.history[0].train_loss, rel=0.02)
+    exact, _ = train(config(**{**settings, "compute__precision": "fp32"}), places)
+    assert not any("compiled" in line for line in exact.compute["decisions"])
