@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inat_ft.evaluation.compare import Comparison, Entry
+from inat_ft.evaluation.compare import Comparison
+from inat_ft.evaluation.entries import Entry
 from inat_ft.evaluation.figures import BLUE, GREEN, GREY, ORANGE, new_figure, plotting
 
 if TYPE_CHECKING:
