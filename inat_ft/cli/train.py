@@ -160,6 +160,8 @@ def train(
         if not config.is_file():
             raise UsageError(f"{resume} is no run that could go on: it has no config.yaml")
     resolved = load_config(config, overrides)
+    if config and not resume and "name" not in dict(overrides) and config.resolve().parent.name == resolved.name:
+        resolved = resolved.model_copy(update={"name": None})  # a run's settings are taken over, its name stays its own
     if show_config:
         _show_config(resolved, json)
     elif dry_run:
