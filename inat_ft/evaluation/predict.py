@@ -39,8 +39,10 @@ class Trained:
 def load_trained(file: Path, compute: Compute, image_size: int | None = None) -> Trained:
     """Read a model.safetensors that training wrote; image_size overrides the one that it says to evaluate at.
 
-    Raises WeightsError when it is none, ConfigError when it cannot take images of that size.
+    Raises RecordError when it is not there, WeightsError when it is none, ConfigError when it takes no images of that size.
     """
+    if not file.is_file():
+        raise RecordError(f"the run has no {file.name}: {file} is gone", "train it again, or bring the file back")
     state, said = read_state(file), read_metadata(file)
     try:
         config = ModelConfig.model_validate_json(said["model"])

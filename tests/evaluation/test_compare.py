@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 from pathlib import Path
@@ -295,6 +296,22 @@ def test_the_report_holds_the_answer_escapes_names_and_needs_nothing_from_outsid
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
     assert page.index("A is better than") < page.index("The evidence") < page.index("How to repeat it")
     assert page.count("<img") == page.count('alt="')
+
+
+def test_dollars_in_names_and_long_times_draw(tmp_path: Path) -> None:
+    more = {"history": [{"epoch": n, "val_accuracy": n / 10} for n in (1, 2)]}
+    names = ("from $5_{ to $6", "$x")
+    paths = [record(tmp_path, f"r{n}", right(0.9 - n / 9, n), **more) for n in range(2)]
+    for path, name, seconds in zip(paths, names, (8.5, 5000.0), strict=True):
+        raw = json.loads((path / "record.json").read_text())
+        (path / "record.json").write_text(json.dumps({**raw, "name": name, "seconds": {"total": seconds}}))
+    write_report(compare(paths), tmp_path / "report.html")
+    charts = [
+        base64.b64decode(text).decode()
+        for text in re.findall(r"svg\+xml;base64,([^\"]+)", (tmp_path / "report.html").read_text())
+    ]
+    assert any("from $5_{ to $6" in chart for chart in charts)
+    assert not any("mathdefault" in chart for chart in charts)
 
 
 def test_the_command_line(cli, tmp_path: Path) -> None:
