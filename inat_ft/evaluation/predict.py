@@ -16,7 +16,7 @@ from inat_ft.data.manifest import Manifest, read_manifest
 from inat_ft.data.threads import decoders
 from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.passes import evaluate
-from inat_ft.errors import RecordError, UsageError, WeightsError
+from inat_ft.errors import DataError, RecordError, UsageError, WeightsError
 from inat_ft.evaluation.predictions import Predictions, from_probabilities
 from inat_ft.models.base import Preprocess
 from inat_ft.models.build import empty_net, require_size
@@ -62,13 +62,21 @@ def load_trained(file: Path, compute: Compute, image_size: int | None = None) ->
 
 
 def predict_files(
-    trained: Trained, paths: Sequence[Path], compute: Compute, tta: str, tick: Callable[[int, int], None]
+    trained: Trained,
+    paths: Sequence[Path],
+    compute: Compute,
+    tta: str,
+    tick: Callable[[int, int], None],
+    problems: dict[int, DataError] | None = None,
 ) -> Tensor:
-    """Probabilities `[N, C]` float64 on the CPU. tta: none, or flip (the mean with the mirrored image)."""
+    """Probabilities `[N, C]` float64 on the CPU. tta: none, or flip (the mean with the mirrored image).
+
+    problems: where to note images that cannot be decoded, whose rows mean nothing then; without it they raise DataError.
+    """
     prepare = ImageInput(trained.preprocess.mean, trained.preprocess.std)
     labels = torch.zeros(len(paths), dtype=torch.int64, device=compute.device)
     with decoders() as pool:
-        source = ImageFiles(paths, trained.preprocess.eval_size, pool)
+        source = ImageFiles(paths, trained.preprocess.eval_size, pool, problems)
         done = 0
 
         def counted(rows: Tensor, numbers: Tensor) -> Tensor:
