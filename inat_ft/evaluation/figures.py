@@ -64,15 +64,16 @@ def new_figure(width: float, height: float, **grid: Any) -> tuple[Any, Any]:
     return figure, figure.subplots(**grid)
 
 
-def logarithmic(axes: Any) -> None:
-    """Make the x axis logarithmic, with plain numbers on it; after the drawing, since it looks at how far that goes."""
+def logarithmic(axes: Any, which: str = "x") -> None:
+    """Make an axis logarithmic, with plain numbers on it; after the drawing, since it looks at how far that goes."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,), numticks=12))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from inat_ft.evaluation.figures import BLUE, GREEN, GREY, ORANGE, new_figure, plotting, save
+from inat_ft.evaluation.figures import BLUE, GREEN, GREY, ORANGE, logarithmic, new_figure, plotting, save
 from tests.benchmarks.pictures import make_pictures, write_csv
 
 ROOT = Path(__file__).parents[2]
@@ -134,7 +134,8 @@ def draw(rows: list[dict[str, object]], file: Path) -> None:
         figure, axes = new_figure(6.4, 3.6)
         for (name, (first, other)), colour in zip(lines.items(), (GREY, BLUE, ORANGE, GREEN), strict=False):
             axes.plot(runs, [first + (run - 1) * other for run in runs], color=colour, label=name)
-        axes.set(yscale="log", xlabel="head runs of 5 epochs, one after the other", ylabel="seconds (logarithmic)")
+        axes.set(xlabel="head runs of 5 epochs, one after the other", ylabel="seconds (logarithmic)")
+        logarithmic(axes, "y")
         axes.legend(frameon=False)
     save(figure, file.with_suffix(""))
 
