@@ -1,10 +1,9 @@
 """The built-in sweep of 22 runs on many images, and the memory of a head run on them.
 
-    python -m tests.benchmarks.sweep [--images 10000]
+    python -m tests.benchmarks.sweep [--images 10000] [--image-size 224]
 
-ResNet50 with random weights. The features are extracted by a first run, whose time is told apart; to keep that short the
-images are small and the network takes them at 64 x 64: the features are 2,048 numbers all the same, and they are all that
-the 22 runs see.
+ResNet50 with random weights. The features are extracted by a first run, whose time is told apart: they are all that the
+22 runs see.
 """
 
 import argparse
@@ -23,13 +22,13 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 
 
-def make_small(root: Path, number: int) -> None:
+def make_small(root: Path, number: int, size: int) -> None:
     rng = np.random.default_rng(0)
     for place in range(number):
         file = root / f"class{place % 10}" / f"{place:06d}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((64, 64), Image.Resampling.BILINEAR).save(file, quality=80)
+        Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR).save(file, quality=80)
 
 
 def run(folder: Path, *words: str) -> tuple[float, str]:
@@ -46,10 +45,12 @@ def run(folder: Path, *words: str) -> tuple[float, str]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=10_000)
-    number = parser.parse_args().images
+    parser.add_argument("--image-size", type=int, default=224)
+    chosen = parser.parse_args()
+    number, size = chosen.images, chosen.image_size
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        make_small(folder / "photos", number)
+        make_small(folder / "photos", number, size)
         run(folder, "split", "photos", "--no-near", "--quiet")
         common = [
             "--mode",
@@ -57,7 +58,7 @@ def main() -> None:
             "--weights",
             "none",
             "--image-size",
-            "64",
+            str(size),
             "--precision",
             "bf16",
             "--cache-dir",
@@ -74,7 +75,7 @@ def main() -> None:
         print(
             f"head run of 5 epochs on cached features: {warm:.1f} s, {json.loads(out)['peak_memory_mib']:,.0f} MiB at most"
         )
-        settings = ["model.weights=none", "data.image_size=64", "compute.precision=bf16"]
+        settings = ["model.weights=none", f"data.image_size={size}", "compute.precision=bf16"]
         run(folder, "sweep", "create", *(word for each in settings for word in ("--set", each)))
         swept, _ = run(folder, "sweep", "run", "--cache-dir", "cache", "--quiet")
         print(f"22 runs of the sweep: {swept:.1f} s")
