@@ -58,7 +58,7 @@ def relative_error(net: Net, cut: int, sample: Tensor) -> float:
     """By how much the fast form differs from float32: relative L2 over the outputs for sample inputs `[S, 3, H, W]`."""
     exact, fast = folded_front(net, cut).build(), fast_front(net, cut).build()
     difference = size = torch.zeros((), dtype=torch.float64, device=sample.device)
-    for images in sample.split(_CHECKED_AT_ONCE):  # few at a time: all of them would hold half a gigabyte more
+    for images in torch.split(sample, _CHECKED_AT_ONCE):  # few at a time: all of them would hold half a gigabyte more
         wanted = exact(images).float()
         difference = difference + (fast(images.to(torch.bfloat16)).float() - wanted).double().square().sum()
         size = size + wanted.double().square().sum()
