@@ -34,12 +34,9 @@ def check_manifest(manifest: Manifest, tick: Callable[[int, int], None]) -> Diff
 
     Raises DataError when the folder of the images is gone.
     """
-    if not manifest.root.is_dir():
-        raise DataError(
-            f"the folder of the images, {manifest.root}, is gone",
-            f"bring it back, or move {manifest.path} along with it: the way from one to the other is in the manifest",
-        )
-    differing = changed_files(manifest, np.arange(len(manifest.paths)), tick)
+    require_root(manifest)
+    changed = changed_rows(manifest, np.arange(len(manifest.paths)), tick)
+    differing = [manifest.paths[row] for row in changed]
     missing = [path for path in differing if not (manifest.root / path).is_file()]
     gone = set(missing)
     known = {*manifest.paths, *(path for path, _ in manifest.left_out)}
@@ -51,24 +48,33 @@ def _present(manifest: Manifest) -> list[str]:
     if manifest.made.get("layout") == "CSV":
         return []
     try:
-        return find_files(manifest.root, skip=manifest.path.parent).paths
+        return find_files(manifest.root, skip=manifest.path).paths
     except InatFtError:  # with its images missing it need not look like a data set any more
         return []
 
 
-def changed_files(manifest: Manifest, rows: NDArray[np.int64], tick: Callable[[int, int], None]) -> list[str]:
-    """Paths among these rows whose file is gone, unreadable, or has another content than when it was split."""
+def require_root(manifest: Manifest) -> None:
+    """Raise DataError when the folder of the images is gone."""
+    if not manifest.root.is_dir():
+        raise DataError(
+            f"the folder of the images, {manifest.root}, is gone",
+            f"bring it back, or move {manifest.path} along with it: the way from one to the other is in the manifest",
+        )
 
-    def differs(row: int) -> bool:
+
+def changed_rows(manifest: Manifest, rows: NDArray[np.int64], tick: Callable[[int, int], None]) -> dict[int, str]:
+    """Those of these rows whose file is not what was split: its SHA-256 in hex now, "" where it is gone or unreadable."""
+
+    def content(row: int) -> str:
         try:
-            return sha256_of(manifest.root / manifest.paths[row]) != manifest.hashes[row]
+            return sha256_of(manifest.root / manifest.paths[row])
         except OSError:
-            return True
+            return ""
 
-    changed = []
+    changed = {}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as pool:  # hashing releases Python's lock
-        for done, (row, differing) in enumerate(zip(rows.tolist(), pool.map(differs, rows.tolist()), strict=True), 1):
-            if differing:
-                changed.append(manifest.paths[row])
+        for done, (row, now) in enumerate(zip(rows.tolist(), pool.map(content, rows.tolist()), strict=True), 1):
+            if now != manifest.hashes[row]:
+                changed[row] = now
             tick(done, len(rows))
     return changed

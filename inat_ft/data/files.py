@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+UNPRINTABLE = "the name has characters that are not UTF-8 or cannot be printed"
+
 _IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"}
 
 
@@ -32,7 +34,7 @@ class Files:
 
     def leave(self, path: str, reason: str) -> None:
         """Leave one out, under a name that can be printed."""
-        self.left_out.append((_printable(path), reason))
+        self.left_out.append((printable(path), reason))
 
 
 def is_ignored(name: str) -> bool:
@@ -45,7 +47,8 @@ def is_plain(name: str) -> bool:
     return name.isprintable() or not any(ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 for c in name)
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """A name with what cannot be printed written as escapes."""
     if is_plain(name):
         return name
     shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -85,15 +85,17 @@ def check_fractions(files: Files, options: Options) -> None:
         )
     if options.test_fraction and "test" in files.subsets:
         raise UsageError(f"{files.root} has a test set of its own", "leave out --test-fraction")
-    if options.test_fraction and "val" in files.subsets and "" not in files.subsets:
+    if options.test_fraction and "" not in files.subsets:
         raise UsageError(f"{files.root} has no images left to divide: all have a subset", "leave out --test-fraction")
 
 
 def _require_classes(files: Files, scanned: Scan, usable: NDArray[np.int64]) -> None:
     missing = sorted(files.classes - {files.labels[place] for place in usable.tolist()})
     if missing:
-        bad = next((place for place, label in enumerate(files.labels) if label == missing[0]), None)
-        why = "" if bad is None else f": {files.paths[bad]} ({scanned.problems[bad]})"
+        of_class = zip(files.paths, files.labels, scanned.problems, strict=True)
+        bad = [(path, why) for path, label, why in of_class if label == missing[0]]
+        bad += [(path, why) for path, why in files.left_out if missing[0] in path.split("/")]
+        why = f": {bad[0][0]} ({bad[0][1]})" if bad else ""
         raise DataError(f"class '{missing[0]}' has no usable image{why}", "add images, or remove the class")
 
 
