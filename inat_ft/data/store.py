@@ -119,7 +119,7 @@ class Store:
         try:
             raw = (self.folder / "index.bin").read_bytes()
             stored = (self.folder / "rows.bin").stat().st_size // self.row_bytes
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         count = min(len(raw) // _DIGEST, stored)
         return [raw[start : start + _DIGEST] for start in range(0, count * _DIGEST, _DIGEST)]

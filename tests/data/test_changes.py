@@ -57,10 +57,10 @@ def test_changed_pixels_that_are_accepted_are_not_cached_as_the_old_ones(manifes
 def test_what_is_gone_and_what_changed_is_told_apart(manifest: Manifest) -> None:
     first, second, third = manifest.rows("train")[:3].tolist()
     (manifest.root / manifest.paths[first]).unlink()
-    with pytest.raises(DataError, match="^1 image gone or unreadable since"):
+    with pytest.raises(DataError, match=r"^1 image gone or unreadable since"):
         hashes(manifest, "error")
     repaint(manifest, second), repaint(manifest, third)
-    with pytest.raises(DataError, match="^1 image gone or unreadable, 2 images changed since"):
+    with pytest.raises(DataError, match=r"^1 image gone or unreadable, 2 images changed since"):
         hashes(manifest, "error")
     assert hashes(manifest, "ignore")[first] == manifest.hashes[first]
     shutil.rmtree(manifest.root)
