@@ -84,9 +84,7 @@ def _measures(thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[n
     return level, contrast, pattern
 
 
-def _same_tint(
-    first: NDArray[np.uint8], second: NDArray[np.uint8], contrast: NDArray[np.float32]
-) -> NDArray[np.bool_]:
+def _same_tint(first: NDArray[np.uint8], second: NDArray[np.uint8], contrast: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Whether two mean colours, uint8 `[P, 3]`, differ in brightness alone; the plainer the picture, the more exactly."""
     a, b = first.astype(np.float32), second.astype(np.float32)
     gain = (a * b).sum(1) / np.maximum((b * b).sum(1), 1)

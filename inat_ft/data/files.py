@@ -15,7 +15,7 @@ class Files:
     """Files that should be images: path (posix, relative to the root), label, and subset where the source says it.
 
     subsets: train, val, test, or "" for images that are to be split; left_out: (path, reason) of what is no part of it;
-    classes: every class that the source has, even if it has no images.
+    classes: every class that the source has, even if it has no images; csv: the name of the CSV that lists them, in the root.
     """
 
     root: Path
@@ -25,6 +25,7 @@ class Files:
     subsets: list[str] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     classes: set[str] = field(default_factory=set)
+    csv: str = ""
 
     def add(self, path: str, label: str, subset: str) -> None:
         """Take up one file."""

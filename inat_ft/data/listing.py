@@ -13,7 +13,7 @@ from inat_ft.errors import DataError
 
 def read_listing(file: Path) -> Files:
     """The files that a CSV names, paths relative to its folder. Raises DataError naming the line that is wrong."""
-    files = Files(file.parent, "CSV")
+    files = Files(file.parent, "CSV", csv=file.name)
     lines: dict[str, int] = {}
     inside = _Inside(file.parent)
     for line, row in read_rows(file, ("path", "label")):

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 _DAMAGE = re.compile(
-    r"premature end of .*|\d{4,} extraneous bytes before marker \S+|bad Huffman code|found marker \S+ instead of RST\S*|bad arithmetic code|bad progression .*",
+    r"premature end of .*|\d{4,} extraneous bytes before marker \S+|found marker \S+ instead of RST\S*"
+    r"|bad Huffman code|bad arithmetic code|bad progression .*",
     re.IGNORECASE,
 )
 """Of its warnings those that mean lost pixels; others, such as a few bytes too many before a marker, do not."""

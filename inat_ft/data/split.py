@@ -23,6 +23,10 @@ from inat_ft.errors import DataError, UsageError
 
 _CODES = {"train": TRAIN, "val": VAL, "test": TEST, "": UNDECIDED}
 _SAME_FOLDER = 0.5
+_COPY, _MEMBER, _CONFLICT = "a copy of", "in one group with", "label conflict"
+
+USABLE_BUT_LEFT_OUT = (_COPY, _MEMBER, _CONFLICT, "more than")
+"""How the reasons begin for leaving out what can be decoded; the last is a limit in size."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def _conflicting(pool: _Pool, kin: Kin, findings: Findings) -> dict[int, str]:
     pairs = pool.disagreeing(kin.pairs.tolist())
     findings.near_conflicts = pool.named(pairs)
     return {
-        place: f"label conflict: the same file is {' and '.join(sorted({pool.labels[each] for each in group}))}"
+        place: f"{_CONFLICT}: the same file is {' and '.join(sorted({pool.labels[each] for each in group}))}"
         for group in equal
         for place in group
         if pool.given[place] != TEST
@@ -147,7 +151,7 @@ def _leaking(pool: _Pool, kin: Kin, policy: str, findings: Findings) -> dict[int
         for place in np.flatnonzero((level < code) & (of_unit == code)).tolist():
             other = partners[int(kin.copies[place])] if is_copy[place] else members[int(kin.units[place])]
             leaked.append((pool.paths[place], pool.paths[other]))
-            what = "a copy of" if is_copy[place] else "in one group with"
+            what = _COPY if is_copy[place] else _MEMBER
             gone[place] = f"{what} a {name} image: {pool.paths[other]}"
         if policy != "keep" and is_copy.sum() > _SAME_FOLDER * (level < code).sum():
             raise DataError(
@@ -226,4 +230,5 @@ def _made(files: Files, options: Options) -> dict[str, Any]:
         "group_by": Path(group_by).name if group_by and group_by.lower().endswith(".csv") else group_by,
         "leakage": options.leakage,
         "near_copies": options.near,
+        **({"csv": files.csv} if files.csv else {}),
     }

@@ -85,3 +85,25 @@ def test_of_two_that_begin_one_run_at_once_one_is_refused(manifest_file: Path) -
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [process.communicate()[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 2], errors
+
+
+def test_check_finds_files_that_have_become_images(cli, leaking: Path) -> None:
+    bad = leaking / "train" / "class0" / "bad.png"
+    bad.write_bytes(b"x")
+    (leaking / "train" / "class0" / "worse.png").write_bytes(b"x")
+    assert cli("split", leaking).code == 0
+    assert cli("split", "--check", "splits/photos.csv").code == 0
+    shutil.copy(leaking / "train" / "class0" / "000.png", bad)
+    found = cli("split", "--check", "splits/photos.csv", "--json").json
+    assert found == {"missing": [], "changed": [], "new": ["train/class0/bad.png"]}
+
+
+def test_check_finds_new_rows_of_a_csv(cli, tmp_path: Path) -> None:
+    make_images(tmp_path / "photos", classes=1, each=8)
+    rows = [f"photos/class0/{number:03d}.png,a\n" for number in range(8)]
+    Path("list.csv").write_text("path,label\n" + "".join(rows[:7]))
+    assert cli("split", "list.csv").code == 0
+    assert cli("split", "--check", "splits/list.csv").code == 0
+    Path("list.csv").write_text("path,label\n" + "".join(rows))
+    found = cli("split", "--check", "splits/list.csv", "--json").json
+    assert found == {"missing": [], "changed": [], "new": ["photos/class0/007.png"]}

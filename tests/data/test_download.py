@@ -172,7 +172,10 @@ def test_silence_ends_with_an_error_and_keeps_what_has_arrived(server, tmp_path:
     server.ranges = False
     with pytest.raises(DataError, match="timed out") as caught:
         get(server, tmp_path / "f", timeout_s=0.1)
-    assert "is kept, and only the rest is fetched then if" in caught.value.hint and (tmp_path / "f.part").read_bytes() == BODY[:100_000]
+    assert (
+        "is kept, and only the rest is fetched then if" in caught.value.hint
+        and (tmp_path / "f.part").read_bytes() == BODY[:100_000]
+    )
 
 
 def test_no_server_and_no_such_host_are_errors(tmp_path: Path) -> None:
