@@ -95,6 +95,7 @@ def _split(
 ) -> None:
     from inat_ft.data.grouping import group_names
     from inat_ft.data.manifest import require_place, write_manifest
+    from inat_ft.data.overheard import overheard
     from inat_ft.data.scan import scan
     from inat_ft.data.sources import find_files
     from inat_ft.data.split import check_fractions, make_manifest
@@ -107,7 +108,7 @@ def _split(
     files = find_files(data, classes_from, skip=out)
     check_fractions(files, chosen)
     groups = group_names(files, chosen.group_by, render.remark)
-    with render.progress("scanning") as tick:
+    with overheard(), render.progress("scanning") as tick:  # in this order: a bar keeps the stderr that it finds
         scanned = scan(files.root, files.paths, max_pixels, workers or num_cores(), chosen.near, tick)
     bad = [(path, why) for path, why in zip(files.paths, scanned.problems, strict=True) if why]
     _refuse(data, bad, len(files.paths), files.left_out if strict else [], strict)

@@ -1,5 +1,9 @@
+import os
 import random
 import re
+import subprocess
+import sys
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -8,6 +12,7 @@ from PIL import Image, PngImagePlugin, features
 from sklearn.datasets import load_sample_images
 
 from inat_ft.data.images import ImageProblem, decode
+from inat_ft.data.scan import scan
 from tests.conftest import make_images
 
 PHOTO = Image.fromarray(load_sample_images().images[0]).resize((320, 240))
@@ -43,16 +48,27 @@ def test_jpegs_with_lost_pixels_are_left_out_by_name_and_libjpeg_is_not_heard(cl
 
 
 def test_python_goes_on_speaking_meanwhile_and_libjpeg_afterwards(damaged: Path, capfd: pytest.CaptureFixture) -> None:
-    import sys
-
-    from inat_ft.data.scan import scan
-
     names = ["class1/half.jpg", "class1/padded.jpg"]
     found = scan(damaged, names, 10**8, 2, False, lambda done, total: print(f"{done} of {total}", file=sys.stderr))
     assert found.problems[1] == "" and "damaged" in found.problems[0]
     assert capfd.readouterr().err == "2 of 2\n"
     decode((damaged / names[0]).read_bytes())
     assert re.search("premature end", capfd.readouterr().err)
+
+
+def test_the_bar_is_seen_on_a_terminal(damaged: Path) -> None:
+    terminal, shown = os.openpty()
+    command = [sys.executable, "-m", "inat_ft", "split", str(damaged), "--no-near"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=shown) as process:
+        os.close(shown)
+        text = b""
+        with suppress(OSError):  # how the end of a terminal shows
+            while part := os.read(terminal, 4096):
+                text += part
+    os.close(terminal)
+    assert process.returncode == 0
+    assert b"55/55" in text and b"premature" not in text
+    assert text.count(b"scanning") > 4, "it was not drawn between the start and the end"
 
 
 def with_a_long_comment() -> bytes:
