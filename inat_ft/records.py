@@ -1,6 +1,7 @@
 """Run records: the JSON that everything after training reads, ours or of another code base."""
 
 import difflib
+import errno
 import json
 import os
 import tempfile
@@ -216,12 +217,16 @@ def replacing(file: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(file)
     except OSError as error:
-        raise InatFtError(
-            f"cannot write {file}: {error.strerror or error}", "free some space or name another folder"
-        ) from error
+        advice = "free some space, or name another folder" if is_full(error) else "name a folder that can be written"
+        raise InatFtError(f"cannot write {file}: {error.strerror or error}", advice) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether it is space that is missing: on the disk, in a quota, or up to a limit on the size of files."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _umask() -> int:

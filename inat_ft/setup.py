@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inat_ft.config import RunConfig, build_strategy
 from inat_ft.data.augment import blender
-from inat_ft.data.changes import require_unchanged
+from inat_ft.data.changes import current_hashes
 from inat_ft.data.manifest import Manifest, find_manifest, read_manifest
 from inat_ft.data.pixels import Pixels
 from inat_ft.engine.device import Compute, choose_compute
@@ -98,11 +98,11 @@ def _gradients(model: Model, manifest: Manifest, compute: Compute) -> dict[str, 
 def feed_for(setup: Setup, places: Places, listener: Listener, pool: ThreadPoolExecutor) -> Feed:
     """What the engine is fed with. Raises DataError when image files changed since the split."""
     config, manifest = setup.config, setup.manifest
-    require_unchanged(manifest, ("train", "val"), places.cache, config.data.changed, listener.tick_for)
+    hashes = current_hashes(manifest, ("train", "val"), places.cache, config.data.changed, listener.tick_for)
     return Feed(
         plan=setup.plan,
-        train_pixels=_pixels(setup, "train", places, pool),
-        val_pixels=_pixels(setup, "val", places, pool),
+        train_pixels=_pixels(setup, "train", hashes, places, pool),
+        val_pixels=_pixels(setup, "val", hashes, places, pool),
         preprocess=setup.model.preprocess,
         prefix_cache=PrefixCache(setup.plan.net, setup.model.preprocess, setup.compute, places.cache),
         batch_size=config.optim.batch_size,
@@ -117,11 +117,11 @@ def feed_for(setup: Setup, places: Places, listener: Listener, pool: ThreadPoolE
     )
 
 
-def _pixels(setup: Setup, subset: str, places: Places, pool: ThreadPoolExecutor) -> Pixels:
+def _pixels(setup: Setup, subset: str, hashes: Sequence[str], places: Places, pool: ThreadPoolExecutor) -> Pixels:
     manifest, rows, preprocess = setup.manifest, setup.manifest.rows(subset), setup.model.preprocess
     return Pixels(
         [manifest.root / manifest.paths[row] for row in rows],
-        [manifest.hashes[row] for row in rows],
+        [hashes[row] for row in rows],
         torch.from_numpy(manifest.labels[rows]).to(setup.compute.device),
         preprocess.image_size if subset == "train" else preprocess.eval_size,
         places.cache,

@@ -84,17 +84,18 @@ def train(
 
 
 def _new_directory(config: RunConfig, runs: Path) -> Path:
-    """An empty directory under the run's name, or under a new name made from backbone and strategy."""
+    """A directory that holds no run yet, under the run's name or a new name made from backbone and strategy."""
     runs.mkdir(parents=True, exist_ok=True)
     if config.name:
         directory = runs / config.name
         try:
             directory.mkdir()
         except FileExistsError:
-            raise UsageError(
-                f"the run {directory} exists already",
-                f"choose another --name, or go on with it: inat-ft train --resume {directory}",
-            ) from None
+            if not _is_unused(directory):
+                raise UsageError(
+                    f"the run {directory} exists already",
+                    f"choose another --name, or go on with it: inat-ft train --resume {directory}",
+                ) from None
         return directory
     stem = f"{config.model.backbone.replace(':', '-')}-{config.strategy.name}"
     number = 1
@@ -105,6 +106,13 @@ def _new_directory(config: RunConfig, runs: Path) -> Path:
             number += 1
         else:
             return runs / f"{stem}-{number}"
+
+
+def _is_unused(directory: Path) -> bool:
+    """Whether nothing is there but what a run writes before its first epoch is over."""
+    return directory.is_dir() and all(
+        path.name in ("config.yaml", "wandb") or path.name.startswith(".") for path in directory.iterdir()
+    )
 
 
 @contextmanager

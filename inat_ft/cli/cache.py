@@ -21,11 +21,14 @@ def cache(
     """
     from inat_ft.data.places import cache_folder
     from inat_ft.data.store import clear_store, list_stores
+    from inat_ft.data.wording import counted, size_text
     from inat_ft.errors import UsageError
 
     if kind not in (None, "packed", "prefix"):
         raise UsageError(f"unknown kind '{kind}'", "known: packed, prefix")
     folder = cache_folder(cache_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is no folder", "name the folder of the caches with --cache-dir")
     stores = [store for store in list_stores(folder) if kind in (None, store.kind)]
     if clear:
         for store in stores:
@@ -38,13 +41,15 @@ def cache(
         ]
         render.as_json({"folder": folder.as_posix(), "bytes": total, "cleared": clear, "caches": listed})
         return
-    rows = [(s.kind, f"{s.rows:,}", f"{s.size / 2**20:,.1f}", _about(s.key), s.folder.name) for s in stores]
+    rows = [(s.kind, f"{s.rows:,}", size_text(s.size), _about(s.key), s.folder.name) for s in stores]
     if rows:
-        render.table("", ("kind", "rows", "MiB", "of", "folder"), rows, right=("rows", "MiB"))
-    render.result(f"{folder}: {total / 2**20:,.1f} MiB in {len(stores)} caches{', cleared' if clear else ''}")
+        render.table("", ("kind", "rows", "size", "of", "folder"), rows, right=("rows", "size"))
+    render.result(f"{folder}: {size_text(total)} in {counted(len(stores), 'cache')}{', cleared' if clear else ''}")
 
 
 def _about(key: dict[str, object]) -> str:
+    if not key:
+        return "damaged description"
     size = f"{key.get('size')} x {key.get('size')} pixels"
     stages = key.get("stages")
     return f"{stages[0]}..{stages[-1]}, {key.get('form')}, {size}" if isinstance(stages, list) and stages else size

@@ -94,21 +94,21 @@ def _split(
     json: bool,
 ) -> None:
     from inat_ft.data.grouping import group_names
-    from inat_ft.data.manifest import write_manifest
+    from inat_ft.data.manifest import require_place, write_manifest
+    from inat_ft.data.overheard import overheard
     from inat_ft.data.scan import scan
     from inat_ft.data.sources import find_files
     from inat_ft.data.split import check_fractions, make_manifest
     from inat_ft.data.threads import num_cores
     from inat_ft.errors import UsageError
 
-    if out.is_dir():
-        raise UsageError(f"--out {out} is a folder", "name a file, such as splits/photos.csv")
+    require_place(out)
     if data.is_file() and out.exists() and out.samefile(data):
         raise UsageError(f"the manifest would take the place of {data}", "name another file with --out")
-    files = find_files(data, classes_from, skip=out.parent)
+    files = find_files(data, classes_from, skip=out)
     check_fractions(files, chosen)
-    groups = group_names(files, chosen.group_by)
-    with render.progress("scanning") as tick:
+    groups = group_names(files, chosen.group_by, render.remark)
+    with overheard(), render.progress("scanning") as tick:  # in this order: a bar keeps the stderr that it finds
         scanned = scan(files.root, files.paths, max_pixels, workers or num_cores(), chosen.near, tick)
     bad = [(path, why) for path, why in zip(files.paths, scanned.problems, strict=True) if why]
     _refuse(data, bad, len(files.paths), files.left_out if strict else [], strict)
@@ -124,7 +124,11 @@ def _refuse(data: Path, bad: list[tuple[str, str]], count: int, others: list[tup
     from inat_ft.errors import DataError
 
     if len(bad) == count:
-        raise DataError(f"none of the {count:,} files in {data} is a usable image: {bad[0][0]} ({bad[0][1]})")
+        too_large = any(" pixels: " in why for _, why in bad)
+        raise DataError(
+            f"none of the {count:,} files in {data} is a usable image: {bad[0][0]} ({bad[0][1]})",
+            "allow larger ones: --max-pixels" if too_large else "",
+        )
     bad = bad + others
     if strict and bad:
         lines = [f"{path} ({why})" for path, why in bad[:_SHOWN]]
@@ -171,7 +175,7 @@ def _show(manifest: "Manifest", findings: "Findings", written: bool) -> None:
     render.result(
         f"imbalance: {f'{most} has {ratio:.2f} times the training images of {least}{advice}' if ratio > 1 else even}"
     )
-    _show_copies(findings)
+    _show_copies(manifest, findings)
     kinds: dict[str, list[str]] = defaultdict(list)
     for path, reason in manifest.left_out:
         kinds[reason.partition(": ")[0]].append(path)
@@ -192,25 +196,31 @@ def _imbalance(manifest: "Manifest") -> tuple[str, str, float]:
     return most, least, train[most] / train[least]
 
 
-def _show_copies(findings: "Findings") -> None:
+def _show_copies(manifest: "Manifest", findings: "Findings") -> None:
+    from inat_ft.data.wording import counted
+
+    kept = set(manifest.paths)
+    one_side = "" if findings.leaked or findings.leaked_val else ", kept on one side"
     for what, groups in (("equal files", findings.exact_groups), ("near copies", findings.near_groups)):
         if groups:
             render.result(
-                f"{what}: {sum(map(len, groups)):,} images in {len(groups):,} groups, kept on one side: {_few(groups[0])}"
+                f"{what}: {sum(map(len, groups)):,} images in {counted(len(groups), 'group')}{one_side}: {_few(groups[0])}"
             )
     for name, pairs in (("test", findings.leaked), ("validation", findings.leaked_val)):
         if pairs:
+            done = "kept" if pairs[0][0] in kept else "left out"
             render.result(
-                f"train and {name} overlap: {len(pairs):,} images are copies of {name} images or belong with them, "
-                f"such as {pairs[0][0]} with {pairs[0][1]}"
+                f"train and {name} overlap: {counted(len(pairs), 'image')} {done}, copies of {name} images or in one "
+                f"group with them, such as {pairs[0][0]} with {pairs[0][1]}"
             )
+    in_test = any(path in kept for group in findings.conflicts for path in group)
     for what, groups, done in (
-        ("equal files", findings.conflicts, "left out"),
-        ("near copies", findings.near_conflicts, "kept on one side"),
+        ("equal files", findings.conflicts, f", left out{' save in the test set' * in_test}"),
+        ("near copies", findings.near_conflicts, one_side),
     ):
         if groups:
             render.result(
-                f"label conflicts: {len(groups):,} times {what} have several labels ({done}): {_few(groups[0])}"
+                f"label conflicts: {counted(len(groups), 'time')} {what} have several labels{done}: {_few(groups[0])}"
             )
 
 

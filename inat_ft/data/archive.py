@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from inat_ft.data.folders import whole_folder
 from inat_ft.errors import DataError
+from inat_ft.records import is_full
 
 Tick = Callable[[int, int], None]
 
@@ -24,7 +25,7 @@ MAX_DEPTH = 32
 
 _BLOCK = 2**20
 _RATIO_APPLIES_FROM = 2**24
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 _DAMAGE = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error, zlib.error)
 
 
@@ -52,7 +53,7 @@ def unpack(
             _extract(archive, work, inside, tick, min(max_bytes, _by_ratio(archive)))
             check(work)
     except OSError as error:
-        hint = "free some space and try again" if error.errno in _DISK_FULL else "see that the folder can be written"
+        hint = "free some space and try again" if is_full(error) else "see that the folder can be written"
         raise DataError(f"cannot unpack {archive} to {target.parent}: {error.strerror or error}", hint) from error
 
 
@@ -78,6 +79,11 @@ def _extract(archive: Path, work: Path, inside: str, tick: Tick, max_bytes: int)
                 tick(number, len(wanted))
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise BadArchive(f"{archive} holds a name twice: {Path(error.filename).relative_to(work)}") from error
+    except OSError as error:
+        if error.errno not in _NO_NAME:
+            raise
+        name = Path(error.filename or "").name
+        raise BadArchive(f"{archive} holds a name that no file can have, {name[:40]!r}...: {error.strerror}") from error
     except _DAMAGE as error:
         raise BadArchive(f"{archive} is damaged: {error}", "remove it and fetch it again") from error
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inat_ft.data.manifest import SUBSETS
+from inat_ft.data.wording import counted
 from inat_ft.errors import DataError
 
 TRAIN, VAL, TEST = range(len(SUBSETS))
@@ -43,32 +44,32 @@ def assign(
     """The subset of each image, uint8 `[N]`.
 
     labels: `[N]`, into classes; given: TRAIN, VAL, TEST, or UNDECIDED; units: `[N]`, equal for images that must stay
-    together. Where no validation set is given, the given training images are divided. Raises DataError naming a class
-    that has too few images.
+    together. What is given stays; only where nothing is undecided and no validation set is given, training images are
+    divided. Raises DataError naming a class that has too few images.
     """
     subsets = given.copy()
-    if not (subsets == VAL).any():
+    if not np.isin(subsets, (VAL, UNDECIDED)).any():
         subsets[subsets == TRAIN] = UNDECIDED
     subsets[(subsets == UNDECIDED) & np.isin(units, units[subsets == TRAIN])] = TRAIN
     totals = np.bincount(labels[subsets == UNDECIDED], minlength=len(classes))
     draw = _Draw(subsets, labels, units, _shuffled(paths, seed), len(classes))
     wanted = [(code, share) for code, share in ((TEST, shares.test), (VAL, shares.val)) if not (subsets == code).any()]
     wanted = [(code, share) for code, share in wanted if share]
-    _require(totals, len(wanted) + 1, classes)
+    has_train = np.bincount(labels[subsets == TRAIN], minlength=len(classes)) > 0
+    _require(totals, len(wanted) + 1 - has_train, classes)
     for number, (code, share) in enumerate(wanted):
-        draw.take(code, share, leave=len(wanted) - number)
+        draw.take(code, share, leave=len(wanted) - number - has_train)
     subsets[subsets == UNDECIDED] = TRAIN
     _require_all(subsets, labels, classes, [TRAIN, VAL])
     return subsets
 
 
-def _require(totals: _Ints, parts: int, classes: Sequence[str]) -> None:
+def _require(totals: _Ints, parts: _Ints, classes: Sequence[str]) -> None:
     few = np.flatnonzero((totals > 0) & (totals < parts))
     if len(few):
-        number = int(totals[few[0]])
         raise DataError(
-            f"class '{classes[few[0]]}' has only {number} image{'s' * (number > 1)} to split: "
-            f"at least {parts} are needed",
+            f"class '{classes[few[0]]}' has only {counted(int(totals[few[0]]), 'image')} to split: "
+            f"at least {parts[few[0]]} are needed",
             "add images, or remove the class",
         )
 
@@ -103,8 +104,8 @@ class _Draw:
     def __init__(self, subsets: NDArray[np.uint8], labels: _Ints, units: _Ints, order: _Ints, classes: int) -> None:
         self.subsets, self.labels, self.units, self.order, self.classes = subsets, labels, units, order, classes
 
-    def take(self, code: int, share: float, leave: int) -> None:
-        """Give a share of what is undecided of every class to a subset; leave: images of each that must remain so."""
+    def take(self, code: int, share: float, leave: _Ints) -> None:
+        """Give a share of what is undecided of every class to a subset; leave: `[C]`, images that must remain so."""
         place = self.order[self.subsets[self.order] == UNDECIDED]
         spare = np.maximum(self._count(place) - leave, 0)
         need = np.minimum(np.maximum(np.floor(self._count(place) * share + 0.5).astype(np.int64), 1), spare)

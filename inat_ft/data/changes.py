@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inat_ft.data.check import changed_files
+from inat_ft.data.check import changed_rows, require_root
 from inat_ft.data.manifest import Manifest
-from inat_ft.errors import DataError
+from inat_ft.data.wording import counted
+from inat_ft.errors import DataError, InatFtError
 from inat_ft.records import replacing
 
 _NAMED = 5
@@ -21,14 +22,17 @@ _NAMED = 5
 TickFor = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
-def require_unchanged(manifest: Manifest, subsets: Sequence[str], cache: Path, policy: str, tick_for: TickFor) -> None:
-    """Raise DataError naming the first images of these subsets that are gone or have other content than when split.
+def current_hashes(
+    manifest: Manifest, subsets: Sequence[str], cache: Path, policy: str, tick_for: TickFor
+) -> Sequence[str]:
+    """The SHA-256 in hex of each image of a manifest, for these subsets as the files are now: what caches find them by.
 
-    A file is hashed once; after that its size and time of change speak for it, as they do in git's index. policy: error,
-    or ignore, which looks at nothing.
+    A file is hashed once; after that its size and time of change speak for it, as they do in git's index. policy: error
+    raises DataError naming the first images that are gone or have other content than when split; ignore takes those that
+    changed as they are now, and those that are gone as they were.
     """
-    if policy == "ignore":
-        return
+    if policy == "error":
+        require_root(manifest)
     name = hashlib.sha256(f"{manifest.fingerprint} {manifest.root}".encode()).hexdigest()[:24]
     file = cache / "verified" / f"{name}.npy"
     rows = np.concatenate([manifest.rows(subset) for subset in subsets])
@@ -36,18 +40,31 @@ def require_unchanged(manifest: Manifest, subsets: Sequence[str], cache: Path, p
     now = _stats(manifest, rows)
     doubtful = rows[(now != seen[rows]).any(1) | (now[:, 1] == 0)]
     if not len(doubtful):
-        return
+        return manifest.hashes
     with tick_for("checking files") as tick:
-        changed = changed_files(manifest, doubtful, tick)
-    if changed:
-        more = f" and {len(changed) - _NAMED:,} more" if len(changed) > _NAMED else ""
-        raise DataError(
-            f"{len(changed):,} images changed since {manifest.path} was written: {', '.join(changed[:_NAMED])}{more}",
-            f"see what: inat-ft split --check {manifest.path}\nsplit again, or go on all the same: --set data.changed=ignore",
-        )
+        changed = changed_rows(manifest, doubtful, tick)
+    if changed and policy == "error":
+        raise _refusal(manifest, changed)
     seen[rows] = now
-    with replacing(file) as temporary, temporary.open("wb") as out:
-        np.save(out, seen)
+    seen[list(changed)] = 0
+    with suppress(InatFtError), replacing(file) as temporary, temporary.open("wb") as out:
+        np.save(out, seen)  # where it cannot be written, the next run looks again: no reason not to train
+    hashes = list(manifest.hashes)
+    for row, name in changed.items():
+        hashes[row] = name or hashes[row]
+    return hashes
+
+
+def _refusal(manifest: Manifest, changed: dict[int, str]) -> DataError:
+    gone = sum(not name for name in changed.values())
+    numbers = ((gone, "gone or unreadable"), (len(changed) - gone, "changed"))
+    told = ", ".join(f"{counted(number, 'image')} {what}" for number, what in numbers if number)
+    named = ", ".join(manifest.paths[row] for row in list(changed)[:_NAMED])
+    more = f" and {len(changed) - _NAMED:,} more" if len(changed) > _NAMED else ""
+    return DataError(
+        f"{told} since {manifest.path} was written: {named}{more}",
+        f"see what: inat-ft split --check {manifest.path}\nsplit again, or go on all the same: --set data.changed=ignore",
+    )
 
 
 def _stats(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inat_ft.data.images import sha256_of
+from inat_ft.data.images import MAX_PIXELS, sha256_of
 from inat_ft.data.manifest import Manifest
+from inat_ft.data.scan import scan
 from inat_ft.data.sources import find_files
+from inat_ft.data.split import USABLE_BUT_LEFT_OUT
+from inat_ft.data.threads import num_cores
 from inat_ft.errors import DataError, InatFtError
 
 _THREADS = 8
@@ -30,45 +33,60 @@ class Differences:
 
 
 def check_manifest(manifest: Manifest, tick: Callable[[int, int], None]) -> Differences:
-    """Compare every image with the disk, and look for new ones where the images are a folder.
+    """Compare every image with the disk, and look for new ones, among them files that were unusable and are not any more.
 
     Raises DataError when the folder of the images is gone.
     """
+    require_root(manifest)
+    changed = changed_rows(manifest, np.arange(len(manifest.paths)), tick)
+    differing = [manifest.paths[row] for row in changed]
+    missing = [path for path in differing if not (manifest.root / path).is_file()]
+    gone = set(missing)
+    present, left_out = _present(manifest), dict(manifest.left_out)
+    known = {*manifest.paths, *left_out}
+    mended = _usable(manifest, [path for path in present if path in left_out], left_out)
+    new = [path for path in present if path not in known or path in mended]
+    return Differences(missing, [path for path in differing if path not in gone], new)
+
+
+def _present(manifest: Manifest) -> list[str]:
+    if manifest.made.get("layout") == "CSV" and "csv" not in manifest.made:  # written before its name was kept
+        return []
+    try:
+        return find_files(manifest.root / manifest.made.get("csv", ""), skip=manifest.path).paths
+    except InatFtError:  # with its images missing it need not look like a data set any more
+        return []
+
+
+def _usable(manifest: Manifest, paths: list[str], reasons: dict[str, str]) -> set[str]:
+    """Those of these left-out files that were unusable and are usable now."""
+    again = [path for path in paths if not reasons[path].startswith(USABLE_BUT_LEFT_OUT)]
+    found = scan(manifest.root, again, MAX_PIXELS, num_cores(), False, lambda done, total: None)
+    return {path for path, why in zip(again, found.problems, strict=True) if not why}
+
+
+def require_root(manifest: Manifest) -> None:
+    """Raise DataError when the folder of the images is gone."""
     if not manifest.root.is_dir():
         raise DataError(
             f"the folder of the images, {manifest.root}, is gone",
             f"bring it back, or move {manifest.path} along with it: the way from one to the other is in the manifest",
         )
-    differing = changed_files(manifest, np.arange(len(manifest.paths)), tick)
-    missing = [path for path in differing if not (manifest.root / path).is_file()]
-    gone = set(missing)
-    known = {*manifest.paths, *(path for path, _ in manifest.left_out)}
-    new = [path for path in _present(manifest) if path not in known]
-    return Differences(missing, [path for path in differing if path not in gone], new)
 
 
-def _present(manifest: Manifest) -> list[str]:
-    if manifest.made.get("layout") == "CSV":
-        return []
-    try:
-        return find_files(manifest.root, skip=manifest.path.parent).paths
-    except InatFtError:  # with its images missing it need not look like a data set any more
-        return []
+def changed_rows(manifest: Manifest, rows: NDArray[np.int64], tick: Callable[[int, int], None]) -> dict[int, str]:
+    """Those of these rows whose file is not what was split: its SHA-256 in hex now, "" where it is gone or unreadable."""
 
-
-def changed_files(manifest: Manifest, rows: NDArray[np.int64], tick: Callable[[int, int], None]) -> list[str]:
-    """Paths among these rows whose file is gone, unreadable, or has another content than when it was split."""
-
-    def differs(row: int) -> bool:
+    def content(row: int) -> str:
         try:
-            return sha256_of(manifest.root / manifest.paths[row]) != manifest.hashes[row]
+            return sha256_of(manifest.root / manifest.paths[row])
         except OSError:
-            return True
+            return ""
 
-    changed = []
+    changed = {}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as pool:  # hashing releases Python's lock
-        for done, (row, differing) in enumerate(zip(rows.tolist(), pool.map(differs, rows.tolist()), strict=True), 1):
-            if differing:
-                changed.append(manifest.paths[row])
+        for done, (row, now) in enumerate(zip(rows.tolist(), pool.map(content, rows.tolist()), strict=True), 1):
+            if now != manifest.hashes[row]:
+                changed[row] = now
             tick(done, len(rows))
     return changed

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from inat_ft.data.files import Files, is_ignored, is_plain
+from inat_ft.data.files import UNPRINTABLE, Files, is_ignored, is_plain
 from inat_ft.errors import DataError, UsageError
 
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
@@ -24,9 +24,13 @@ _TAXON = re.compile(r"\d{5}_" + "_".join(["([^_]+)"] * 7))
 def read_folders(root: Path, rank: str | None, skip: Path | None) -> Files:
     """The files of a folder whose subfolders are classes, or subsets that hold classes.
 
-    rank: of RANKS, where classes are taxa; skip: a folder to pass over. Raises UsageError or DataError.
+    rank: of RANKS, where classes are taxa; skip: a manifest to pass over, and its folder if that holds only such lists.
+    Raises UsageError or DataError.
     """
-    return _Walk(root, rank, skip).files()
+    try:
+        return _Walk(root, rank, skip).files()
+    except OSError as error:
+        raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
 
 class _Walk:
@@ -100,7 +104,16 @@ class _Walk:
     def _inside(self, folder: Path) -> list[Path]:
         """The folders in a folder, links to folders among them."""
         inside = (path for path in folder.iterdir() if not is_ignored(path.name) and path.is_dir())
-        return sorted(path for path in inside if self.skip is None or path.resolve() != self.skip)
+        return sorted(path for path in inside if not self._holds_lists(path))
+
+    def _holds_lists(self, folder: Path) -> bool:
+        """Whether a folder is no class but the place of manifests."""
+        if self.skip is None or folder.resolve() != self.skip.parent:
+            return False
+        return all(is_ignored(path.name) or path.suffix.lower() == ".csv" for path in folder.iterdir())
+
+    def _is_skipped(self, entry: os.DirEntry[str]) -> bool:
+        return self.skip is not None and entry.name == self.skip.name and Path(entry.path).resolve() == self.skip
 
     def _add(self, files: Files, relative: str, label: str, subset: str) -> None:
         """Take up the files of a folder and of the folders in it, save hidden ones."""
@@ -117,10 +130,10 @@ class _Walk:
             return
         for entry in entries:
             path = f"{relative}/{entry.name}"
-            if is_ignored(entry.name):
+            if is_ignored(entry.name) or self._is_skipped(entry):
                 continue
             if not is_plain(path):
-                files.leave(path, "the name has characters that are not UTF-8 or cannot be printed")
+                files.leave(path, UNPRINTABLE)
             elif entry.is_symlink() and (reason := _link_reason(self.root, Path(entry.path))):
                 files.leave(path, reason)
             elif entry.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,8 @@ INAT12K_CLASSES = (
     *("Insecta", "Mammalia", "Mollusca", "Plantae", "Reptilia"),
 )
 _INSIDE = "inaturalist_12K"
+_NOTE = ".fetched.json"
+"""In the folder: how many images there were when it was complete."""
 _JUNK = ("thumbs.db", "desktop.ini")
 
 Say = Callable[[str], None]
@@ -72,11 +75,17 @@ def fetch_inat12k(
     folder, archive = to / _INSIDE, to / "nature_12K.zip"
     with locked(folder, lambda: say(f"another process is fetching {folder}: waiting for it")):
         new = not folder.is_dir() or not any(folder.iterdir())
+        number = sum(_counts(folder).values())
         if new:
             _bring(url, archive, folder, sha256, say, tick_for)
         elif empty := _subsets_without_images(folder):
             raise DataError(
                 f"{folder} is no complete iNaturalist-12K: {empty} no class folders with images",
+                f"remove {folder} and fetch again",
+            )
+        elif number < (whole := _whole(folder)):
+            raise DataError(
+                f"{folder} is not complete any more: {number:,} of {whole:,} images are there",
                 f"remove {folder} and fetch again",
             )
         if new and not keep_archive:
@@ -120,6 +129,15 @@ def _subsets_without_images(folder: Path) -> str:
 def _require_subsets(folder: Path) -> None:
     if empty := _subsets_without_images(folder):
         raise BadArchive(f"{empty} no class folders with images")
+    (folder / _NOTE).write_text(json.dumps({"images": sum(_counts(folder).values())}) + "\n")
+
+
+def _whole(folder: Path) -> int:
+    """How many images were unpacked, 0 where nobody noted it."""
+    try:
+        return int(json.loads((folder / _NOTE).read_text())["images"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _other_classes(counts: Counter[tuple[str, str]]) -> str:

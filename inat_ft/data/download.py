@@ -27,7 +27,7 @@ _TRIES_WITHOUT_PROGRESS = 4
 _TRIES = 1000
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _RANGE_NOT_SATISFIABLE = 416
-_PART_HINT = "what has arrived is kept, and the rest is fetched then"
+_PART_HINT = "what has arrived is kept, and only the rest is fetched then if the server can send a part"
 
 
 class _Interrupted(Exception):
@@ -118,7 +118,7 @@ class _Download:
                 self._receive(answer, version.total, start)
         except urllib.error.HTTPError as error:
             error.close()
-            self._refused(error.code, error.reason)
+            self._refused(error.code, str(error.reason).partition("\n")[0])  # of a loop urllib tells over several lines
         except urllib.error.URLError as error:
             raise _Interrupted(f"no connection ({_reason(error.reason)})") from None
         except (http.client.HTTPException, OSError) as error:
@@ -239,7 +239,7 @@ def _require_address(url: str) -> None:
         good = False
     if not good or not url.isascii() or re.search(r"[\s\x00-\x1f\x7f]", url):
         raise UsageError(
-            f"{url} is no http or https address", "it looks like https://host/path, with special characters as %xx"
+            f"{url!r} is no http or https address", "it looks like https://host/path, with special characters as %xx"
         )
 
 

@@ -3,11 +3,13 @@
 Candidates are pairs whose perceptual hashes differ in at most 7 of 64 bits. Such a pair differs in at most one bit in
 at least one of the four 16-bit quarters, so looking up each quarter and its 16 neighbours finds all of them without
 comparing every pair. A candidate counts only if the grey thumbnails agree as well, up to brightness and contrast: hashes
-of plain pictures agree by chance, thumbnails do not.
+of plain pictures agree by chance, thumbnails do not. Where hundreds agree in a quarter, each is held against those that
+are nearest in hash, then in brightness or pattern, so that the work stays linear.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,6 +20,8 @@ from inat_ft.data.scan import Looks
 MAX_BITS = 7
 _CROWD = 256
 _BLOCK = 1 << 16
+_THUMBS = 1 << 12
+"""Thumbnails compared at once, 16 MiB as float32."""
 _MAX_GAIN = 1.35
 _RATIO_TOLERANCE = 0.03
 _MAX_TINT = 10.0
@@ -34,34 +38,69 @@ def exact_copies(hashes: Sequence[str]) -> NDArray[np.int64]:
 
 def near_copies(looks: Looks) -> NDArray[np.int64]:
     """Pairs of images that show the same picture, `[P, 2]` int64."""
+    first, own = _same_looks(looks), np.arange(len(looks.phashes))
+    distinct, repeated = np.flatnonzero(first == own), np.flatnonzero(first != own)
+    pairs = [np.stack([first[repeated], repeated], 1), distinct[_similar(looks.of(distinct))]]
+    return np.unique(np.concatenate(pairs), axis=0)
+
+
+def _same_looks(looks: Looks) -> NDArray[np.int64]:
+    """For each image the first that looks the same to the last bit, `[N]`: one of them stands for all."""
+    rows = zip(looks.phashes, looks.thumbs, looks.colours, looks.ratios, strict=True)
+    looked = (b"".join(part.tobytes() for part in row) for row in rows)
+    return exact_copies([hashlib.md5(data, usedforsecurity=False).hexdigest() for data in looked])
+
+
+def _similar(looks: Looks) -> NDArray[np.int64]:
     phashes, ratios = looks.phashes, looks.ratios
+    level, contrast, pattern = _measures(looks.thumbs)
     found = [np.zeros((0, 2), np.int64)]
-    for first, second in _candidates(phashes):
+    for first, second in _candidates(phashes, (level, pattern)):
         for start in range(0, len(first), _BLOCK):
             a, b = first[start : start + _BLOCK], second[start : start + _BLOCK]
             alike = np.bitwise_count(phashes[a] ^ phashes[b]) <= MAX_BITS
             alike &= np.abs(ratios[a] / ratios[b] - 1) <= _RATIO_TOLERANCE
             a, b = a[alike], b[alike]
-            same = same_picture(looks.thumbs[a], looks.thumbs[b])
-            same &= _same_tint(looks.colours[a], looks.colours[b], looks.thumbs[a])
-            found.append(np.stack([a[same], b[same]], 1))
-    return np.unique(np.concatenate(found), axis=0)
+            alike = _same_light(level[a], level[b], contrast[a], contrast[b])
+            alike &= _same_tint(looks.colours[a], looks.colours[b], contrast[a])
+            a, b = a[alike], b[alike]
+            for place in range(0, len(a), _THUMBS):
+                left, right = a[place : place + _THUMBS], b[place : place + _THUMBS]
+                same = same_picture(looks.thumbs[left], looks.thumbs[right])
+                found.append(np.stack([left[same], right[same]], 1))
+    return np.concatenate(found)
 
 
-def _same_tint(first: NDArray[np.uint8], second: NDArray[np.uint8], thumbs: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def _measures(thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Mean, standard deviation, and a number that hangs on the pattern, hardly on brightness and contrast; `[N]` each."""
+    level, contrast, pattern = np.empty((3, len(thumbs)), np.float32)
+    weights = np.random.default_rng(0).standard_normal(thumbs[:1].size or 1).astype(np.float32)
+    weights -= weights.mean()
+    for start in range(0, len(thumbs), _THUMBS):
+        part = slice(start, start + _THUMBS)
+        cells = thumbs[part].reshape(-1, len(weights)).astype(np.float32)
+        level[part], contrast[part] = cells.mean(1), cells.std(1)
+        pattern[part] = cells @ weights / (contrast[part] + _FLAT)
+    return level, contrast, pattern
+
+
+def _same_tint(first: NDArray[np.uint8], second: NDArray[np.uint8], contrast: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Whether two mean colours, uint8 `[P, 3]`, differ in brightness alone; the plainer the picture, the more exactly."""
     a, b = first.astype(np.float32), second.astype(np.float32)
     gain = (a * b).sum(1) / np.maximum((b * b).sum(1), 1)
     rest = np.abs(a - gain[:, None] * b).max(1)
-    result: NDArray[np.bool_] = rest <= np.minimum(_MAX_TINT, 1 + thumbs.std((1, 2)))
+    result: NDArray[np.bool_] = rest <= np.minimum(_MAX_TINT, 1 + contrast)
     return result
 
 
-def _candidates(phashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _candidates(
+    phashes: NDArray[np.uint64], measures: Sequence[NDArray[np.float32]]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Pairs (first < second) that agree in a quarter of the hash, up to one bit."""
     for quarter in range(4):
         keys = ((phashes >> np.uint64(16 * quarter)) & np.uint64(0xFFFF)).astype(np.int64)
-        order = np.lexsort((phashes, keys))  # crowds of equal keys stand in the order of their whole hash
+        measure = measures[quarter % len(measures)]
+        order = np.lexsort((measure, phashes, keys))  # in crowds of equal keys those most alike stand side by side
         ordered = keys[order]
         for mask in (0, *(1 << bit for bit in range(16))):
             start = np.searchsorted(ordered, keys ^ mask, "left")
@@ -96,19 +135,27 @@ def same_picture(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray
     a, b = (
         thumbs.reshape(len(thumbs), thumbs.shape[1] * thumbs.shape[2]).astype(np.float32) for thumbs in (first, second)
     )
-    level = np.abs(a.mean(1) - b.mean(1))
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    contrast = np.minimum(a.std(1), b.std(1))
-    gain = (a.std(1) + _FLAT) / (b.std(1) + _FLAT)
+    light = a.mean(1), b.mean(1), a.std(1), b.std(1)
+    a, b = a - light[0][:, None], b - light[1][:, None]
+    gain = (light[2] + _FLAT) / (light[3] + _FLAT)
     rest = np.abs(a - gain[:, None] * b)
-    limit = _FLAT + _SHARE * contrast
-    limit_of_level = 2 + np.minimum(40, 2 * contrast)  # two plain grounds are the same only if they are equally bright
+    limit = _FLAT + _SHARE * np.minimum(light[2], light[3])
     result: NDArray[np.bool_] = (
-        (np.sqrt((rest**2).mean(1)) <= limit)
-        & (rest.max(1) <= _WORST * limit)
-        & (level <= limit_of_level)
-        & (np.abs(np.log(gain)) <= np.log(_MAX_GAIN))
+        (np.sqrt((rest**2).mean(1)) <= limit) & (rest.max(1) <= _WORST * limit) & _same_light(*light)
     )
+    return result
+
+
+def _same_light(
+    level: NDArray[np.float32],
+    other_level: NDArray[np.float32],
+    contrast: NDArray[np.float32],
+    other_contrast: NDArray[np.float32],
+) -> NDArray[np.bool_]:
+    """Whether means and standard deviations, `[P]` each, allow two thumbnails to be of one picture."""
+    gain = (contrast + _FLAT) / (other_contrast + _FLAT)
+    limit = 2 + np.minimum(40, 2 * np.minimum(contrast, other_contrast))  # plain grounds must be equally bright
+    result: NDArray[np.bool_] = (np.abs(level - other_level) <= limit) & (np.abs(np.log(gain)) <= np.log(_MAX_GAIN))
     return result
 
 

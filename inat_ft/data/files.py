@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+UNPRINTABLE = "the name has characters that are not UTF-8 or cannot be printed"
+
 _IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"}
 
 
@@ -13,7 +15,7 @@ class Files:
     """Files that should be images: path (posix, relative to the root), label, and subset where the source says it.
 
     subsets: train, val, test, or "" for images that are to be split; left_out: (path, reason) of what is no part of it;
-    classes: every class that the source has, even if it has no images.
+    classes: every class that the source has, even if it has no images; csv: the name of the CSV that lists them, in the root.
     """
 
     root: Path
@@ -23,6 +25,7 @@ class Files:
     subsets: list[str] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     classes: set[str] = field(default_factory=set)
+    csv: str = ""
 
     def add(self, path: str, label: str, subset: str) -> None:
         """Take up one file."""
@@ -32,7 +35,7 @@ class Files:
 
     def leave(self, path: str, reason: str) -> None:
         """Leave one out, under a name that can be printed."""
-        self.left_out.append((_printable(path), reason))
+        self.left_out.append((printable(path), reason))
 
 
 def is_ignored(name: str) -> bool:
@@ -45,7 +48,8 @@ def is_plain(name: str) -> bool:
     return name.isprintable() or not any(ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 for c in name)
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """A name with what cannot be printed written as escapes."""
     if is_plain(name):
         return name
     shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

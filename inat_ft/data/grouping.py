@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inat_ft.data.duplicates import components, exact_copies, near_copies
-from inat_ft.data.files import Files
+from inat_ft.data.files import Files, printable
+from inat_ft.data.listing import read_rows
 from inat_ft.data.scan import Looks
-from inat_ft.errors import UsageError
+from inat_ft.data.wording import counted
+from inat_ft.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,17 @@ def families(first: NDArray[np.int64]) -> list[list[int]]:
     return list(members.values())
 
 
-def group_names(files: Files, group_by: str | None) -> list[str]:
+def group_names(files: Files, group_by: str | None, say: Callable[[str], None] = lambda line: None) -> list[str]:
     """A group name for each file: what a regular expression finds in its name, or what a CSV of path,group says.
 
-    Of an expression with a group the first group counts, otherwise the whole match; no match means no group. Raises
-    UsageError.
+    Of an expression with a group the first group counts, otherwise the whole match; no match means no group, nor does an
+    empty value in a CSV. say gets a remark on what a CSV names in vain. Raises UsageError, or DataError for what is in a
+    CSV.
     """
     if group_by is None:
         return [""] * len(files.paths)
     if Path(group_by).suffix.lower() == ".csv":
-        return _groups_from_csv(files, Path(group_by))
+        return _groups_from_csv(files, Path(group_by), say)
     try:
         pattern = re.compile(group_by)
     except re.error as error:
@@ -89,12 +91,17 @@ def group_names(files: Files, group_by: str | None) -> list[str]:
     return names
 
 
-def _groups_from_csv(files: Files, file: Path) -> list[str]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            known = {row["path"]: row["group"] or "" for row in csv.DictReader(lines)}
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
-        raise UsageError(f"--group-by: cannot read {file} as a CSV with the columns path and group: {error}") from None
+def _groups_from_csv(files: Files, file: Path, say: Callable[[str], None]) -> list[str]:
+    if not file.is_file():
+        raise UsageError(f"--group-by: no such file: {file}", "a CSV with the columns path and group")
+    known: dict[str, tuple[str, int]] = {}
+    for line, row in read_rows(file, ("path", "group")):
+        group, before = known.setdefault(row["path"], (row["group"], line))
+        if group != row["group"]:
+            raise DataError(f"{file}, line {line}: {row['path']} is in {row['group']!r}, in line {before} in {group!r}")
     if not any(path in known for path in files.paths):
         raise UsageError(f"--group-by: {file} names none of the images, such as {files.paths[0]}")
-    return [known.get(path, "") for path in files.paths]
+    if strange := known.keys() - set(files.paths) - {path for path, _ in files.left_out}:
+        first = printable(min(strange, key=lambda path: known[path][1]))
+        say(f"--group-by: {file} names {counted(len(strange), 'file')} not among the images, such as {first}")
+    return [known.get(path, ("", 0))[0] for path in files.paths]

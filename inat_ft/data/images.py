@@ -28,6 +28,13 @@ _FORMS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"
 """What is tried, in this order: Pillow knows more, but some take any bytes for an image and one starts Ghostscript."""
 
 
+_IN_PLAIN_WORDS = {
+    "could not create decoder object": "its header cannot be read",
+    "Decompressed data too large for PngImagePlugin.MAX_TEXT_CHUNK": "a comment in it is larger than 1 MiB",
+}
+"""Of what decoders say."""
+
+
 class ImageProblem(Exception):
     """Why a file is no usable image, in a few words."""
 
@@ -81,6 +88,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
             raise _problem(error) from None
     try:
         array = np.array(_to_rgb(image))
+    except ImageProblem:
+        raise
     except Exception as error:  # Pillow's decoders raise what they like on damaged files
         raise _problem(error) from None
     return torch.from_numpy(array).permute(2, 0, 1)
@@ -93,9 +102,17 @@ def _open(data: bytes) -> Image:
     try:
         return Image.open(BytesIO(data), formats=_forms())
     except UnidentifiedImageError:
-        raise ImageProblem("no image") from None
+        form = next((form for form in _forms() if _begins_as(data, form)), None)
+        raise (damaged(f"it only begins as {form}") if form else ImageProblem("no image")) from None
     except Exception as error:  # as above
         raise _problem(error) from None
+
+
+def _begins_as(data: bytes, form: str) -> bool:
+    from PIL import Image
+
+    accept = Image.OPEN[form][1]
+    return accept is not None and accept(data[:16]) is True
 
 
 @cache
@@ -116,7 +133,7 @@ def _to_rgb(image: Image) -> Image:
         wide[wide == image.info.get("transparency", -1)] = 65535
         return Image.fromarray((np.clip(wide, 0, 65535) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed brightness")
+        raise ImageProblem("floating-point pixels have no agreed brightness")
     if image.has_transparency_data:
         coloured = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
@@ -130,4 +147,9 @@ def _problem(error: Exception) -> ImageProblem:
         words = words.partition(".cpp:")[2].partition(", ")[2]
     if any(word in words.lower() for word in ("truncated", "premature", "incomplete")):
         return ImageProblem("truncated")
-    return ImageProblem(f"cannot be decoded: {words}"[:200])
+    return damaged(_IN_PLAIN_WORDS.get(words, words))
+
+
+def damaged(what: str) -> ImageProblem:
+    """The problem of a file that is an image but not a whole one."""
+    return ImageProblem(f"truncated or damaged: {what}"[:200])

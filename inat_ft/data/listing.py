@@ -1,56 +1,81 @@
-"""Images listed in a CSV with the columns path, label and, if given, subset."""
+"""Images listed in a CSV with the columns path, label and, if given, subset; and CSVs that name images at all."""
 
 from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from inat_ft.data.files import Files
+from inat_ft.data.files import UNPRINTABLE, Files, is_plain
 from inat_ft.errors import DataError
 
 
 def read_listing(file: Path) -> Files:
     """The files that a CSV names, paths relative to its folder. Raises DataError naming the line that is wrong."""
-    files = Files(file.parent, "CSV")
+    files = Files(file.parent, "CSV", csv=file.name)
     lines: dict[str, int] = {}
     inside = _Inside(file.parent)
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text)
-            columns = [name.strip().lower() for name in next(reader, [])]
-            if not {"path", "label"} <= set(columns):
-                raise DataError(f"{file} needs the columns path and label; it has: {', '.join(columns) or 'none'}")
-            for values in filter(None, reader):
-                where = f"{file}, line {reader.line_num}"
-                path, label, subset = _row(where, dict(zip(columns, values, strict=False)), len(values) > len(columns))
-                if path in lines:
-                    raise DataError(f"{where}: {path} stands in line {lines[path]} already")
-                lines[path] = reader.line_num
-                files.classes.add(label)
-                if inside(path):
-                    files.add(path, label, subset)
-                else:
-                    files.leave(path, "a link out of the folder")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {file} as CSV: {error}") from None
+    for line, row in read_rows(file, ("path", "label")):
+        path, label, subset = _row(f"{file}, line {line}", row)
+        if path in lines:
+            raise DataError(f"{file}, line {line}: {path} stands in line {lines[path]} already")
+        lines[path] = line
+        files.classes.add(label)
+        if not is_plain(path):
+            files.leave(path, UNPRINTABLE)
+        elif inside(path):
+            files.add(path, label, subset)
+        else:
+            files.leave(path, "a link out of the folder")
     if not files.paths:
         raise DataError(f"{file} lists no images")
     return files
 
 
-def _row(where: str, row: dict[str, str], too_long: bool) -> tuple[str, str, str]:
-    path, label, subset = ((row.get(key) or "").strip() for key in ("path", "label", "subset"))
-    if too_long:
-        raise DataError(f"{where}: more values than columns; put a value with a comma in it in double quotes")
+def read_rows(file: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV by column, with their line numbers. `path` is put as images are named: `./a.jpg` is `a.jpg`.
+
+    Raises DataError when it cannot be read, lacks a needed column, or a row has no value for one or more than columns.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as text:
+            reader = csv.reader(text)
+            columns = [name.strip().lower() for name in next(reader, [])]
+            _require_columns(file, columns, needed)
+            for values in filter(None, reader):
+                row = dict(zip(columns, map(str.strip, values), strict=False))
+                if len(values) > len(columns):
+                    why = "more values than columns; put a value with a comma in it in double quotes"
+                    raise DataError(f"{file}, line {reader.line_num}: {why}")
+                if missing := [column for column in needed if column not in row]:
+                    raise DataError(f"{file}, line {reader.line_num}: no value for {' and '.join(missing)}")
+                row["path"] = row["path"] and PurePosixPath(row["path"]).as_posix()
+                yield reader.line_num, row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"cannot read {file} as CSV: {reason}") from None
+
+
+def _require_columns(file: Path, columns: list[str], needed: Sequence[str]) -> None:
+    if not set(needed) <= set(columns):
+        raise DataError(f"{file} needs the columns {' and '.join(needed)}; it has: {', '.join(columns) or 'none'}")
+    if twice := [name for number, name in enumerate(columns) if name and name in columns[:number]]:
+        raise DataError(f"{file} has the column {twice[0]} twice", "rename or remove one of them")
+
+
+def _row(where: str, row: dict[str, str]) -> tuple[str, str, str]:
+    path, label, subset = row["path"], row["label"], row.get("subset", "")
     if not path or not label:
         raise DataError(f"{where}: path or label is empty")
+    if not is_plain(label):
+        raise DataError(f"{where}: the label {label!r} has characters that cannot be printed")
     if subset not in ("", "train", "val", "test"):
         raise DataError(f"{where}: subset is {subset!r}, not train, val, test or empty")
     relative = PurePosixPath(path)
     if relative.is_absolute() or ".." in relative.parts:
         raise DataError(f"{where}: {path} must lie below the folder of the CSV")
-    return relative.as_posix(), label, subset
+    return path, label, subset
 
 
 class _Inside:

@@ -101,6 +101,17 @@ def _rows_text(manifest: Manifest) -> str:
     return out.getvalue()
 
 
+def require_place(path: Path) -> None:
+    """Raise UsageError when a manifest cannot be written there, before images are scanned for nothing."""
+    if path.is_dir():
+        raise UsageError(f"--out {path} is a folder", "name a file, such as splits/photos.csv")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise UsageError(f"cannot write --out {path}: {folder} is a file", "name a file in a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write --out {path}: {folder} is not writable", "name another file with --out")
+
+
 def write_manifest(manifest: Manifest, force: bool = False) -> bool:
     """Write the file, atomically; False when it was there already, byte for byte.
 

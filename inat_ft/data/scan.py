@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from inat_ft.data.images import ImageProblem, decode
+from inat_ft.data.images import ImageProblem, damaged, decode
+from inat_ft.data.overheard import Overheard, overheard
 from inat_ft.data.threads import one_thread_each
 
 if TYPE_CHECKING:
@@ -133,14 +134,18 @@ def scan(
     """Decode all files with `workers` threads. near: see what they look like, too."""
     count = len(paths)
     found = Scan([""] * count, [""] * count, Looks.blank(count if near else 0))
+    suspects: list[int] = []
 
     def visit(part: range) -> None:
         small = {}
         for place in part:
             try:
+                before = heard.size()
                 data = _read(root / paths[place])
                 found.hashes[place] = hashlib.sha256(data).hexdigest()
                 image = decode(data, max_pixels)
+                if heard.damage_since(before):  # in this image, or in one that another thread decodes
+                    suspects.append(place)
             except ImageProblem as problem:
                 found.problems[place] = str(problem)
                 continue
@@ -150,7 +155,27 @@ def scan(
         if small:
             found.looks.fill(list(small), list(small.values()))
 
-    with one_thread_each(), _silence(), ThreadPoolExecutor(workers, thread_name_prefix="scan") as pool:
+    with overheard() as heard, one_thread_each(), _silence():
+        _run(visit, count, workers, tick)
+        for place in suspects:
+            found.problems[place] = _damage(root / paths[place], max_pixels, heard)
+    return found
+
+
+def _damage(file: Path, max_pixels: int, heard: Overheard) -> str:
+    """What is wrong with an image that can be decoded, when nothing else is; "" for nothing."""
+    before = heard.size()
+    try:
+        decode(_read(file), max_pixels)
+    except ImageProblem as problem:
+        return str(problem)
+    what = heard.damage_since(before)
+    return str(damaged(what)) if what else ""
+
+
+def _run(visit: Callable[[range], None], count: int, workers: int, tick: Callable[[int, int], None]) -> None:
+    """Visit `count` places with so many threads, a chunk at a time."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="scan") as pool:
         waiting: deque[tuple[int, Future[None]]] = deque()
         for start in range(0, count, _CHUNK):
             part = range(start, min(start + _CHUNK, count))
@@ -159,7 +184,6 @@ def scan(
                 _wait(waiting, tick, count)
         while waiting:
             _wait(waiting, tick, count)
-    return found
 
 
 def _read(file: Path) -> bytes:

@@ -13,8 +13,8 @@ from inat_ft.errors import UsageError
 def find_files(data: Path, classes_from: str | None = None, skip: Path | None = None) -> Files:
     """List the files of a folder or CSV, sorted by path. Raises UsageError or DataError naming what is amiss.
 
-    classes_from: one of the ranks kingdom to species, for folders named as iNaturalist 2021 does; skip: a folder in
-    `data` to pass over.
+    classes_from: one of the ranks kingdom to species, for folders named as iNaturalist 2021 does; skip: the
+    manifest, which may lie in `data` and is no part of it.
     """
     if not data.exists():
         raise UsageError(f"no such folder: {data}")

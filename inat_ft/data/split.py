@@ -23,6 +23,10 @@ from inat_ft.errors import DataError, UsageError
 
 _CODES = {"train": TRAIN, "val": VAL, "test": TEST, "": UNDECIDED}
 _SAME_FOLDER = 0.5
+_COPY, _MEMBER, _CONFLICT = "a copy of", "in one group with", "label conflict"
+
+USABLE_BUT_LEFT_OUT = (_COPY, _MEMBER, _CONFLICT, "more than")
+"""How the reasons begin for leaving out what can be decoded; the last is a limit in size."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +89,17 @@ def check_fractions(files: Files, options: Options) -> None:
         )
     if options.test_fraction and "test" in files.subsets:
         raise UsageError(f"{files.root} has a test set of its own", "leave out --test-fraction")
-    if options.test_fraction and "val" in files.subsets and "" not in files.subsets:
+    if options.test_fraction and "" not in files.subsets:
         raise UsageError(f"{files.root} has no images left to divide: all have a subset", "leave out --test-fraction")
 
 
 def _require_classes(files: Files, scanned: Scan, usable: NDArray[np.int64]) -> None:
     missing = sorted(files.classes - {files.labels[place] for place in usable.tolist()})
     if missing:
-        bad = next((place for place, label in enumerate(files.labels) if label == missing[0]), None)
-        why = "" if bad is None else f": {files.paths[bad]} ({scanned.problems[bad]})"
+        of_class = zip(files.paths, files.labels, scanned.problems, strict=True)
+        bad = [(path, why) for path, label, why in of_class if label == missing[0]]
+        bad += [(path, why) for path, why in files.left_out if missing[0] in path.split("/")]
+        why = f": {bad[0][0]} ({bad[0][1]})" if bad else ""
         raise DataError(f"class '{missing[0]}' has no usable image{why}", "add images, or remove the class")
 
 
@@ -123,7 +129,7 @@ def _conflicting(pool: _Pool, kin: Kin, findings: Findings) -> dict[int, str]:
     pairs = pool.disagreeing(kin.pairs.tolist())
     findings.near_conflicts = pool.named(pairs)
     return {
-        place: f"label conflict: the same file is {' and '.join(sorted({pool.labels[each] for each in group}))}"
+        place: f"{_CONFLICT}: the same file is {' and '.join(sorted({pool.labels[each] for each in group}))}"
         for group in equal
         for place in group
         if pool.given[place] != TEST
@@ -145,7 +151,7 @@ def _leaking(pool: _Pool, kin: Kin, policy: str, findings: Findings) -> dict[int
         for place in np.flatnonzero((level < code) & (of_unit == code)).tolist():
             other = partners[int(kin.copies[place])] if is_copy[place] else members[int(kin.units[place])]
             leaked.append((pool.paths[place], pool.paths[other]))
-            what = "a copy of" if is_copy[place] else "in one group with"
+            what = _COPY if is_copy[place] else _MEMBER
             gone[place] = f"{what} a {name} image: {pool.paths[other]}"
         if policy != "keep" and is_copy.sum() > _SAME_FOLDER * (level < code).sum():
             raise DataError(
@@ -224,4 +230,5 @@ def _made(files: Files, options: Options) -> dict[str, Any]:
         "group_by": Path(group_by).name if group_by and group_by.lower().endswith(".csv") else group_by,
         "leakage": options.leakage,
         "near_copies": options.near,
+        **({"csv": files.csv} if files.csv else {}),
     }

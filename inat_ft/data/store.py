@@ -7,13 +7,12 @@ any instant and the next one goes on from there. One process writes at a time; t
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,13 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from inat_ft.errors import DataError, InatFtError
-from inat_ft.records import write_text
+from inat_ft.data.wording import size_text
+from inat_ft.errors import DataError
+from inat_ft.records import is_full, write_text
 
 _DIGEST = 32
-_ADVICE = (
-    "free some space, name another folder with --cache-dir, list and clear with `inat-ft cache`, or use --cache none"
-)
+_ELSEWHERE = "name another folder with --cache-dir, or use --cache none"
+_ADVICE = f"free some space, list and clear with `inat-ft cache`, {_ELSEWHERE}"
 
 Make = Callable[[Sequence[int]], Iterator[NDArray[Any]]]
 """Given the positions of missing rows, yields them in this order, in blocks of one or more rows."""
@@ -69,9 +68,10 @@ class Store:
         """
         if not self.missing(hashes):
             return 0
-        with _full_disk_named(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / "lock"):
+        with ExitStack() as held:
+            with _folder_named(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(self.folder / "lock"))
             missing = self.missing(hashes)  # another process may have made some meanwhile
             if missing:
                 self._make(missing, hashes, make, tick)
@@ -80,11 +80,9 @@ class Store:
     def _make(self, missing: list[int], hashes: Sequence[str], make: Make, tick: Callable[[int, int], None]) -> None:
         need, free = len(missing) * self.row_bytes, shutil.disk_usage(self.folder).free
         if need > free:
-            raise DataError(
-                f"the cache needs {need / 2**20:,.0f} MiB and {self.folder} has {free / 2**20:,.0f} MiB left", _ADVICE
-            )
-        write_text(self.folder / "key.json", json.dumps(self._description(), indent=1, sort_keys=True) + "\n")
-        with _full_disk_named(self.folder):
+            raise DataError(f"the cache needs {size_text(need)} and {self.folder} has {size_text(free)} left", _ADVICE)
+        with _folder_named(self.folder):
+            write_text(self.folder / "key.json", json.dumps(self._description(), indent=1, sort_keys=True) + "\n")
             rows = os.open(self.folder / "rows.bin", os.O_RDWR | os.O_CREAT, 0o666)
             index = os.open(self.folder / "index.bin", os.O_RDWR | os.O_CREAT, 0o666)
             try:
@@ -121,7 +119,7 @@ class Store:
         try:
             raw = (self.folder / "index.bin").read_bytes()
             stored = (self.folder / "rows.bin").stat().st_size // self.row_bytes
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         count = min(len(raw) // _DIGEST, stored)
         return [raw[start : start + _DIGEST] for start in range(0, count * _DIGEST, _DIGEST)]
@@ -143,13 +141,13 @@ def _write(handle: int, data: memoryview) -> None:
 
 
 @contextmanager
-def _full_disk_named(folder: Path) -> Iterator[None]:
+def _folder_named(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if is_full(error):
             raise DataError(f"the disk is full: the cache cannot be written to {folder}", _ADVICE) from error
-        raise InatFtError(f"cannot write the cache to {folder}: {error.strerror or error}", _ADVICE) from error
+        raise DataError(f"cannot write the cache to {folder}: {error.strerror or error}", _ELSEWHERE) from error
 
 
 @dataclass(frozen=True)
@@ -172,8 +170,17 @@ def list_stores(cache: Path) -> list[StoreSize]:
         size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
         index = folder / "index.bin"
         rows = index.stat().st_size // _DIGEST if index.exists() else 0
-        found.append(StoreSize(folder, folder.parent.name, rows, size, json.loads(description.read_text())["key"]))
+        found.append(StoreSize(folder, folder.parent.name, rows, size, _read_key(description)))
     return sorted(found, key=lambda store: -store.size)
+
+
+def _read_key(description: Path) -> dict[str, Any]:
+    """What a store says of itself, nothing where that is damaged: it is listed and cleared all the same."""
+    try:
+        key = json.loads(description.read_bytes())["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return key if isinstance(key, dict) else {}
 
 
 def clear_store(store: StoreSize) -> None:

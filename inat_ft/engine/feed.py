@@ -14,6 +14,7 @@ from torch import Tensor
 from inat_ft.data import augment
 from inat_ft.data.batches import Batches, ImageInput, Source
 from inat_ft.data.pixels import Pixels
+from inat_ft.data.wording import size_text
 from inat_ft.engine.fit import epoch_generator
 from inat_ft.engine.front import Front
 from inat_ft.engine.plan import Plan
@@ -159,7 +160,7 @@ class Feed:
         counts = len(self.train_pixels), len(self.val_pixels)
         estimate = self.prefix_cache.estimate(cut, *counts, repeats, views)
         what = names[0] if cut == 1 else f"{names[0]}..{names[cut - 1]}"
-        saves = f"{estimate.bytes / 2**20:,.0f} MiB, saves {max(estimate.saved, 0):.0%} of the arithmetic of {repeats} epochs"
+        saves = f"{size_text(estimate.bytes)}, saves {max(estimate.saved, 0):.0%} of the arithmetic of {repeats} epochs"
         keeps_head_only = cut == len(names)  # features are small, and every other run on these weights shares them
         used = self.mode == "prefix" or estimate.pays or (keeps_head_only and estimate.bytes <= estimate.free / 2)
         used = self.prefix_cache.compute.ranks.agree(used)
@@ -217,7 +218,7 @@ class Feed:
             else:
                 size = len(pixels.store.missing(pixels.hashes)) * pixels.store.row_bytes
                 if size:
-                    self._say(f"packed cache: {size / 2**20:,.0f} MiB to write for {subset}")
+                    self._say(f"packed cache: {size_text(size)} to write for {subset}")
                 with self.progress(f"decoding, {subset}") as tick:
                     self._images[subset] = pixels.packed(tick)
         return self._images[subset]

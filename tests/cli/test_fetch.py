@@ -55,6 +55,15 @@ def test_inat12k_is_fetched_unpacked_and_then_left_alone(server: Server, cli) ->
     assert split.code == 0, split.err
 
 
+def test_images_that_are_gone_are_missed(server: Server, cli) -> None:
+    assert cli("fetch", "inat12k", "--url", server.url).code == 0
+    Path("data/inaturalist_12K/train/Aves/1.jpg").unlink()
+    ran = cli("fetch", "inat12k", "--url", server.url)
+    assert ran.code == 1 and "29 of 30 images" in ran.err and "remove data/inaturalist_12K" in ran.err
+    Path("data/inaturalist_12K/.fetched.json").write_text("{")  # as good as none: what is there must do
+    assert cli("fetch", "inat12k", "--url", server.url).out == "data/inaturalist_12K: 29 images, already complete\n"
+
+
 def test_an_archive_that_is_there_is_used_and_kept_on_demand(server: Server, cli) -> None:
     assert cli("fetch", "inat12k", "--to", "a", "--url", server.url, "--keep-archive").code == 0
     assert left("a") == ["inaturalist_12K", "nature_12K.zip"]
@@ -82,6 +91,7 @@ def test_a_killed_fetch_goes_on(server: Server, cli) -> None:
     [
         (nature(**{"../../evil": b"x"}), "leads out of its folder"),
         (nature()[:-3000], "damaged"),
+        (nature(**{"inaturalist_12K/train/Aves/" + "x" * 300: b"x"}), "a name that no file can have"),
         (b"<html>log in</html>", "not a zip file"),
         (nature(classes=()), "train/ and val/ have no class folders"),
     ],

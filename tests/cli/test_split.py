@@ -1,0 +1,109 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import make_images
+
+
+@pytest.fixture
+def leaking(tmp_path: Path) -> Path:
+    """A training image that is a test image, and a test image under two labels."""
+    root = tmp_path / "photos"
+    make_images(root / "train", classes=2, each=8, seed=1)
+    make_images(root / "test", classes=2, each=4, seed=2)
+    shutil.copy(root / "test" / "class0" / "000.png", root / "train" / "class0" / "leak.png")
+    shutil.copy(root / "test" / "class0" / "001.png", root / "test" / "class1" / "other.png")
+    return root
+
+
+@pytest.mark.parametrize(("leakage", "done"), [("drop", "left out"), ("keep", "kept")])
+def test_what_is_said_of_copies_is_what_was_done(cli, leaking: Path, leakage: str, done: str) -> None:
+    out = cli("split", leaking, "--leakage", leakage, "--no-near").out
+    assert f"overlap: 1 image {done}, copies of test images" in out
+    assert "equal files: 4 images in 2 groups: test/class0/000.png" in out and "kept on one side" not in out
+    assert "label conflicts: 1 time equal files have several labels, left out save in the test set: test/class0" in out
+
+
+def test_copies_without_a_given_test_set_are_kept_on_one_side(cli, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "photos", classes=2, each=8)
+    shutil.copy(data / "class0" / "000.png", data / "class0" / "copy.png")
+    shutil.copy(data / "class1" / "000.png", data / "class0" / "conflict.png")
+    out = cli("split", data).out
+    assert "equal files: 4 images in 2 groups, kept on one side" in out
+    assert "1 time equal files have several labels, left out: " in out
+
+
+def test_a_manifest_that_cannot_be_written_is_refused_before_the_scan(cli, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "photos", classes=2, each=4)
+    (data / "class0" / "bad.png").write_bytes(b"x")
+    Path("file").touch()
+    for out in ("file/x.csv", "file/more/x.csv", "photos"):
+        ran = cli("split", data, "--out", out, "--strict")  # with --strict a scan would end in an error of its own
+        assert ran.code == 2 and "--out" in ran.err and "bad.png" not in ran.err and "space" not in ran.err
+    if Path("/proc/sys").is_dir():
+        assert "is not writable" in cli("split", data, "--out", "/proc/sys/x.csv").err
+
+
+def test_the_limit_in_pixels_is_named_where_nothing_is_below_it(cli, tmp_path: Path) -> None:
+    ran = cli("split", make_images(tmp_path / "photos", each=2), "--max-pixels", "100")
+    assert ran.code == 1 and "more than 100 pixels: 40 x 40" in ran.err and "--max-pixels" in ran.err
+
+
+def test_a_cache_that_is_damaged_is_listed_and_cleared(cli, tmp_path: Path) -> None:
+    for name, text in (("a", "{bad"), ("b", "[]"), ("c", '{"key": 3}')):
+        (tmp_path / "cache" / "packed" / name).mkdir(parents=True)
+        (tmp_path / "cache" / "packed" / name / "key.json").write_text(text)
+    ran = cli("cache")
+    assert ran.code == 0 and "damaged description" in ran.out and "0.0 KiB in 3 caches" in ran.out
+    assert cli("cache", "--clear").code == 0 and "in 0 caches" in cli("cache").out
+    ran = cli("cache", "--cache-dir", __file__)
+    assert ran.code == 2 and "is no folder" in ran.err
+
+
+def test_a_cache_that_cannot_be_written_is_named_and_the_name_of_the_run_stays_free(
+    cli, manifest_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    small = ("train", "--split", manifest_file, "--backbone", "cnn", "--image-size", "32", "--epochs", "1")
+    words = (*small, "--mode", "full", "--name", "one")
+    ran = cli(*words, "--cache", "packed", "--cache-dir", "file")
+    assert ran.code == 1 and "cannot write the cache to file/packed" in ran.err
+    assert "--cache-dir" in ran.err and "space" not in ran.err
+    again = cli(*words, "--cache", "none", "--cache-dir", "file")
+    assert again.code == 0, again.err
+    assert (Path("runs/one") / "record.json").is_file()
+    once_more = cli(*words, "--cache", "none", "--cache-dir", "file")
+    assert once_more.code == 2 and "exists already" in once_more.err
+
+
+def test_of_two_that_begin_one_run_at_once_one_is_refused(manifest_file: Path) -> None:
+    command = [sys.executable, "-m", "inat_ft", "train", "--split", str(manifest_file), "--backbone", "cnn"]
+    command += ["--image-size", "32", "--epochs", "1", "--mode", "full", "--name", "one"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], errors
+
+
+def test_check_finds_files_that_have_become_images(cli, leaking: Path) -> None:
+    bad = leaking / "train" / "class0" / "bad.png"
+    bad.write_bytes(b"x")
+    (leaking / "train" / "class0" / "worse.png").write_bytes(b"x")
+    assert cli("split", leaking).code == 0
+    assert cli("split", "--check", "splits/photos.csv").code == 0
+    shutil.copy(leaking / "train" / "class0" / "000.png", bad)
+    found = cli("split", "--check", "splits/photos.csv", "--json").json
+    assert found == {"missing": [], "changed": [], "new": ["train/class0/bad.png"]}
+
+
+def test_check_finds_new_rows_of_a_csv(cli, tmp_path: Path) -> None:
+    make_images(tmp_path / "photos", classes=1, each=8)
+    rows = [f"photos/class0/{number:03d}.png,a\n" for number in range(8)]
+    Path("list.csv").write_text("path,label\n" + "".join(rows[:7]))
+    assert cli("split", "list.csv").code == 0
+    assert cli("split", "--check", "splits/list.csv").code == 0
+    Path("list.csv").write_text("path,label\n" + "".join(rows))
+    found = cli("split", "--check", "splits/list.csv", "--json").json
+    assert found == {"missing": [], "changed": [], "new": ["photos/class0/007.png"]}

@@ -1,0 +1,76 @@
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from inat_ft.data.batches import Stored
+from inat_ft.data.changes import current_hashes
+from inat_ft.data.images import load_image, sha256_of
+from inat_ft.data.manifest import Manifest, read_manifest
+from inat_ft.data.pixels import Pixels
+from inat_ft.data.threads import decoders
+from inat_ft.errors import DataError
+
+
+@pytest.fixture
+def manifest(images: Path, manifest_file: Path, tmp_path: Path) -> Manifest:
+    """Of images that may be changed, with the hashes of the untouched ones."""
+    shutil.copytree(images, tmp_path / "photos")
+    return read_manifest(manifest_file, tmp_path / "photos")
+
+
+def hashes(manifest: Manifest, policy: str, cache: Path = Path("cache")):
+    return current_hashes(manifest, ("train", "val"), cache, policy, lambda what: nullcontext(lambda done, total: None))
+
+
+def repaint(manifest: Manifest, row: int) -> Path:
+    file = manifest.root / manifest.paths[row]
+    Image.new("RGB", (40, 40), "blue").save(file)
+    return file
+
+
+def packed(manifest: Manifest, names, row: int) -> np.ndarray:
+    with decoders(1) as pool:
+        files = [manifest.root / manifest.paths[row]]
+        pixels = Pixels(files, [names[row]], torch.zeros(1), 32, Path("cache"), pool)
+        stored: Stored = pixels.packed(lambda done, total: None)
+        return stored.rows(torch.tensor([0])).numpy()[0]
+
+
+def test_changed_pixels_that_are_accepted_are_not_cached_as_the_old_ones(manifest: Manifest, images: Path) -> None:
+    row = int(manifest.rows("train")[0])
+    file = repaint(manifest, row)
+    for _ in range(2):  # the second time nothing is remembered of what changed
+        names = hashes(manifest, "ignore")
+        assert names[row] == sha256_of(file) != manifest.hashes[row]
+        assert sum(a != b for a, b in zip(names, manifest.hashes, strict=True)) == 1
+    assert (packed(manifest, names, row) == load_image(file, 32)).all()
+    shutil.rmtree(manifest.root)
+    shutil.copytree(images, manifest.root)
+    assert (packed(manifest, hashes(manifest, "error"), row) == load_image(file, 32)).all()
+
+
+def test_what_is_gone_and_what_changed_is_told_apart(manifest: Manifest) -> None:
+    first, second, third = manifest.rows("train")[:3].tolist()
+    (manifest.root / manifest.paths[first]).unlink()
+    with pytest.raises(DataError, match=r"^1 image gone or unreadable since"):
+        hashes(manifest, "error")
+    repaint(manifest, second), repaint(manifest, third)
+    with pytest.raises(DataError, match=r"^1 image gone or unreadable, 2 images changed since"):
+        hashes(manifest, "error")
+    assert hashes(manifest, "ignore")[first] == manifest.hashes[first]
+    shutil.rmtree(manifest.root)
+    with pytest.raises(DataError, match=r"the folder of the images, .*photos, is gone"):
+        hashes(manifest, "error")
+
+
+def test_a_cache_folder_that_cannot_be_written_is_done_without(manifest: Manifest) -> None:
+    Path("file").touch()
+    assert hashes(manifest, "error", Path("file")) is not None
+    repaint(manifest, int(manifest.rows("val")[0]))
+    with pytest.raises(DataError, match="1 image changed"):
+        hashes(manifest, "error", Path("file"))

@@ -1,0 +1,97 @@
+import os
+import random
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image, PngImagePlugin, features
+from sklearn.datasets import load_sample_images
+
+from inat_ft.data.images import ImageProblem, decode
+from inat_ft.data.scan import scan
+from tests.conftest import make_images
+
+PHOTO = Image.fromarray(load_sample_images().images[0]).resize((320, 240))
+
+
+def encoded(form: str, **options: object) -> bytes:
+    out = BytesIO()
+    PHOTO.save(out, form, **options)
+    return out.getvalue()
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """Whole images, two JPEGs that libjpeg decodes in part, and one that only has bytes too many."""
+    data = make_images(tmp_path / "photos", classes=2, each=6)
+    whole = encoded("JPEG", quality=90)
+    for number in range(40):
+        (data / "class0" / f"whole{number}.jpg").write_bytes(whole + bytes([number]))
+    middle = len(whole) // 2
+    noise = random.Random(0).randbytes(2000).replace(b"\xff", b"\xfe")
+    (data / "class0" / "corrupt.jpg").write_bytes(whole[:middle] + noise + whole[middle + 2000 :])
+    (data / "class1" / "half.jpg").write_bytes(whole[:middle] + b"\xff\xd9")
+    (data / "class1" / "padded.jpg").write_bytes(whole[:-2] + b"\0\0\0\xff\xd9")
+    return data
+
+
+def test_jpegs_with_lost_pixels_are_left_out_by_name_and_libjpeg_is_not_heard(cli, damaged: Path) -> None:
+    ran = cli("split", damaged, "--no-near", "--workers", "4", "--json", "--quiet")
+    assert ran.code == 0 and ran.err == ""
+    left = {entry["path"]: entry["reason"] for entry in ran.json["left_out"]}
+    assert left.keys() == {"class0/corrupt.jpg", "class1/half.jpg"}
+    assert left["class1/half.jpg"] == "truncated or damaged: premature end of data segment"
+
+
+def test_python_goes_on_speaking_meanwhile_and_libjpeg_afterwards(damaged: Path, capfd: pytest.CaptureFixture) -> None:
+    names = ["class1/half.jpg", "class1/padded.jpg"]
+    found = scan(damaged, names, 10**8, 2, False, lambda done, total: print(f"{done} of {total}", file=sys.stderr))
+    assert found.problems[1] == "" and "damaged" in found.problems[0]
+    assert capfd.readouterr().err == "2 of 2\n"
+    decode((damaged / names[0]).read_bytes())
+    assert re.search("premature end", capfd.readouterr().err)
+
+
+def test_the_bar_is_seen_on_a_terminal(damaged: Path) -> None:
+    terminal, shown = os.openpty()
+    command = [sys.executable, "-m", "inat_ft", "split", str(damaged), "--no-near"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=shown) as process:
+        os.close(shown)
+        text = b""
+        with suppress(OSError):  # how the end of a terminal shows
+            while part := os.read(terminal, 4096):
+                text += part
+    os.close(terminal)
+    assert process.returncode == 0
+    assert b"55/55" in text and b"premature" not in text
+    assert text.count(b"scanning") > 4, "it was not drawn between the start and the end"
+
+
+def with_a_long_comment() -> bytes:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * 2_000_000, zip=True)
+    return encoded("PNG", pnginfo=info)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (encoded("WEBP")[:4000], "truncated or damaged: its header cannot be read"),
+        (with_a_long_comment(), "truncated or damaged: a comment in it is larger than 1 MiB"),
+        (b"\x89PNG\r\n\x1a\n", "truncated or damaged: it only begins as PNG"),
+        (b"BLUB", "no image"),
+    ],
+)
+def test_reasons_are_for_people(data: bytes, reason: str) -> None:
+    with pytest.raises(ImageProblem, match=f"^{reason}$"):
+        decode(data)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow cannot read AVIF")
+def test_half_an_avif_is_no_other_kind_of_file() -> None:
+    with pytest.raises(ImageProblem, match="truncated or damaged"):
+        decode(encoded("AVIF")[:3000])

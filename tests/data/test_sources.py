@@ -1,0 +1,117 @@
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from inat_ft.data.grouping import group_names
+from inat_ft.data.scan import scan
+from inat_ft.data.sources import find_files
+from inat_ft.data.split import Options, make_manifest
+from inat_ft.errors import DataError
+from tests.conftest import make_images
+
+
+def listed(data: Path, rows: list[str], header: str = "path,label,subset") -> Path:
+    file = data.parent / "list.csv"
+    file.write_text("\n".join([header, *rows]) + "\n")
+    return file
+
+
+def test_a_manifest_inside_a_class_folder_costs_no_class(cli, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "photos", classes=2, each=6)
+    for words in (("--out", data / "class0" / "m.csv"), ("--out", data / "splits" / "m.csv", "--seed", "1")):
+        for _ in range(2):  # the second time the manifest is there, and still no part of the data
+            ran = cli("split", data, *words, "--force", "--json")
+            assert ran.json["counts"]["class0"] == {"train": 5, "val": 1, "test": 0}
+            assert "splits" not in ran.json["classes"]
+        (data / "class0" / "m.csv").unlink(missing_ok=True)
+    assert cli("split", "--check", data / "splits" / "m.csv").code == 0
+
+
+def test_rows_with_a_subset_keep_it_and_the_others_are_divided(cli, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "photos", classes=2, each=20)
+    rows = [f"photos/class{c}/{n:03d}.png,c{c},{'train' if n < 10 else ''}" for c in range(2) for n in range(20)]
+    ran = cli("split", listed(data, rows), "--test-fraction", "0.4", "--out", "m.csv", "--json")
+    assert ran.json["counts"]["c0"] == {"train": 15, "val": 1, "test": 4}
+    lines = Path("m.csv").read_text().splitlines()
+    assert all(",train," in line for line in lines if "/00" in line and line.startswith("photos"))
+    whole = listed(data, [row.rpartition(",")[0] + ",train" for row in rows])
+    assert cli("split", whole, "--out", "n.csv", "--json").json["counts"]["c0"] == {"train": 16, "val": 4, "test": 0}
+    refused = cli("split", whole, "--test-fraction", "0.2", "--out", "n.csv")
+    assert refused.code == 2 and "all have a subset" in refused.err
+
+
+def test_one_row_without_a_subset_is_enough_where_training_images_are_given(tmp_path: Path, cli) -> None:
+    data = make_images(tmp_path / "photos", classes=2, each=6)
+    rows = [f"photos/class{c}/{n:03d}.png,c{c},{'train' if n else ''}" for c in range(2) for n in range(6)]
+    assert cli("split", listed(data, rows), "--json").json["counts"]["c1"] == {"train": 5, "val": 1, "test": 0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (["class0/000.png,B", "class0/000.png,A"], "line 3: class0/000.png is in 'A', in line 2 in 'B'"),
+        (["class0/000.png,B", "./class0/000.png,A"], "line 3: class0/000.png is in 'A'"),
+        (["class0/000.png"], "line 2: no value for group"),
+        (["class0/000.png,B,C"], "line 2: more values than columns"),
+    ],
+)
+def test_groups_that_contradict_themselves_are_refused(tmp_path: Path, rows: list[str], said: str) -> None:
+    files = find_files(make_images(tmp_path / "photos", classes=1, each=3))
+    with pytest.raises(DataError) as caught:
+        group_names(files, str(listed(files.root, rows, "path,group")))
+    assert said in caught.value.message
+
+
+def test_groups_are_matched_by_path_and_what_is_named_in_vain_is_remarked_upon(tmp_path: Path) -> None:
+    files = find_files(make_images(tmp_path / "photos", classes=1, each=3))
+    said: list[str] = []
+    rows = ["./class0/000.png,A", "class0/001.png,", "nope/x.png,A", "nope/y.png,B", "class0/000.png,A"]
+    assert group_names(files, str(listed(files.root, rows, "path,group")), said.append) == ["A", "", ""]
+    assert len(said) == 1 and "names 2 files not among the images, such as nope/x.png" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("header", "said"), [("file,who", "needs the columns path and group; it has: file, who"), ("", "it has: none")]
+)
+def test_a_csv_of_other_columns_is_no_list_of_groups(cli, tmp_path: Path, header: str, said: str) -> None:
+    data = make_images(tmp_path / "photos", classes=1, each=3)
+    ran = cli("split", data, "--group-by", listed(data, [], header))
+    assert ran.code == 1 and said in ran.err
+    ran = cli("split", data, "--group-by", "gone.csv")
+    assert ran.code == 2 and "no such file: gone.csv" in ran.err and "Errno" not in ran.err
+
+
+def test_a_csv_names_no_column_twice(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has the column label twice"):
+        find_files(listed(make_images(tmp_path / "photos"), ["a,b,c"], "path,label,label"))
+
+
+def test_paths_of_a_csv_that_cannot_be_printed_are_left_out(cli, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "photos", classes=1, each=6)
+    shutil.copy(data / "class0" / "000.png", data / "class0" / "bad\x1b[31m.png")
+    rows = [f"photos/class0/{n:03d}.png,a" for n in range(6)]
+    bad = ["photos/class0/bad\x1b[31m.png,a", "photos/class0/\0.png,a"]
+    ran = cli("split", listed(data, [*rows, *bad], "path,label"), "--no-near")
+    assert ran.code == 0, ran.err
+    assert "left out: 2" in ran.out and r"bad\x1b[31m.png" in ran.out and "\x1b" not in ran.out
+    with pytest.raises(DataError, match=r"line 2: the label 'a\\x07' has"):
+        find_files(listed(data, ["photos/class0/000.png,a\a"], "path,label"))
+
+
+def test_a_class_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_images(tmp_path / "photos", classes=2, each=6)
+    scandir = os.scandir
+
+    def guarded(folder: Path):  # tests may run as root, who may read everything
+        if Path(folder).name == "class1":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    files = find_files(data)
+    scanned = scan(files.root, files.paths, 10**8, 1, False, lambda done, total: None)
+    with pytest.raises(DataError, match=r"'class1' has no usable image: class1 \(cannot be read: Permission denied\)"):
+        make_manifest(files, scanned, Options(near=False), Path("m.csv"), [""] * len(files.paths))
