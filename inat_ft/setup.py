@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,12 @@ class Setup:
     strategy: Strategy
     plan: Plan
     compute: Compute
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What the user should know before training."""
+        with blamed(STRATEGIES, type(self.strategy), "remarks()"):
+            return self.strategy.remarks(self.config.optim.epochs)
 
 
 def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("splits")) -> Setup:
