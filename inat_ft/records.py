@@ -1,5 +1,6 @@
 """Run records: the JSON that everything after training reads, ours or of another code base."""
 
+import difflib
 import json
 import os
 import tempfile
@@ -113,7 +114,8 @@ class RunRecord(_Part):
     """
 
     schema_version: Literal[1] = 1
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+    """What comparisons call it: without control characters."""
     created: str | None = None
     """UTC, ISO 8601."""
     test_accuracy: Share | None = None
@@ -155,10 +157,10 @@ def read_record(path: Path) -> tuple[RunRecord, Path]:
     """The record at `path` (a run directory or a JSON file) and the file it came from. Raises RecordError or UsageError."""
     file = path / "record.json" if path.is_dir() else path
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        raw = json.loads(text)
     except FileNotFoundError:
-        what = f"{path} holds no record.json: is it a run directory?" if path.is_dir() else f"no such record: {path}"
-        raise UsageError(what) from None
+        raise _no_record(path) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RecordError(f"cannot read {file} as JSON: {error}") from None
     if not isinstance(raw, dict):
@@ -167,9 +169,22 @@ def read_record(path: Path) -> tuple[RunRecord, Path]:
     if version != SCHEMA_VERSION:
         raise RecordError(f"{file}: schema_version {version!r} is unknown; this version reads {SCHEMA_VERSION}")
     try:
-        return RunRecord.model_validate(raw), file
+        record = RunRecord.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise RecordError(f"{file}: {explain(error, RunRecord).message}") from None
+    for key in record.model_extra or {}:
+        near = difflib.get_close_matches(key, ("test_accuracy", "num_test", "predictions"), 1, 0.8)
+        if near and near[0] not in record.model_fields_set:
+            raise RecordError(f"{file}: unknown key '{key}': did you mean '{near[0]}'?")
+    return record, file
+
+
+def _no_record(path: Path) -> InatFtError:
+    if not path.is_dir():
+        return UsageError(f"no such record: {path}")
+    if (path / "config.yaml").exists():
+        return UsageError(f"the training of {path} has not ended", f"go on with it: inat-ft train --resume {path}")
+    return UsageError(f"{path} holds no record.json: is it a run directory?")
 
 
 def write_record(record: RunRecord, file: Path) -> None:

@@ -138,9 +138,28 @@ def load_config(file: Path | None = None, overrides: Iterable[Override] = ()) ->
     for key, value in overrides:
         _assign(raw, key, value)
     try:
-        return RunConfig.model_validate(raw)
+        config = RunConfig.model_validate(raw)
     except ValidationError as error:
         raise explain(error, RunConfig) from None
+    data = {key: _without_user(path) for key in ("split", "root") if (path := getattr(config.data, key))}
+    weights = _without_user(config.model.weights) if config.model.weights else None
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update=data),
+            "model": config.model.model_copy(update={"weights": weights}),
+        }
+    )
+
+
+def _without_user(path: str) -> str:
+    """A path as a record may keep it: relative where it lies below the working folder, else with ~ for the home folder."""
+    whole = Path(path).expanduser()
+    if not whole.is_absolute():
+        return path
+    for folder, shown in ((Path.cwd(), Path()), (Path.home(), Path("~"))):
+        if whole.is_relative_to(folder):
+            return (shown / whole.relative_to(folder)).as_posix()
+    return path
 
 
 def _assign(raw: dict[str, Any], key: str, value: Any) -> None:

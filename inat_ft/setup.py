@@ -71,8 +71,8 @@ class Setup:
 def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("splits")) -> Setup:
     """Resolve the configuration against data, weights and device. Raises an InatFtError naming what is amiss."""
     compute = choose_compute(config.compute.device, config.compute.precision)
-    split = Path(config.data.split) if config.data.split else find_manifest(splits)
-    manifest = read_manifest(split, Path(config.data.root) if config.data.root else None)
+    split = Path(config.data.split).expanduser() if config.data.split else find_manifest(splits)
+    manifest = read_manifest(split, Path(config.data.root).expanduser() if config.data.root else None)
     for subset in ("train", "val"):
         if not len(manifest.rows(subset)):
             raise UsageError(f"{split} has no images in {subset}", "split again: inat-ft split DATA")
@@ -87,7 +87,9 @@ def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("s
         net = strategy.adapt(model.net).to(compute.device)
     plan = make_plan(strategy, net, config.optim.epochs, config.optim.layer_decay)
     resolved = {
-        "data": config.data.model_copy(update={"split": split.as_posix(), "image_size": model.preprocess.image_size}),
+        "data": config.data.model_copy(
+            update={"split": config.data.split or split.as_posix(), "image_size": model.preprocess.image_size}
+        ),
         "strategy": config.strategy.model_copy(update=strategy.model_dump(mode="json")),
     }
     return Setup(config.model_copy(update=resolved), manifest, model, strategy, plan, compute)

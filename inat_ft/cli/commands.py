@@ -2,7 +2,7 @@
 
 import typer
 
-from inat_ft.cli import cache, compare, demo, evaluate, fetch, record, split, strategies, sweep, train
+from inat_ft.cli import cache, compare, demo, evaluate, export, fetch, predict, record, split, strategies, sweep, train
 
 
 def add_to(app: typer.Typer) -> None:
@@ -14,6 +14,8 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(sweep.app)
     app.command("eval")(evaluate.evaluate)
     app.command()(compare.compare)
+    app.command()(predict.predict)
+    app.command()(export.export)
     app.add_typer(record.app)
     app.command()(strategies.strategies)
     app.command()(cache.cache)

@@ -8,7 +8,11 @@ import typer
 from inat_ft.cli import options, render
 
 if TYPE_CHECKING:
-    from inat_ft.evaluation.compare import Comparison, Entry, Pair
+    from inat_ft.evaluation.compare import Comparison
+    from inat_ft.evaluation.entries import Entry
+    from inat_ft.evaluation.pairs import Pair
+
+_REMARKS = 12
 
 
 def compare(
@@ -23,7 +27,10 @@ def compare(
     fail_under: Annotated[
         float | None,
         typer.Option(
-            help="Exit with 1 unless the last record beats the first by this much.", show_default=False, min=-1, max=1
+            help="Exit with 1 unless the last record beats the first by this much; also when that cannot be told.",
+            show_default=False,
+            min=-1,
+            max=1,
         ),
     ] = None,
     json: options.Json = False,
@@ -49,30 +56,41 @@ def compare(
         if html is not None:
             render.result(f"report: {html}")
     if fail_under is not None:
-        _require_gain(found, records, fail_under)
+        _require_gain(found, records[0], records[-1], fail_under)
 
 
-def _require_gain(found: "Comparison", records: list[Path], fail_under: float) -> None:
-    scores = {file.resolve(): entry.score for entry in found.entries for file in entry.files}
-    named = [
-        scores.get((path / "record.json" if path.is_dir() else path).resolve()) for path in (records[0], records[-1])
-    ]
-    first, last = named
-    if first is None or last is None or last.value - first.value < fail_under:
-        render.remark(f"{records[-1]} does not beat {records[0]} by {fail_under}")
-        raise typer.Exit(1)
+def _require_gain(found: "Comparison", first: Path, last: Path, wanted: float) -> None:
+    from inat_ft.errors import InatFtError
+    from inat_ft.evaluation.compare import gain
+
+    reached = gain(found, first, last)
+    if reached is None:
+        raise InatFtError(f"--fail-under {wanted}: whether {last} beats {first} cannot be told from their records")
+    if reached < wanted:
+        raise InatFtError(f"--fail-under {wanted}: {last} beats {first} by {reached:.4f} in {found.metric} only")
 
 
 def _show(found: "Comparison") -> None:
     pairs = {pair.second: pair for pair in found.pairs}
+    costs = ("trained", "epochs", "time", "images/s", "memory", "looks")
     columns = (
-        *("name", found.metric.replace("_", " "), "95 % interval", "difference to the best", "p (Holm)"),
-        *("trained", "epochs", "time", "images/s", "looks"),
+        *("name", found.metric.replace("_", " "), "95 % interval", f"difference to {found.reference}", "p (Holm)"),
+        *costs,
     )
     rows = [_row(entry, pairs.get(entry.name)) for entry in found.entries]
-    render.table("", columns, rows, right=("trained", "epochs", "time", "images/s", "looks"))
-    for remark in found.remarks:
+    render.table("", columns, rows, right=costs)
+    flips = [
+        (pair.first, pair.second, f"{pair.only_first:,}", f"{pair.only_second:,}", f"{pair.agreement:.1%}")
+        for pair in found.pairs
+        if pair.only_first is not None and pair.agreement is not None
+    ]
+    if flips:
+        counts = ("only the first is right", "only the second", "both say the same")
+        render.table("", ("first", "second", *counts), flips, right=counts)
+    for remark in found.remarks[:_REMARKS]:
         render.result(f"note: {remark}")
+    if len(found.remarks) > _REMARKS:
+        render.result(f"and {len(found.remarks) - _REMARKS} more notes: --json or --html has them all")
     render.result(found.sentence)
 
 
@@ -92,22 +110,24 @@ def _row(entry: "Entry", pair: "Pair | None") -> list[str]:
         str(len(record.history) or ""),
         f"{total:,.1f} s" if total else "",
         f"{record.images_per_s:,.0f}" if record.images_per_s else "",
+        f"{record.peak_memory_mib:,.0f} MiB" if record.peak_memory_mib else "",
         str(looks or ""),
     ]
 
 
 def _difference(pair: "Pair | None") -> str:
     if pair is None:
-        return "best"
+        return ""
     if pair.difference is None:
         return "cannot be checked"
-    shown = pair.difference
-    return f"{-shown.value:+.4f} ({-shown.high:+.4f} to {-shown.low:+.4f})"
+    value, low, high = (0.0 - part for part in (pair.difference.value, pair.difference.high, pair.difference.low))
+    return f"{value:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
 def _as_json(found: "Comparison") -> dict[str, Any]:
     return {
         "metric": found.metric,
+        "reference": found.reference,
         "sentence": found.sentence,
         "entries": [
             {

@@ -38,7 +38,7 @@ def new(
     """
     from inat_ft.evaluation.foreign import from_predictions
 
-    _write(lambda: from_predictions(predictions, name, out), out, force, json)
+    _write(lambda: from_predictions(predictions, name, out), name, out, force, json)
 
 
 @app.command()
@@ -46,13 +46,14 @@ def wandb(
     export: Annotated[Path, typer.Argument(help="History of one run as CSV or JSON, or its summary as JSON.")],
     name: Name,
     out: Out,
+    run: Annotated[str | None, typer.Option(help="Which run, where there are several.", show_default=False)] = None,
     force: Force = False,
     json: options.Json = False,
 ) -> None:
     """From what W&B exports of a run."""
     from inat_ft.evaluation.foreign import from_wandb
 
-    _write(lambda: from_wandb(export, name), out, force, json)
+    _write(lambda: from_wandb(export, name, run), name, out, force, json)
 
 
 @app.command()
@@ -66,13 +67,15 @@ def huggingface(
     """From the state of a Hugging Face Trainer."""
     from inat_ft.evaluation.foreign import from_trainer_state
 
-    _write(lambda: from_trainer_state(state, name), out, force, json)
+    _write(lambda: from_trainer_state(state, name), name, out, force, json)
 
 
-def _write(make: "Callable[[], RunRecord]", out: Path, force: bool, json: bool) -> None:
+def _write(make: "Callable[[], RunRecord]", name: str, out: Path, force: bool, json: bool) -> None:
     from inat_ft.errors import UsageError
     from inat_ft.records import write_record
 
+    if not name.strip() or not name.isprintable():
+        raise UsageError(f"--name {name!r} is no name", "use letters, digits and signs that can be seen")
     if out.exists() and not force:
         raise UsageError(f"{out} exists already", "name another file with --out, or replace it: --force")
     record = make()

@@ -42,17 +42,22 @@ def console(stderr: bool = False) -> "Console":
 def remark(text: str) -> None:
     """A line for a person, on stderr."""
     if not _quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """A warning, on stderr, in quiet mode too."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def result(text: str) -> None:
     """A line of the result, on stdout."""
-    print(text, flush=True)
+    print(printable(text), flush=True)
+
+
+def printable(text: str) -> str:
+    """Control characters, which a file's name may hold, in writing: a terminal would obey them."""
+    return "".join(sign if sign == "\n" or sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def as_json(value: Any) -> None:
@@ -67,10 +72,10 @@ def is_first() -> bool:
 
 def error(problem: InatFtError) -> None:
     """What was wrong and what to do next, on stderr."""
-    lines = problem.message.splitlines()
+    lines = printable(problem.message).splitlines()
     who = "inat-ft" if is_first() else f"inat-ft (process {os.environ['RANK']})"
     print(f"{who}: {lines[0]}", *lines[1:], sep="\n  ", file=sys.stderr)
-    for line in (*problem.hint.splitlines(), *getattr(problem, "__notes__", ())):
+    for line in (*printable(problem.hint).splitlines(), *getattr(problem, "__notes__", ())):
         print(f"  {line}", file=sys.stderr)
 
 
@@ -84,7 +89,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
     for column in columns:
         drawn.add_column(column, justify="right" if column in right else "left")
     for row in rows:
-        drawn.add_row(*(Text(str(cell)) for cell in row))
+        drawn.add_row(*(Text(printable(str(cell))) for cell in row))
     console().print(drawn)
 
 

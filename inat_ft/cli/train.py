@@ -161,6 +161,8 @@ def train(
         config = resume / "config.yaml"
     resolved = load_config(config, overrides)
     _require_effect(resolved, overrides)
+    if config and not resume and "name" not in dict(overrides) and config.resolve().parent.name == resolved.name:
+        resolved = resolved.model_copy(update={"name": None})  # a run's settings are taken over, its name stays its own
     if show_config:
         _show_config(resolved, json)
     elif dry_run:

@@ -10,10 +10,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from inat_ft.data import augment
 from inat_ft.data.images import load_image
+from inat_ft.errors import DataError
 
 _AHEAD = 2
 
@@ -35,14 +37,24 @@ class ImageFiles:
     size: int
     pool: ThreadPoolExecutor
     """Decodes side by side; decoders release Python's lock."""
+    problems: dict[int, DataError] | None = None
+    """Where to note what cannot be decoded, which is black then; without it, it is an error."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def rows(self, numbers: Tensor) -> Tensor:
-        """Decode these images. Raises DataError naming the first that cannot be."""
-        decoded = list(self.pool.map(lambda number: load_image(self.paths[number], self.size), numbers.tolist()))
-        return torch.from_numpy(np.stack(decoded))
+        """Decode these images. Raises DataError naming the first that cannot be, unless problems are noted."""
+        return torch.from_numpy(np.stack(list(self.pool.map(self._load, numbers.tolist()))))
+
+    def _load(self, number: int) -> NDArray[np.uint8]:
+        try:
+            return load_image(self.paths[number], self.size)
+        except DataError as problem:
+            if self.problems is None:
+                raise
+            self.problems[number] = problem
+            return np.zeros((self.size, self.size, 3), np.uint8)
 
 
 @dataclass(frozen=True)

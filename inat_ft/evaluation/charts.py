@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inat_ft.evaluation.compare import Comparison, Entry
-from inat_ft.evaluation.figures import BLUE, GREEN, GREY, ORANGE, new_figure, plotting
+from inat_ft.evaluation.compare import Comparison
+from inat_ft.evaluation.entries import Entry
+from inat_ft.evaluation.figures import BLUE, GREEN, GREY, ORANGE, logarithmic, new_figure, plotting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,8 +79,9 @@ def _cost(entries: list[Entry], metric: str) -> Figure:
             seconds = entry.record.seconds["total"]
             axes.plot(seconds, entry.score.value, "o", color=BLUE)
             axes.annotate(entry.name, (seconds, entry.score.value), (6, 4), textcoords="offset points")
-        axes.set(xscale="log", xlabel="training time in seconds (logarithmic)", ylabel=metric.replace("_", " "))
+        axes.set(xlabel="training time in seconds (logarithmic)", ylabel=metric.replace("_", " "), xscale="log")
         axes.margins(x=0.25, y=0.2)
+        logarithmic(axes)
     return figure  # type: ignore[no-any-return]
 
 

@@ -8,76 +8,99 @@ from typing import TYPE_CHECKING
 from inat_ft.evaluation.metrics import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
-    from inat_ft.evaluation.compare import Entry, Pair
+    from inat_ft.evaluation.entries import Entry
+    from inat_ft.evaluation.pairs import Pair
 
 _NO_SHARES = ("log_loss", "brier")
 
 
 def conclude(entries: Sequence[Entry], pairs: Sequence[Pair], metric: str, margin: float | None) -> str:
-    """One sentence. entries: the best first; pairs: the best against each other one, in the same order."""
-    name = metric.replace("_", " ")
+    """One sentence. entries: the best first; pairs: one of them against each other one."""
     if entries[0].score is None:
         return "None of them has been evaluated on a test set, so there is nothing to compare."
     if any("means nothing" in remark for entry in entries for remark in entry.remarks):
         return "No conclusion: a classifier was trained on images that it is tested on."
-    return _of_two(pairs[0], metric, name, margin) if len(pairs) == 1 else _of_many(entries[0], pairs, name)
+    if len(pairs) == 1:
+        return _of_two(pairs[0], metric, margin)
+    return _of_many(pairs, metric.replace("_", " "), margin)
 
 
-def _of_two(pair: Pair, metric: str, name: str, margin: float | None) -> str:
-    difference = pair.difference
+def _of_two(pair: Pair, metric: str, margin: float | None) -> str:
+    difference, name = pair.difference, metric.replace("_", " ")
     if difference is None:
-        return f"{_upper(pair.obstacle)}: nothing can be said about which is better."
-    size = (
-        f"{_size(difference.value, metric)}{_unit(metric)} "
-        f"(95 % interval {_size(difference.low, metric)} to {_size(difference.high, metric)})"
-    )
+        return f"No conclusion: {pair.obstacle}."
+    ahead = difference.value if metric not in LOWER_IS_BETTER else -difference.value
+    first, second = (pair.first, pair.second) if ahead >= 0 else (pair.second, pair.first)
+    size = _size(pair, metric)
     if pair.different_images:
-        return f"{_upper(pair.obstacle)}: the difference of {size} in {name} may come from the images, not the classifiers."
-    if pair.same:
-        within = f"{_size(margin or 0, metric)}{_unit(metric)}"
-        return f"{pair.first} and {pair.second} are equivalent within {within}: they differ by {size} in {name}."
-    p = f", p = {pair.p_holm:.2g}" if pair.p_holm is not None else f", from unpaired intervals, since {pair.obstacle}"
-    if not pair.is_real:
         return (
-            f"These test images cannot tell {pair.first} and {pair.second} apart: they differ by {size} in {name}{p}."
+            f"No conclusion: {pair.obstacle}; the difference of {size} may come from the images, not the classifiers."
         )
-    flips = ""
+    if pair.p_holm is None:
+        chance = "more" if difference.low > 0 or difference.high < 0 else "no more"
+        return (
+            f"By their own word {first} is ahead of {second} by {size}, from unpaired intervals: {chance} than the chance of "
+            f"drawing test images explains; but {pair.obstacle}, so neither the claim nor the images can be checked."
+        )
+    p, flips = f", p = {pair.p_holm:.2g}", ""
     if pair.only_first is not None and pair.only_second is not None:
         flips = (
             f"; {pair.first} is right on {pair.only_first:,} images where {pair.second} is wrong, "
             f"{pair.second} on {pair.only_second:,}"
         )
-    return f"{pair.first} is better than {pair.second}: by {size} in {name}{p}{flips}."
+    within = f"{_number(margin or 0, metric)}{_unit(metric)}"
+    if pair.is_real:
+        small = f", a difference within the margin of {within}" if pair.same else ""
+        return f"{first} is better than {second}: by {size} in {name}{p}{small}{flips}."
+    if pair.same:
+        return f"{first} and {second} are equivalent within {within}: they differ by {size} in {name}."
+    unproven = "" if pair.same is None else f", nor show that they are equivalent within {within}"
+    return f"These test images cannot tell {first} and {second} apart{unproven}: they differ by {size} in {name}{p}."
 
 
-def _of_many(best: Entry, pairs: Sequence[Pair], name: str) -> str:
-    unknown = [pair.second for pair in pairs if pair.difference is None or pair.different_images]
-    beaten = [pair.second for pair in pairs if pair.is_real and pair.second not in unknown]
-    level = [pair.second for pair in pairs if pair.second not in (*beaten, *unknown)]
+def _of_many(pairs: Sequence[Pair], name: str, margin: float | None) -> str:
+    """Only results that can be tested are ranked; bare claims are named beside them."""
+    reference = pairs[0].first
+    tested = [pair for pair in pairs if pair.p_holm is not None]
+    beaten = [pair.second for pair in tested if pair.is_real]
+    level = [pair.second for pair in tested if not pair.is_real]
+    apart = [pair.second for pair in pairs if pair.different_images]
+    bare = [pair.second for pair in pairs if pair.p_holm is None and not pair.different_images]
+    if not tested:
+        return f"No conclusion: {pairs[0].obstacle}."
     parts = []
     if beaten:
         parts.append(f"is better than {_listed(beaten)}")
     if level:
         parts.append(f"cannot be told apart from {_listed(level)} by these test images")
-    if unknown:
-        parts.append(f"cannot be compared with {_listed(unknown)}")
-    corrected = " (tests corrected by Holm)" if beaten or level else ""
-    return f"{best.name} has the best {name}; it {', and '.join(parts)}{corrected}."
+    if margin is not None and (same := [pair.second for pair in tested if pair.same]):
+        parts.append(f"is equivalent to {_listed(same)} within {margin:g}")
+    if apart:
+        parts.append(f"cannot be held against {_listed(apart)}, tested on different images or classes")
+    if bare:
+        parts.append(f"cannot be held against {_listed(bare)}, for which no predictions speak")
+    among = " of those that can be checked" if bare or apart else ""
+    return f"{reference} has the best {name}{among}; it {', and '.join(parts)} (tests corrected by Holm for all pairs)."
 
 
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _size(value: float, metric: str) -> str:
-    """Improvement: percentage points of shares, plain numbers of others, positive when the first is better."""
-    value = -value if metric in LOWER_IS_BETTER else value
-    return f"{value:.4f}" if metric in _NO_SHARES else f"{100 * value:.2f}"
+def _size(pair: Pair, metric: str) -> str:
+    """The difference with its interval, as seen from the one that is ahead."""
+    assert pair.difference is not None
+    sign = 1 if pair.difference.value >= 0 else -1
+    low, high = sorted((sign * pair.difference.low, sign * pair.difference.high))
+    between = f"{_number(low, metric)} to {_number(high, metric)}"
+    return f"{_number(abs(pair.difference.value), metric)}{_unit(metric)} (95 % interval {between})"
+
+
+def _number(value: float, metric: str) -> str:
+    """Percentage points of shares, plain numbers of others."""
+    text = f"{value:.4f}" if metric in _NO_SHARES else f"{100 * value:.2f}"
+    return text.lstrip("-") if float(text) == 0 else text
 
 
 def _unit(metric: str) -> str:
     return "" if metric in _NO_SHARES else " points"
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -65,7 +65,7 @@ def evaluate_run(
     name = f"predictions-{subset}.csv"
     write_predictions(directory / name, predictions)
     metrics, per_class = all_metrics(predictions)
-    temperature = _temperature(record, directory, size)
+    temperature = _temperature(record, directory, size, tta)
     if temperature is not None:
         metrics |= _calibrated(predictions, temperature)
     evaluation = Evaluation(
@@ -106,11 +106,12 @@ def _overlays(
     return files
 
 
-def _temperature(record: RunRecord, directory: Path, image_size: int) -> float | None:
-    """Fitted on the run's validation predictions, never on the test set; they must be of images of the same size."""
+def _temperature(record: RunRecord, directory: Path, image_size: int, tta: str) -> float | None:
+    """Fitted on the run's validation predictions, never on the test set; they must have been made in the same way."""
     name, said = record.predictions.get("val"), record.preprocess
     size = (record.val and record.val.image_size) or said.get("eval_image_size") or said.get("image_size")
-    if name is None or not (directory / name).is_file() or size != image_size:
+    same = size == image_size and (record.val.tta if record.val else "none") == tta
+    if name is None or not (directory / name).is_file() or not same:
         return None
     predictions = read_predictions(directory / name)
     return fit_temperature(predictions) if predictions.probabilities is not None else None

@@ -29,6 +29,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # a name may hold dollars
     "svg.hashsalt": "inat-ft",
     "svg.fonttype": "none",
 }
@@ -61,6 +62,17 @@ def new_figure(width: float, height: float, **grid: Any) -> tuple[Any, Any]:
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure, figure.subplots(**grid)
+
+
+def logarithmic(axes: Any) -> None:
+    """Make the x axis logarithmic, with plain numbers on it; after the drawing, since it looks at how far that goes."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,), numticks=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
@@ -102,7 +114,7 @@ def _per_class(p: Predictions) -> Figure:
     with plotting():
         figure, axes = new_figure(6.4, 1.4 + 0.28 * len(shown))
         errors = [[m.value - (m.low or 0) for m in found], [(m.high or 0) - m.value for m in found]]
-        axes.barh(range(len(shown)), [m.value for m in found], xerr=errors, color=BLUE, ecolor=GREY, capsize=2)
+        axes.barh(range(len(shown)), [m.value for m in found], xerr=errors, color=BLUE, ecolor=ORANGE, capsize=2)
         axes.set_yticks(range(len(shown)), [f"{p.classes[label]} ({counts[label]})" for label in shown])
         axes.set(xlim=(0, 1), xlabel="share recognised, with 95 % interval", title="Recall by class")
     return figure  # type: ignore[no-any-return]
@@ -118,7 +130,13 @@ def _reliability(p: Predictions, bins: int = 10) -> Figure:
         figure, axes = new_figure(4.6, 4.4)
         axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as right as it claims")
         axes.plot(mean, right, color=BLUE, marker="o", label="this network")
-        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share that is right", title="Reliability")
+        axes.set(
+            xlim=(-0.02, 1.02),
+            ylim=(-0.02, 1.02),
+            xlabel="confidence",
+            ylabel="share that is right",
+            title="Reliability",
+        )
         axes.legend(frameon=False, loc="upper left")
     return figure  # type: ignore[no-any-return]
 

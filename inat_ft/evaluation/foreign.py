@@ -53,30 +53,64 @@ def from_predictions(file: Path, name: str, out: Path) -> RunRecord:
     )
 
 
-def from_wandb(file: Path, name: str) -> RunRecord:
+def from_wandb(file: Path, name: str, run: str | None = None) -> RunRecord:
     """A record from what W&B exports of one run: history as CSV or JSON (a list of rows), or the summary as JSON.
 
-    Raises RecordError when there is neither an accuracy on the test set nor a history of epochs in it.
+    run: which one, where the export holds several. Raises UsageError when that is not said, RecordError when there is
+    neither an accuracy on the test set nor a history of epochs in it.
     """
     rows = _csv_rows(file) if file.suffix.lower() == ".csv" else _json_rows(file)
+    rows = _of_one_run(file, _transposed(rows), run)
+    counted = [number for row in rows if (number := _first(row, ("epoch",))) is not None]
     history: dict[int, dict[str, Any]] = {}
     test: float | None = None
-    for number, row in enumerate(rows, 1):
+    for row in rows:
         found = {ours: _first(row, names) for ours, names in _WANDB_NAMES.items()}
         test = next((value for value in (_first(row, _TEST_NAMES),) if value is not None), test)
-        epoch = int(found.pop("epoch") or number)
+        said = found.pop("epoch")
         values = {key: value for key, value in found.items() if value is not None}
+        if said is None and (counted or (found["val_accuracy"] is None and found["val_loss"] is None)):
+            continue  # a step: without validation it ends no epoch
+        epoch = len(history) + 1 if said is None else int(said) + (1 if min(counted) < 1 else 0)
         if values:
             history.setdefault(epoch, {"epoch": epoch}).update(values)
     return _with_history(file, name, list(history.values()), test)
 
 
+def _transposed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a table that was written by columns, as pandas does; others as they are."""
+    columns = rows[0]
+    if len(rows) > 1 or not columns or not all(isinstance(column, dict | list) for column in columns.values()):
+        return rows
+    listed = {key: list(column.values()) if isinstance(column, dict) else column for key, column in columns.items()}
+    return [dict(zip(listed, values, strict=True)) for values in zip(*listed.values(), strict=False)]
+
+
+def _of_one_run(file: Path, rows: list[dict[str, Any]], run: str | None) -> list[dict[str, Any]]:
+    """The rows of one run: of a chart's export, whose columns are `run - metric`, or of a table with a run in each row."""
+    charted = {key.rsplit(" - ", 1)[0] for row in rows for key in row if " - " in key}
+    listed = [str(row["Name"]) for row in rows if "Name" in row and "_step" not in row]
+    runs = sorted(charted or set(listed))
+    if run is not None and run not in runs:
+        raise UsageError(f"{file} holds no run '{run}'", f"it has: {', '.join(runs) or 'no names of runs'}")
+    if run is None and (len(runs) > 1 or len(listed) > 1):
+        raise UsageError(f"{file} holds {len(runs)} runs: {', '.join(runs[:8])}", f"name one: --run '{runs[0]}'")
+    chosen = run or next(iter(runs), None)
+    if charted:
+        return [
+            {k.rsplit(" - ", 1)[-1]: v for k, v in row.items() if k.rsplit(" - ", 1)[0] in (chosen, k)} for row in rows
+        ]
+    return [row for row in rows if str(row["Name"]) == chosen] if listed else rows
+
+
 def from_trainer_state(file: Path, name: str) -> RunRecord:
     """A record from a Hugging Face trainer_state.json. Raises RecordError when it is none."""
-    (state,) = _json_rows(file)
-    log = state.get("log_history")
+    rows = _json_rows(file)
+    log = rows[0].get("log_history") if len(rows) == 1 else None
     if not isinstance(log, list):
-        raise RecordError(f"{file} is no trainer_state.json: it has no log_history")
+        raise RecordError(
+            f"{file} is no trainer_state.json: it has no log_history", "it lies in each checkpoint folder"
+        )
     history: dict[int, dict[str, Any]] = {}
     test: float | None = None
     for entry in log:
@@ -142,8 +176,7 @@ def _csv_rows(file: Path) -> list[dict[str, Any]]:
         raise UsageError(f"no such file: {file}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RecordError(f"cannot read {file} as CSV: {error}") from None
-    # W&B puts the run's name before the metric: "run-7 - val_accuracy"
-    return [{(key or "").rsplit(" - ", 1)[-1]: value for key, value in row.items()} for row in rows]
+    return [{key or "": value for key, value in row.items()} for row in rows]
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> float | None:

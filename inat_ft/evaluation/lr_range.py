@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inat_ft.evaluation.figures import BLUE, GREY, ORANGE, new_figure, plotting, save
+from inat_ft.evaluation.figures import BLUE, GREY, ORANGE, logarithmic, new_figure, plotting, save
 
 
 def draw_lr_range(
@@ -21,7 +21,8 @@ def draw_lr_range(
         if suggestion is not None:
             axes.axvline(suggestion, color=ORANGE, linestyle="--", label=f"suggested: {suggestion:.1e}")
         finite = np.array(losses)[np.isfinite(losses)]
-        axes.set(xscale="log", xlabel="learning rate", ylabel="training loss in nats")
+        axes.set(xlabel="learning rate (logarithmic)", ylabel="training loss in nats")
+        logarithmic(axes)
         axes.set_ylim(0.9 * finite.min(), 1.1 * max(2 * losses[0], finite.min()))
         axes.legend(frameon=False)
     stem.parent.mkdir(parents=True, exist_ok=True)

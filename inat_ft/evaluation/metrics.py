@@ -6,7 +6,8 @@ bootstrap sample; with each image once they are the plain metrics, as scikit-lea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,14 +80,36 @@ def brier(p: Predictions, weights: Weights) -> Floats:
 
 def ece(p: Predictions, weights: Weights) -> Floats:
     """Expected calibration error over 15 bins of equally many images (Nixon et al. 2019, arXiv 1904.01685)."""
+    total: Floats = np.abs(_gaps(p, weights)).sum(1)
+    return total
+
+
+def _gaps(p: Predictions, weights: Weights) -> Floats:
+    """Confidence minus share that is right in each bin, times the bin's share of the images, `[B, 15]`."""
     confidence = _shares(p).max(1)
     order = np.argsort(confidence, kind="stable")
     bins = np.empty(len(p), np.int64)
     bins[order] = np.arange(len(p)) * min(_BINS, len(p)) // len(p)
     member = np.eye(_BINS, dtype=np.float32)[bins]
     gaps = weights @ (member * (confidence - p.correct)[:, None].astype(np.float32))
-    total: Floats = np.abs(gaps).sum(1) / weights.sum(1)
-    return total
+    shares: Floats = gaps.astype(np.float64) / weights.sum(1, keepdims=True, dtype=np.float64)
+    return shares
+
+
+def _ece_interval(p: Predictions, samples: Draws) -> tuple[float, float]:
+    """An interval of the calibration error that allows for its bias.
+
+    Chance gaps count as errors whatever their sign, so the figure lies above the truth, and bootstrap samples lie above
+    the figure. Reflecting the samples about the figure (the basic bootstrap; Davison and Hinkley 1997, 5.2) undoes that;
+    0 is taken in unless the gaps exceed what they are by chance in 95 % of samples. Quantiles of 1 and 99 %, since with
+    fewer a simulation of 300 to 1,000 images found the truth in 87 to 94 % only; so it is 89 to 98 %.
+    """
+    plain = _gaps(p, once(p))
+    gaps = samples.of(_gaps, p)
+    value, drawn = float(np.abs(plain).sum()), np.abs(gaps).sum(1)
+    low, high = np.quantile(drawn, [0.01, 0.99])
+    by_chance = np.quantile(np.abs(gaps - plain).sum(1), 0.95)
+    return (0.0 if value <= by_chance else max(0.0, 2 * value - high)), min(1.0, max(value, 2 * value - low))
 
 
 METRICS: dict[str, Callable[[Predictions, Weights], Floats]] = {
@@ -109,18 +132,41 @@ def once(p: Predictions) -> Weights:
     return np.ones((1, len(p)), np.float32)
 
 
-def draws(true: NDArray[np.int64], seed: int, number: int = DRAWS) -> Sequence[Weights]:
-    """Bootstrap samples stratified by class, as blocks of counts `[B, N]`; B over all blocks is `number`."""
-    rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(true == label) for label in np.unique(true)]
-    size = max(1, min(number, _MATRIX_BYTES // (4 * len(true))))
-    blocks = []
-    for start in range(0, number, size):
-        block = np.zeros((min(size, number - start), len(true)), np.float32)
-        for places in members:
-            block[:, places] = rng.multinomial(len(places), np.full(len(places), 1 / len(places)), len(block))
-        blocks.append(block)
-    return blocks
+@dataclass(frozen=True)
+class Draws:
+    """Bootstrap samples stratified by class, as blocks of counts float32 `[B, N]`; B over all blocks is `number`.
+
+    true: int64 `[N]`. The same blocks each time they are gone through; kept only where there are few of them.
+    """
+
+    true: NDArray[np.int64]
+    seed: int = 0
+    number: int = DRAWS
+    _kept: list[Weights] = field(default_factory=list, repr=False)
+
+    def __iter__(self) -> Iterator[Weights]:
+        if self._kept:
+            yield from self._kept
+            return
+        keep = 4 * self.number * len(self.true) <= _MATRIX_BYTES
+        for block in self._drawn():
+            if keep:
+                self._kept.append(block)
+            yield block
+
+    def _drawn(self) -> Iterator[Weights]:
+        rng = np.random.default_rng(self.seed)
+        members = [np.flatnonzero(self.true == label) for label in np.unique(self.true)]
+        size = max(1, min(self.number, _MATRIX_BYTES // (4 * len(self.true))))
+        for start in range(0, self.number, size):
+            block = np.zeros((min(size, self.number - start), len(self.true)), np.float32)
+            for places in members:
+                block[:, places] = rng.multinomial(len(places), np.full(len(places), 1 / len(places)), len(block))
+            yield block
+
+    def of(self, measure: Callable[[Predictions, Weights], Floats], p: Predictions) -> Floats:
+        """A metric on all samples, `[number]`."""
+        return np.concatenate([measure(p, block) for block in self])
 
 
 def interval(values: Floats) -> tuple[float, float]:
@@ -140,28 +186,36 @@ def wilson(right: int, number: int) -> Metric:
 def all_metrics(p: Predictions, seed: int = 0) -> tuple[dict[str, Metric], list[ClassMetrics]]:
     """Every metric that the predictions allow, and precision, recall and F1 of every class."""
     names = [name for name in METRICS if p.probabilities is not None or name not in NEED_PROBABILITIES]
-    sampled: dict[str, list[Floats]] = {name: [] for name in names}
-    per_class: list[NDArray[np.float64]] = []
-    for block in draws(p.true, seed):
-        for name in names:
-            sampled[name].append(METRICS[name](p, block))
-        per_class.append(_class_values(p, block))
-    metrics = {name: _metric(METRICS[name](p, once(p))[0], np.concatenate(sampled[name])) for name in names}
-    metrics["accuracy"] = wilson(int(p.correct.sum()), len(p))
-    values, drawn = _class_values(p, once(p))[:, 0], np.concatenate(per_class, 1)
-    counts = np.bincount(p.true, minlength=len(p.classes))
+    samples = Draws(p.true, seed)
+    metrics = {name: one_metric(p, name, samples) for name in names}
+    values = _class_values(p, once(p))[:, 0]
+    drawn = np.concatenate([_class_values(p, block) for block in samples], 1)
+    counts, predicted = (np.bincount(labels, minlength=len(p.classes)) for labels in (p.true, p.predicted))
     rows = [
         ClassMetrics(
             name=name,
             num_images=int(counts[label]),
             **{
-                key: _metric(values[kind, label], drawn[kind, :, label])
-                for kind, key in enumerate(("precision", "recall", "f1"))
+                key: _metric(values[kind, label], drawn[kind, :, label], int(number))
+                for kind, (key, number) in enumerate(
+                    (("precision", predicted[label]), ("recall", counts[label]), ("f1", counts[label]))
+                )
             },
         )
         for label, name in enumerate(p.classes)
     ]
     return metrics, rows
+
+
+def one_metric(p: Predictions, name: str, samples: Draws) -> Metric:
+    """A metric by its name, with its interval."""
+    if name == "accuracy":
+        return wilson(int(p.correct.sum()), len(p))
+    value = float(METRICS[name](p, once(p))[0])
+    if name == "ece":
+        low, high = _ece_interval(p, samples)
+        return Metric(value=value, low=low, high=high, method="bootstrap, reflected")
+    return _metric(value, samples.of(METRICS[name], p), len(p))
 
 
 def confusion(p: Predictions) -> NDArray[np.int64]:
@@ -171,8 +225,11 @@ def confusion(p: Predictions) -> NDArray[np.int64]:
     return table
 
 
-def _metric(value: float, drawn: Floats) -> Metric:
+def _metric(value: float, drawn: Floats, number: int) -> Metric:
+    """With a bootstrap interval; that of a share of `number` images that is 0 or 1 in every sample is Wilson's."""
     low, high = interval(drawn)
+    if low == high == value and value in (0, 1) and number:
+        return wilson(int(value) * number, number)
     return Metric(value=float(value), low=low, high=high, method="bootstrap")
 
 

@@ -16,7 +16,7 @@ from inat_ft.data.manifest import Manifest, read_manifest
 from inat_ft.data.threads import decoders
 from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.passes import evaluate
-from inat_ft.errors import RecordError, UsageError, WeightsError
+from inat_ft.errors import DataError, RecordError, UsageError, WeightsError
 from inat_ft.evaluation.predictions import Predictions, from_probabilities
 from inat_ft.models.base import Preprocess
 from inat_ft.models.build import empty_net, require_size
@@ -39,8 +39,10 @@ class Trained:
 def load_trained(file: Path, compute: Compute, image_size: int | None = None) -> Trained:
     """Read a model.safetensors that training wrote; image_size overrides the one that it says to evaluate at.
 
-    Raises WeightsError when it is none, ConfigError when it cannot take images of that size.
+    Raises RecordError when it is not there, WeightsError when it is none, ConfigError when it takes no images of that size.
     """
+    if not file.is_file():
+        raise RecordError(f"the run has no {file.name}: {file} is gone", "train it again, or bring the file back")
     state, said = read_state(file), read_metadata(file)
     try:
         config = ModelConfig.model_validate_json(said["model"])
@@ -60,13 +62,21 @@ def load_trained(file: Path, compute: Compute, image_size: int | None = None) ->
 
 
 def predict_files(
-    trained: Trained, paths: Sequence[Path], compute: Compute, tta: str, tick: Callable[[int, int], None]
+    trained: Trained,
+    paths: Sequence[Path],
+    compute: Compute,
+    tta: str,
+    tick: Callable[[int, int], None],
+    problems: dict[int, DataError] | None = None,
 ) -> Tensor:
-    """Probabilities `[N, C]` float64 on the CPU. tta: none, or flip (the mean with the mirrored image)."""
+    """Probabilities `[N, C]` float64 on the CPU. tta: none, or flip (the mean with the mirrored image).
+
+    problems: where to note images that cannot be decoded, whose rows mean nothing then; without it they raise DataError.
+    """
     prepare = ImageInput(trained.preprocess.mean, trained.preprocess.std)
     labels = torch.zeros(len(paths), dtype=torch.int64, device=compute.device)
     with decoders() as pool:
-        source = ImageFiles(paths, trained.preprocess.eval_size, pool)
+        source = ImageFiles(paths, trained.preprocess.eval_size, pool, problems)
         done = 0
 
         def counted(rows: Tensor, numbers: Tensor) -> Tensor:
@@ -121,7 +131,7 @@ def manifest_of(record: RunRecord, directory: Path, root: Path | None = None) ->
         raise RecordError(f"the record of '{record.name}' does not name its manifest, so its images are unknown")
     path = (directory / record.split.manifest).resolve()
     configured = (record.config.get("data") or {}).get("root")
-    manifest = read_manifest(path, root or (Path(configured) if configured else None))
+    manifest = read_manifest(path, root or (Path(configured).expanduser() if configured else None))
     if manifest.fingerprint != record.split.fingerprint:
         raise RecordError(
             f"{path} is not the split that '{record.name}' was trained with: it was made anew since",

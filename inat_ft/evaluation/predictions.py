@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inat_ft.errors import RecordError
+from inat_ft.errors import RecordError, UsageError
 from inat_ft.records import replacing
 
 _PREFIX = "p_"
@@ -67,50 +67,108 @@ def read_predictions(file: Path) -> Predictions:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.reader(lines)
             header = next(reader, [])
-            rows = [row for row in reader if row]
+            rows = [(reader.line_num, row) for row in reader if row]
     except FileNotFoundError:
-        raise RecordError(f"no such predictions file: {file}") from None
+        raise UsageError(f"no such predictions file: {file}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RecordError(f"cannot read {file} as CSV: {error}") from None
     missing = {"path", "true", "predicted"} - set(header)
     if missing:
         raise RecordError(f"{file} lacks the columns {', '.join(sorted(missing))}; it has: {', '.join(header)}")
+    twice = [name for name in dict.fromkeys(header) if header.count(name) > 1]
+    if twice:
+        raise RecordError(f"{file} has the column {twice[0]!r} twice")
     if not rows:
         raise RecordError(f"{file} holds no predictions")
-    for number, row in enumerate(rows, 2):
-        if len(row) != len(header):
-            raise RecordError(f"{file}, line {number}: {len(row)} values for {len(header)} columns")
+    _check_rows(file, header, rows)
     return _parse(file, header, rows)
 
 
-def _parse(file: Path, header: list[str], rows: list[list[str]]) -> Predictions:
+def _check_rows(file: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> None:
     place = {name: number for number, name in enumerate(header)}
-    true, predicted = ([row[place[key]] for row in rows] for key in ("true", "predicted"))
+    seen: dict[str, int] = {}
+    for line, row in rows:
+        if len(row) != len(header):
+            raise RecordError(f"{file}, line {line}: {len(row)} values for {len(header)} columns")
+        for name in ("path", "true", "predicted"):
+            if not row[place[name]].strip():
+                raise RecordError(f"{file}, line {line}: no value for {name}")
+        path = row[place["path"]]
+        if path in seen:
+            raise RecordError(f"{file}, line {line}: {path!r} stands in line {seen[path]} already; one row an image")
+        seen[path] = line
+
+
+def _parse(file: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> Predictions:
+    place = {name: number for number, name in enumerate(header)}
+    true, predicted = ([row[place[key]] for _, row in rows] for key in ("true", "predicted"))
     columns = [name for name in header if name.startswith(_PREFIX)]
     named = tuple(name.removeprefix(_PREFIX) for name in columns)
     classes = named or tuple(sorted({*true, *predicted}))
     index = {name: number for number, name in enumerate(classes)}
     for number, name in enumerate((*true, *predicted)):
         if name not in index:
-            raise RecordError(f"{file}, line {number % len(rows) + 2}: class {name!r} has no column {_PREFIX}{name}")
+            raise RecordError(
+                f"{file}, line {rows[number % len(rows)][0]}: class {name!r} has no column {_PREFIX}{name}"
+            )
     probabilities = _probabilities(file, rows, [place[name] for name in columns]) if columns else None
     return Predictions(
         classes,
-        [row[place["path"]] for row in rows],
-        [row[place["sha256"]] if "sha256" in place else "" for row in rows],
+        [row[place["path"]] for _, row in rows],
+        [row[place["sha256"]].lower() if "sha256" in place else "" for _, row in rows],
         np.array([index[name] for name in true], np.int64),
         np.array([index[name] for name in predicted], np.int64),
         probabilities,
     )
 
 
-def _probabilities(file: Path, rows: list[list[str]], places: list[int]) -> NDArray[np.float64]:
+def _probabilities(file: Path, rows: list[tuple[int, list[str]]], places: list[int]) -> NDArray[np.float64]:
     try:
-        p = np.array([[float(row[place]) for place in places] for row in rows])
+        p = np.array([[float(row[place]) for place in places] for _, row in rows])
     except ValueError as error:
         raise RecordError(f"{file}: a probability is no number: {error}") from None
-    bad = np.flatnonzero(~np.isfinite(p).all(1) | (p < 0).any(1) | (np.abs(p.sum(1) - 1) > 0.01))
+    outside = ~(np.isfinite(p) & (p >= 0) & (p <= 1.01)).all(1)
+    bad = np.flatnonzero(outside | (np.abs(p.sum(1) - 1) > 0.01))
     if len(bad):
-        raise RecordError(f"{file}, line {bad[0] + 2}: the probabilities sum to {p[bad[0]].sum():.4g}, not to 1")
+        line, shares = rows[bad[0]][0], p[bad[0]]
+        what = (
+            "a probability lies outside 0 to 1"
+            if outside[bad[0]]
+            else f"the probabilities sum to {shares.sum():.4g}, not to 1"
+        )
+        got = ", ".join(f"{share:.4g}" for share in shares[:4]) + (", ..." if len(shares) > 4 else "")
+        raise RecordError(f"{file}, line {line}: {what} ({got})")
     scaled: NDArray[np.float64] = p / p.sum(1, keepdims=True)
     return scaled
+
+
+def align(a: Predictions, b: Predictions) -> Predictions | str:
+    """`b` in the order of the images of `a`, matched by content, else by path; or why that cannot be."""
+    if set(a.classes) != set(b.classes):
+        unlike = sorted(set(a.classes) ^ set(b.classes))
+        return f"they tell different classes apart ({', '.join(unlike[:3])})"
+    by_content = all(a.hashes) and all(b.hashes)
+    keys_a, keys_b = (a.hashes, b.hashes) if by_content else (_below(a.paths), _below(b.paths))
+    if sorted(keys_a) != sorted(keys_b):
+        shared = len(set(keys_a) & set(keys_b))
+        return f"they were tested on different images ({shared:,} in common)"
+    places: dict[str, list[int]] = {}
+    for place, key in enumerate(keys_b):
+        places.setdefault(key, []).append(place)
+    order = np.array([places[key].pop(0) for key in keys_a])
+    recode = np.array([a.classes.index(name) for name in b.classes])
+    true, predicted = recode[b.true][order], recode[b.predicted][order]
+    if (true != a.true).any():
+        return f"they give {int((true != a.true).sum()):,} test images different labels"
+    probabilities = None if b.probabilities is None else b.probabilities[:, np.argsort(recode)][order]
+    return Predictions(a.classes, a.paths, a.hashes, true, predicted, probabilities)
+
+
+def _below(paths: Sequence[str]) -> list[str]:
+    """Paths below the folder that all of them lie in, whatever way they are written on whichever system."""
+    parts = [PurePosixPath(path.replace("\\", "/")).parts for path in paths]
+    shared = next(
+        (n for n, names in enumerate(zip(*(p[:-1] for p in parts), strict=False)) if len(set(names)) > 1), None
+    )
+    depth = min(len(p) - 1 for p in parts) if shared is None else shared
+    return ["/".join(p[depth:]) for p in parts]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import os
+import shlex
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from inat_ft import __version__
 from inat_ft.errors import InatFtError
 from inat_ft.evaluation.charts import draw_charts
-from inat_ft.evaluation.compare import Comparison, Entry, align, manifest_of_entry
+from inat_ft.evaluation.compare import Comparison
+from inat_ft.evaluation.entries import Entry, manifest_of_entry
 from inat_ft.evaluation.figures import plotting
+from inat_ft.evaluation.predictions import Predictions, align
 from inat_ft.records import write_text
 
 if TYPE_CHECKING:
@@ -34,7 +38,9 @@ def write_report(comparison: Comparison, file: Path) -> None:
         metric=comparison.metric.replace("_", " "),
         charts=charts,
         flips=_flips(comparison),
+        classes=_classes(comparison),
         repeat=[_how_to_repeat(entry) for entry in comparison.entries],
+        again=_again(comparison),
         version=__version__,
     )
     write_text(file, page)
@@ -48,15 +54,42 @@ def inline(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode()
 
 
+def _best_two(comparison: Comparison) -> tuple[Entry, Entry, Predictions] | None:
+    """The reference and the best other one on the same images, with the latter's predictions in the former's order."""
+    entries = {entry.name: entry for entry in comparison.entries}
+    for pair in comparison.pairs:
+        if pair.p is not None:
+            first, second = entries[pair.first], entries[pair.second]
+            aligned = align(first.predictions[0], second.predictions[0])
+            return None if isinstance(aligned, str) else (first, second, aligned)
+    return None
+
+
+def _classes(comparison: Comparison) -> dict[str, Any] | None:
+    """Recall by class of the two best, the largest difference first."""
+    found = _best_two(comparison)
+    if found is None:
+        return None
+    first, second, aligned = found
+    a = first.predictions[0]
+    rows = []
+    for label, name in enumerate(a.classes):
+        of_class = a.true == label
+        if of_class.any():
+            recalls = [float(p.correct[of_class].mean()) for p in (a, aligned)]
+            rows.append({"name": name, "images": int(of_class.sum()), "first": recalls[0], "second": recalls[1]})
+    rows.sort(key=lambda row: -abs(row["first"] - row["second"]))  # type: ignore[operator]
+    return {"first": first.name, "second": second.name, "rows": rows}
+
+
 def _flips(comparison: Comparison) -> list[dict[str, Any]]:
-    """Images on which the two best disagree about being right, as small pictures, where the files can be found."""
-    with_images = [entry for entry in comparison.entries if entry.predictions]
-    if len(with_images) < 2:
+    """Images on which one of the two best is right and the other wrong, small, where the files can be found."""
+    found = _best_two(comparison)
+    if found is None:
         return []
-    first, second = with_images[:2]
-    _, aligned = align(first, second)
+    first, second, aligned = found
     manifest = manifest_of_entry(first) or manifest_of_entry(second)
-    if aligned is None or manifest is None:
+    if manifest is None:
         return []
     a = first.predictions[0]
     places = dict(zip(manifest.hashes, manifest.paths, strict=True))
@@ -93,15 +126,31 @@ def _thumbnail(path: Path) -> str | None:
 
 
 def _how_to_repeat(entry: Entry) -> dict[str, Any]:
-    record = entry.record
+    record, folder = entry.record, _from_here(entry.files[0].parent)
     versions = {key: value for key, value in record.environment.items() if value}
+    commands = [f"inat-ft train --config {shlex.quote(f'{folder}/config.yaml')}", f"inat-ft eval {shlex.quote(folder)}"]
     return {
         "name": entry.name,
-        "file": entry.files[0].name,
-        "command": f"inat-ft train --config {entry.files[0].parent.name}/config.yaml" if record.config else None,
+        "commands": commands if record.config else [],
         "manifest": record.split.fingerprint if record.split else None,
         "test": record.test.fingerprint if record.test else None,
         "weights": record.weights_sha256,
         "seed": record.seed,
         "environment": ", ".join(f"{key} {value}" for key, value in versions.items()),
     }
+
+
+def _again(comparison: Comparison) -> str:
+    """The command that makes this comparison."""
+    files = [
+        file.parent if file.name == "record.json" else file for entry in comparison.entries for file in entry.files
+    ]
+    words = ["inat-ft", "compare", *(_from_here(file) for file in files), "--metric", comparison.metric]
+    words += ["--margin", f"{comparison.margin:g}"] if comparison.margin is not None else []
+    words += ["--group"] if any(len(entry.records) > 1 for entry in comparison.entries) else []
+    return shlex.join(words)
+
+
+def _from_here(path: Path) -> str:
+    """As a command from the working folder names it."""
+    return Path(os.path.relpath(path)).as_posix() if path.resolve().is_relative_to(Path.cwd()) else path.as_posix()

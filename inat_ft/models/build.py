@@ -151,14 +151,14 @@ def _pretrained(backbone: Backbone, config: ModelConfig) -> Pretrained | None:
     name = config.weights or "none"
     if name == "none":
         return None
-    file = Path(name)
+    file = Path(name).expanduser()
     if not (file.suffix or file.exists()):
         return backbone.weights(name)
     try:
         own = backbone.weights("imagenet")
     except WeightsError:
         own = Pretrained("none", dict)
-    return Pretrained(str(file), lambda: read_state(file), _preprocess_of(file) or own.preprocess, own.min_size)
+    return Pretrained(name, lambda: read_state(file), _preprocess_of(file) or own.preprocess, own.min_size)
 
 
 def _preprocess_of(file: Path) -> Preprocess | None:

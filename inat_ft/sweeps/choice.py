@@ -102,7 +102,7 @@ def _same_images(first: Predictions, second: Predictions) -> bool:
 
 def _spans_zero(predictions: Predictions | None, first: Predictions | None) -> bool:
     assert predictions is not None and first is not None
-    difference, _ = paired_difference(first, predictions, "log_loss")
+    difference = paired_difference(first, predictions, "log_loss").difference
     return difference.low <= 0 <= difference.high
 
 

@@ -16,7 +16,7 @@ from inat_ft.engine.plan import make_plan
 from inat_ft.engine.stopping import EarlyStop
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.models.net import make_net
-from inat_ft.records import RunRecord
+from inat_ft.records import RunRecord, read_record
 from inat_ft.settings import load_config
 from inat_ft.strategies import Group, Strategy
 from inat_ft.training import Listener, prepare, train
@@ -63,6 +63,20 @@ def test_a_runs_own_config_file_gives_the_run_again(config, places) -> None:
     first = train(config(strategy__name="partial", data__augment="standard"), places)
     again = load_config(first[1] / "config.yaml", [("name", "again")])
     assert_same(first, train(again, places))
+
+
+def test_a_named_run_can_be_repeated_by_its_config_and_paths_name_nobody(cli, manifest_file, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(manifest_file.parent))
+    settings = ["--backbone", "cnn", "--image-size", "32", "--epochs", "1", "--precision", "fp32"]
+    ran = cli("train", "--split", str(manifest_file), "--name", "mine", *settings)
+    assert ran.code == 0, ran.err
+    assert "split: ~/photos.csv" in Path("runs/mine/config.yaml").read_text()
+    assert str(manifest_file.parent) not in Path("runs/mine/record.json").read_text()
+    again = cli("train", "--config", "runs/mine/config.yaml")
+    assert again.code == 0, again.err
+    (other,) = (folder for folder in Path("runs").iterdir() if folder.name != "mine")
+    assert_same(*((read_record(folder)[0], folder) for folder in (Path("runs/mine"), other)))
+    assert cli("train", "--config", "runs/mine/config.yaml", "--name", "mine").code == 2
 
 
 def test_head_tuning_leaves_the_trunk_bit_identical(config, places) -> None:

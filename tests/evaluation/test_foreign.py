@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from inat_ft.errors import RecordError
+from inat_ft.errors import RecordError, UsageError
 from inat_ft.evaluation.compare import compare
 from inat_ft.evaluation.foreign import from_trainer_state, from_wandb
 from inat_ft.records import read_record
@@ -62,3 +62,36 @@ def test_hugging_faces_trainer_state(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(RecordError, match="no trainer_state"):
         from_trainer_state(tmp_path / "other.json", "hf")
+
+
+def test_wandb_exports_of_several_runs_ask_which_one(tmp_path: Path) -> None:
+    (tmp_path / "chart.csv").write_text(
+        '"Step","sun-3 - val_accuracy","sun-3 - val_accuracy__MIN","moon-4 - val_accuracy"\n'
+        '"0","0.3","0.3","0.6"\n"1","0.4","0.4",""\n'
+    )
+    with pytest.raises(UsageError, match="holds 2 runs: moon-4, sun-3"):
+        from_wandb(tmp_path / "chart.csv", "A")
+    assert [epoch.val_accuracy for epoch in from_wandb(tmp_path / "chart.csv", "A", "sun-3").history] == [0.3, 0.4]
+    (tmp_path / "table.csv").write_text("Name,State,epoch,test_accuracy\na,finished,5,0.36\nb,finished,5,0.81\n")
+    with pytest.raises(UsageError, match="holds 2 runs: a, b"):
+        from_wandb(tmp_path / "table.csv", "A")
+    assert from_wandb(tmp_path / "table.csv", "A", "a").test_accuracy == 0.36
+
+
+def test_wandb_epochs_from_zero_and_steps(tmp_path: Path) -> None:
+    (tmp_path / "zero.csv").write_text("_step,epoch,val_acc\n0,0,0.5\n1,1,0.6\n2,2,0.7\n")
+    assert [(e.epoch, e.val_accuracy) for e in from_wandb(tmp_path / "zero.csv", "A").history] == [
+        (1, 0.5),
+        (2, 0.6),
+        (3, 0.7),
+    ]
+    steps = [
+        {"_step": n, "train/loss": 2 - n / 100, **({"val/accuracy": n / 100} if n % 20 == 19 else {})}
+        for n in range(100)
+    ]
+    (tmp_path / "steps.json").write_text(json.dumps(steps))
+    record = from_wandb(tmp_path / "steps.json", "A")
+    assert (len(record.history), record.best_epoch, record.val_accuracy) == (5, 5, 0.99)
+    columns = {"epoch": {"0": 1, "1": 2}, "val_accuracy": {"0": 0.3, "1": 0.4}}
+    (tmp_path / "columns.json").write_text(json.dumps(columns))
+    assert from_wandb(tmp_path / "columns.json", "A").best_epoch == 2

@@ -1,0 +1,72 @@
+"""`inat-ft predict`: what a trained network says of images that nobody has labelled."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from inat_ft.cli import options, render
+
+if TYPE_CHECKING:
+    from inat_ft.evaluation.unlabelled import Answer
+
+_SHOWN = 30
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run directory, its record.json, or a model.safetensors.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write path,predicted,p_<class>... as CSV.", show_default=False)
+    ] = None,
+    top: Annotated[int, typer.Option(help="Classes to show for each image.", min=1)] = 3,
+    tta: Annotated[Literal["none", "flip"], typer.Option(help="flip: the mean with the mirrored image.")] = "none",
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Side in pixels, where it is to differ.", min=16, max=1024, show_default=False),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    precision: Annotated[Literal["fp32", "bf16", "auto"], typer.Option(help="fp32 is exact.")] = "fp32",
+    json: options.Json = False,
+) -> None:
+    """Classify images with a trained network, prepared exactly as in its training.
+
+    Images that cannot be read are named and left out; the exit code is 1 when none can.
+
+    [dim]inat-ft predict runs/resnet50-head-1 photos/ --out predictions.csv[/dim]
+    """
+    from inat_ft.errors import DataError
+    from inat_ft.evaluation.unlabelled import predict_images, write_answers
+
+    with render.progress("predicting") as tick:
+        answers, problems = predict_images(
+            run, images, device=device, precision=precision, tta=tta, image_size=image_size, tick=tick
+        )
+    for problem in problems:
+        render.warn(f"{problem.message}; left out")
+    if not answers:
+        raise DataError("none of the images can be read")
+    if out is not None:
+        write_answers(answers, out)
+    if json:
+        render.as_json([_as_json(answer, top) for answer in answers])
+        return
+    rows = [(answer.path.as_posix(), *(f"{name} {share:.1%}" for name, share in answer.top(top))) for answer in answers]
+    columns = ("image", "predicted", *(f"choice {number}" for number in range(2, len(rows[0]))))
+    render.table("", columns, rows[:_SHOWN])
+    if len(rows) > _SHOWN:
+        render.result(
+            f"and {len(rows) - _SHOWN:,} more{'' if out else ': --out predictions.csv or --json has them all'}"
+        )
+    if out is not None:
+        render.result(f"predictions: {out}")
+
+
+def _as_json(answer: "Answer", top: int) -> dict[str, Any]:
+    best = answer.top(top)
+    return {
+        "path": answer.path.as_posix(),
+        "predicted": best[0][0],
+        "probability": best[0][1],
+        "top": [{"class": name, "probability": share} for name, share in best],
+    }

@@ -1,0 +1,75 @@
+"""A trained network in use: predictions for images without labels, and ONNX for programs without torch."""
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inat_ft.data.images import load_image
+from inat_ft.errors import InatFtError, UsageError
+from inat_ft.evaluation.evaluate import evaluate_run
+from inat_ft.evaluation.export import export_onnx
+from inat_ft.evaluation.predictions import read_predictions
+from inat_ft.evaluation.unlabelled import predict_images
+from inat_ft.training import train
+
+
+@pytest.fixture
+def run(config, places) -> Path:
+    return train(config(optim__epochs=2, optim__lr=1e-2, model__backbone="cnn", strategy__name="full"), places)[1]
+
+
+def test_predictions_are_those_of_an_evaluation(run: Path, images: Path, cli, tmp_path: Path) -> None:
+    evaluate_run(run, "test")
+    known = read_predictions(run / "predictions-test.csv")
+    shutil.copytree(images, tmp_path / "new")
+    (tmp_path / "new" / "class0" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "new" / ".DS_Store").write_bytes(b"x")
+    ran = cli("predict", run, tmp_path / "new", "--out", "p.csv", "--json")
+    assert ran.code == 0, ran.err
+    assert "broken.png: no image; left out" in ran.err
+    said = {Path(answer["path"]).relative_to(tmp_path / "new").as_posix(): answer for answer in ran.json}
+    assert len(said) == 60 and all(len(answer["top"]) == 3 for answer in said.values())
+    for row, path in enumerate(known.paths):
+        assert said[path]["predicted"] == known.classes[known.predicted[row]]
+        assert said[path]["probability"] == pytest.approx(known.probabilities[row].max(), abs=1e-5)
+    with Path("p.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["predicted"] for row in rows] == [answer["predicted"] for answer in ran.json]
+    assert sum(float(rows[0][f"p_class{label}"]) for label in range(3)) == pytest.approx(1)
+
+
+def test_what_cannot_be_predicted(run: Path, cli, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    ran = cli("predict", run / "record.json", tmp_path / "x.png")
+    assert ran.code == 1 and "none of the images can be read" in ran.err
+    assert cli("predict", run, tmp_path / "nowhere").code == 2
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no file"):
+        predict_images(run, [tmp_path / "empty"])
+    with pytest.raises(UsageError, match="no run"):
+        predict_images(tmp_path / "empty", [tmp_path / "x.png"])
+
+
+def test_the_exported_network_says_the_same_from_bare_pixels(run: Path, images: Path, monkeypatch) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    assert export_onnx(run, run / "model.onnx") < 1e-4
+    session = runtime.InferenceSession(run / "model.onnx", providers=["CPUExecutionProvider"])
+    said = session.get_modelmeta().custom_metadata_map
+    size = json.loads(said["preprocess"])["image_size"]
+    files = sorted(images.rglob("*.png"))[:5]
+    (shares,) = session.run(None, {"images": np.stack([load_image(file, size) for file in files])})
+    answers, _ = predict_images(run, files)
+    assert json.loads(said["classes"]) == ["class0", "class1", "class2"]
+    np.testing.assert_allclose(shares, np.stack([answer.probabilities for answer in answers]), atol=1e-4)
+    monkeypatch.setattr("inat_ft.evaluation.export._TOLERANCE", -1.0)
+    with pytest.raises(InatFtError, match="is another one"):
+        export_onnx(run, run / "other.onnx")
+    assert not (run / "other.onnx").exists()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UsageError, match="onnxruntime"):
+        export_onnx(run, run / "other.onnx")
