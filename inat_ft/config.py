@@ -6,7 +6,8 @@ How a file, flags and `--set` become one RunConfig is told in settings.py.
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -202,6 +203,17 @@ class RunConfig(Section):
             raise ValueError(f"optim.warmup_epochs is longer than optim.epochs, {self.optim.epochs}")
         return self
 
+    @model_validator(mode="after")
+    def _start_is_worth_keeping(self) -> "RunConfig":
+        for key, wanted in (("average", "wise-ft"), ("regularize", "l2-sp")):
+            if self.model.weights == "none" and getattr(self.optim, key) == wanted:
+                raise ConfigError(
+                    f"optim.{key}: {wanted} keeps to the weights it starts from, and those are random here: "
+                    f"{self.model.backbone} has weights none",
+                    f"leave out --{key} {wanted}, or start from pretrained weights: --weights imagenet, or a file",
+                )
+        return self
+
 
 def _mapping(section: Any) -> dict[str, Any] | None:
     if section is None:
@@ -216,7 +228,18 @@ def _family(name: str) -> tuple[str, str | None]:
     family, colon, variant = name.partition(":")
     if colon:
         return family, variant
-    return (name, None) if name in plugins(BACKBONES) else ("torchvision", name)
+    claims = plugins(BACKBONES).get(name, [])
+    others_alone = claims and not any(plugin.is_ours for plugin in claims)
+    if not claims or (others_alone and backbone_class("torchvision").stands_for(name)):
+        return "torchvision", name
+    return name, None
+
+
+def shadowed(config: RunConfig) -> list[Plugin]:
+    """The plugins of other packages that claim the name of the run's backbone or strategy, and are not used."""
+    used = find(BACKBONES, _family(config.model.backbone)[0]), find(STRATEGIES, config.strategy.name)
+    claims = plugins(BACKBONES).get(config.model.backbone, []) + plugins(STRATEGIES).get(config.strategy.name, [])
+    return [plugin for plugin in claims if plugin not in used]
 
 
 def backbone_class(name: str) -> type[Any]:
@@ -246,12 +269,12 @@ def section_class(plugin: Plugin) -> type[Section]:
     loaded = plugin.load()
     if not issubclass(loaded, Section):
         raise PluginError(
-            f"'{plugin.name}' of package '{plugin.package}' breaks the contract: {plugin.target} is not derived from "
+            f"{plugin} breaks the contract: {plugin.target} is not derived from "
             f"{'Strategy' if plugin.group == STRATEGIES else 'Backbone'}"
         )
     if missing := getattr(loaded, "__abstractmethods__", None):
         raise PluginError(
-            f"'{plugin.name}' of package '{plugin.package}' breaks the contract: {plugin.target} has no "
+            f"{plugin} breaks the contract: {plugin.target} has no "
             f"{' and no '.join(f'{name}()' for name in sorted(missing))}"
         )
     return loaded
@@ -296,9 +319,14 @@ def explain(
 
 
 def _fields(model: type[BaseModel], sections: list[str]) -> tuple[str, ...]:
+    """The keys of the section at a path, through optional sections and mappings of sections."""
+    here: Any = model
     for name in sections:
-        inner = model.model_fields[name].annotation if name in model.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return ()
-        model = inner
-    return tuple(model.model_fields)
+        if get_origin(here) is dict:
+            here = get_args(here)[1]
+        else:
+            field = here.model_fields.get(name) if hasattr(here, "model_fields") else None
+            here = field.annotation if field else None
+        if get_origin(here) in (Union, UnionType):
+            here = next((inner for inner in get_args(here) if hasattr(inner, "model_fields")), None)
+    return tuple(here.model_fields) if hasattr(here, "model_fields") else ()

@@ -27,19 +27,25 @@ class Plugin:
     target: str
     entry: EntryPoint
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it comes with inat-ft."""
+        return self.package == _OURS
+
+    def __str__(self) -> str:
+        return f"{_KIND[self.group]} '{self.name}' of package '{self.package}'"
+
     def load(self) -> type[Any]:
         """Import the class. Raises PluginError naming plugin, package and cause, whatever the import raised."""
-        kind = _KIND[self.group]
         try:
             loaded = self.entry.load()
         except (Exception, SystemExit) as error:  # a plugin's import may raise anything at all
             raise PluginError(
-                f"{kind} '{self.name}' of package '{self.package}' cannot be imported from {self.target}: "
-                f"{type(error).__name__}: {error}",
+                f"{self} cannot be imported from {self.target}: {type(error).__name__}: {error}",
                 f"repair or remove it: pip uninstall {self.package}",
             ) from error
         if not isinstance(loaded, type):
-            raise PluginError(f"{kind} '{self.name}' of package '{self.package}' is no class: {self.target}")
+            raise PluginError(f"{self} is no class: {self.target}")
         return loaded
 
 
@@ -54,11 +60,14 @@ def plugins(group: str) -> dict[str, list[Plugin]]:
 
 
 def described(group: str, loaded: type[Any]) -> str:
-    """What to call a plugin's class: `strategy 'x' of package 'y'`, or by its module when it has no name."""
+    """What to call a plugin's class: `strategy 'x' of package 'y'`, by all its names, or by its module when it has none."""
+    names = [f"'{plugin.name}' of package '{plugin.package}'" for plugin in _serving(group, loaded)]
+    return f"{_KIND[group]} {' or '.join(names) or f'{loaded.__qualname__} of {loaded.__module__}'}"
+
+
+def _serving(group: str, loaded: type[Any]) -> list[Plugin]:
     target = f"{loaded.__module__}:{loaded.__qualname__}"
-    for plugin in (plugin for claims in plugins(group).values() for plugin in claims if plugin.target == target):
-        return f"{_KIND[group]} '{plugin.name}' of package '{plugin.package}'"
-    return f"{_KIND[group]} {loaded.__qualname__} of {loaded.__module__}"
+    return [plugin for claims in plugins(group).values() for plugin in claims if plugin.target == target]
 
 
 @contextmanager
@@ -69,13 +78,22 @@ def blamed(group: str, loaded: type[Any], method: str) -> Iterator[None]:
     except InatFtError:
         raise
     except (Exception, SystemExit) as error:
-        raise PluginError(f"{described(group, loaded)} failed in {method}: {type(error).__name__}: {error}") from error
+        packages = sorted({plugin.package for plugin in _serving(group, loaded)} - {_OURS})
+        raise PluginError(
+            f"{described(group, loaded)} failed in {method}: {type(error).__name__}: {error}",
+            f"tell its author (where: run again with --debug), or remove it: pip uninstall {' '.join(packages)}"
+            if packages
+            else "where: run again with --debug",
+        ) from error
 
 
 def find(group: str, name: str) -> Plugin:
-    """The plugin of that name. Raises ConfigError when unknown, PluginError when two packages claim the name."""
+    """The plugin of that name: inat-ft's own, if there is one.
+
+    Raises ConfigError when unknown, PluginError when two other packages claim the name.
+    """
     claims = plugins(group).get(name, [])
-    ours = [plugin for plugin in claims if plugin.package == _OURS]
+    ours = [plugin for plugin in claims if plugin.is_ours]
     if len(claims) > 1 and len(ours) != 1:
         packages = ", ".join(f"'{plugin.package}'" for plugin in claims)
         raise PluginError(

@@ -87,7 +87,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"no such file: {path}") from None
+        raise UsageError(f"no such file: {path}", f"paths count from {Path.cwd()}") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a folder, not a YAML file", "name the file in it") from None
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UsageError(
+            f"{path} is no valid YAML: {where}{error.problem}", "mend that line, or quote its value"
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read {path} as YAML: {str(error).splitlines()[0]}") from None
     if loaded is None:

@@ -61,6 +61,12 @@ class Setup:
     plan: Plan
     compute: Compute
 
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What the user should know before training."""
+        with blamed(STRATEGIES, type(self.strategy), "remarks()"):
+            return self.strategy.remarks(self.config.optim.epochs)
+
 
 def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("splits")) -> Setup:
     """Resolve the configuration against data, weights and device. Raises an InatFtError naming what is amiss."""

@@ -66,11 +66,13 @@ def train(
         share_layers(setup.plan.net)
     if not ranks.is_first:
         listener = Listener()
+    tracker = tracker_for(config.track if ranks.is_first else TrackConfig())  # before there is a folder
     new = _new_directory(setup.config, places.runs) if resume is None and ranks.is_first else None
     with _claimed(Path(ranks.agree(resume or new)), ranks) as directory:
-        tracker = tracker_for(config.track if ranks.is_first else TrackConfig())
         run = _Run(setup, directory, places, listener, tracker, started)
         record = None
+        for remark in setup.remarks:
+            listener.say(f"warning: {remark}")
         tracker.start(setup.config, directory.name, directory)
         try:
             record = run.train()
@@ -79,7 +81,8 @@ def train(
                 stop.add_note(f"go on: inat-ft train --resume {directory}")
             raise
         finally:
-            tracker.finish(record)
+            if said := tracker.finish(record):
+                listener.say(said)
         return record, directory
 
 

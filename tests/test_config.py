@@ -28,6 +28,12 @@ def test_defaults_are_those_of_the_task() -> None:
     assert config.stop.patience == 3
 
 
+@pytest.mark.parametrize("setting", ["optim.average=wise-ft", "optim.regularize=l2-sp"])
+def test_what_keeps_to_the_start_needs_a_start(setting: str) -> None:
+    assert "those are random here: cnn has weights none" in refused("model.backbone=cnn", setting)
+    assert load_config(None, [parse_override(setting)]).model.weights == "imagenet"
+
+
 def test_a_network_without_weights_is_trained_whole() -> None:
     config = load_config(None, [("model.backbone", "cnn")])
     assert (config.model.weights, config.strategy.name) == ("none", "full")

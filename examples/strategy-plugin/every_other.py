@@ -4,11 +4,13 @@ from inat_ft.strategies import Group, Strategy
 
 
 class EveryOther(Strategy):
-    """Train the head and every other stage."""
+    """Train the head and the weights of every other stage."""
 
     alpha: float = 0.1
     """Learning rate of the stages, as a multiple of the head's."""
 
     def groups(self, net, epoch):
         stages = list(net.stages.values())[1::2]
-        return [Group(net.head.parameters()), *(Group(stage.parameters(), self.alpha) for stage in stages)]
+        # not the normalisation: it would follow the new images, and that of the frozen stages between would not
+        weights = [weight for stage in stages for weight in stage.parameters() if weight.ndim > 1]
+        return [Group(net.head.parameters()), Group(weights, self.alpha)]

@@ -23,6 +23,9 @@ def strategies(
             render.as_json(shown)
             return
         render.result(f"{name}: {shown['summary']}")
+        if not shown["options"]:
+            render.result("it has no options")
+            return
         cells = [(f"strategy.{each['name']}", each["type"], each["default"], each["help"]) for each in shown["options"]]
         render.table("", ("key", "type", "default", "meaning"), cells)
         return
@@ -34,7 +37,7 @@ def strategies(
     render.table("", ("strategy", "package", "what it does"), rows)
     for each in found:
         if each["problem"]:
-            render.result(f"broken: {each['name']} of package '{each['package']}': {each['problem']}")
+            render.result(f"broken: {each['problem']}")
 
 
 def _listed(plugin: Any) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def _listed(plugin: Any) -> dict[str, Any]:
     try:
         chosen = find(STRATEGIES, plugin.name)
         if chosen != plugin:
-            problem = f"the name is taken by package '{chosen.package}'"
+            problem = f"{plugin}: the name is taken by package '{chosen.package}'"
             return {"name": plugin.name, "package": plugin.package, "summary": "", "problem": problem}
         return {**_one(plugin), "problem": None}
     except PluginError as error:

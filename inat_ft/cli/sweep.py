@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from inat_ft.cli import options, render, sweep_found, sweep_show
-from inat_ft.cli.sweep_common import Id, Storage, SweepsDir, objective, open_sweep
+from inat_ft.cli.sweep_common import Id, Storage, SweepsDir, objective, open_sweep, where
 
 if TYPE_CHECKING:
     from inat_ft.sweeps.local import Sweep
@@ -65,15 +65,19 @@ def create(
     from inat_ft.sweeps import folder
     from inat_ft.sweeps.builtin import BUILT_IN, over_strategies
     from inat_ft.sweeps.reading import read_spec
+    from inat_ft.sweeps.trying import require_split, try_networks
 
     if name is not None and not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise UsageError(f"--name {name}: an ID is made of letters, digits, '-', '_' and '.'")
     if file and strategies:
         raise UsageError(f"--strategies makes a sweep of its own, and {file} is one", "leave one of them out")
-    raw = over_strategies() if strategies else BUILT_IN
+    raw, left_out = over_strategies() if strategies else (BUILT_IN, {})
     spec = read_spec(file, [parse_override(text) for text in set_ or ()], raw)
+    try_networks(spec)
     path = None
-    if backend == "wandb":
+    if backend == "local":
+        require_split(spec)
+    else:
         from inat_ft.sweeps.wandb import create_sweep
 
         path = create_sweep(spec, project or spec.project, entity or spec.entity)
@@ -88,12 +92,15 @@ def create(
             "points": number,
             "trials": spec.num_trials,
             "wandb": path,
+            "left_out": left_out,
             "next": _next(sweep, sweeps_dir),
         }
         render.as_json(about)
         return
     for line in sweep_show.about_space(sweep):
         render.remark(line)
+    for strategy, why in left_out.items():
+        render.remark(f"left out: {strategy}: {why}")
     if path:
         render.result(f"W&B:  {path}")
     render.result(f"id:   {sweep.id}")
@@ -101,8 +108,7 @@ def create(
 
 
 def _next(sweep: "Sweep", sweeps_dir: Path) -> str:
-    where = "" if sweeps_dir == Path("sweeps") else f" --sweeps-dir {sweeps_dir}"
-    return f"inat-ft sweep run {sweep.id}{where}"
+    return f"inat-ft sweep run {sweep.id}{where(sweeps_dir)}"
 
 
 @app.command()
@@ -137,8 +143,9 @@ def run(
         from inat_ft.errors import UsageError
 
         raise UsageError("nothing limits this sweep", "add run_cap to its file, or run with --count")
-    sweep.go_on()
-    _pin_split(sweep)
+    if not is_one_of_several():
+        sweep.go_on()
+        _pin_split(sweep)
     if workers > 1:
         places = ["--sweeps-dir", str(sweeps_dir), *(["--cache-dir", str(cache_dir)] if cache_dir else [])]
         stored = ["--storage", storage] if storage else []
@@ -208,12 +215,23 @@ def list_(json: options.Json = False, sweeps_dir: SweepsDir = Path("sweeps")) ->
     """The sweeps in the folder."""
     from inat_ft.sweeps.folder import list_sweeps
 
-    found = list_sweeps(sweeps_dir)
+    found = [{**about, **sweep_show.standing(about["id"], sweeps_dir)} for about in list_sweeps(sweeps_dir)]
     if json:
         render.as_json(found)
+    elif not found:
+        render.remark(f"there is no sweep in {sweeps_dir}; make one: inat-ft sweep create")
     else:
-        rows = [(about["id"], about.get("wandb") or about.get("storage") or "local") for about in found]
-        render.table("", ("sweep", "where"), rows)
+        rows = [
+            (
+                each["id"],
+                each["state"],
+                each["trials"],
+                each["best"],
+                each.get("wandb") or each.get("storage") or "local",
+            )
+            for each in found
+        ]
+        render.table("", ("sweep", "state", "trials", "best", "where"), rows, right=("trials", "best"))
 
 
 @app.command()

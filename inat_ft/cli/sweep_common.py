@@ -28,6 +28,11 @@ Storage = Annotated[
 ]
 
 
+def where(sweeps_dir: Path) -> str:
+    """The option that a next command needs to find the sweep."""
+    return "" if sweeps_dir == Path("sweeps") else f" --sweeps-dir {sweeps_dir}"
+
+
 def open_sweep(id: str | None, sweeps_dir: Path, storage: str | None, adopt: bool = False) -> "Sweep":
     """The sweep that was named, or the only one; adopt: take in a W&B sweep made elsewhere."""
     from inat_ft.errors import UsageError

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inat_ft.cli import options, render, sweep_show
-from inat_ft.cli.sweep_common import Id, Storage, SweepsDir, objective, open_sweep
+from inat_ft.cli.sweep_common import Id, Storage, SweepsDir, objective, open_sweep, where
 
 if TYPE_CHECKING:
+    from inat_ft.records import Evaluation
     from inat_ft.sweeps.choice import Confirmed
     from inat_ft.sweeps.local import Sweep, Trial
 
@@ -23,7 +24,10 @@ def best(
     confirm: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="Train the top K again with other seeds.", show_default=False)
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="Other seeds for --confirm.")] = 3,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="Other seeds for --confirm. [default: 3]", show_default=False),
+    ] = None,
     json: options.Json = False,
     storage: Storage = None,
     sweeps_dir: SweepsDir = Path("sweeps"),
@@ -32,32 +36,41 @@ def best(
 ) -> None:
     """The best trial, those that cannot be told from it on the same validation images, and the cheapest of them.
 
+    After --confirm the best one is that with the best mean of the new seeds; it is what --train and --eval take.
+
     [dim]inat-ft sweep best[/dim]
     [dim]inat-ft sweep best --confirm 3 --seeds 3[/dim]
     [dim]inat-ft sweep best --eval[/dim]
     """
-    from inat_ft.sweeps.choice import choose
+    from inat_ft.errors import UsageError
+    from inat_ft.sweeps.choice import choose, confirmed
 
+    if seeds is not None and confirm is None:
+        raise UsageError("--seeds says with how many seeds --confirm repeats the best trials", "add: --confirm 3")
     sweep = open_sweep(id, sweeps_dir, storage)
     choice = choose(sweep)
-    repeats = _confirm(sweep, confirm, seeds, cache_dir) if confirm else []
-    picked = repeats[0].trial if repeats else choice.candidates[0].trial
-    directory = sweep.runs / picked.run
+    repeats = _confirm(sweep, confirm, seeds or 3, cache_dir) if confirm else confirmed(sweep)
+    taken = choice.of(repeats[0].trial.number) if repeats else choice.candidates[0]
+    picked, directory = taken.trial, sweep.runs / taken.trial.run
     if train:
         directory = _train(sweep, picked, runs_dir, cache_dir)
-    accuracy = _evaluate(sweep, directory) if evaluate else None
+    found = _evaluate(sweep, directory) if evaluate else None
     if json:
-        render.as_json(sweep_show.best_json(sweep, choice, repeats, directory, accuracy))
+        render.as_json(sweep_show.best_json(sweep, choice, taken, repeats, directory, found))
         return
     sweep_show.show_choice(sweep, choice, top)
     if repeats:
         sweep_show.show_repeats(sweep, repeats)
+    render.result(f"best: {sweep.command(picked.point)}")
     if train:
         render.result(f"trained: {directory}")
-    if accuracy is not None:
-        render.result(f"test accuracy of {directory}: {accuracy:.4f} (this look at the test set was counted)")
+    if found is not None:
+        accuracy = found.metrics["accuracy"].value
+        render.result(f"test accuracy of {directory}: {accuracy:.4f} (look number {found.look} at this test set)")
+    elif train:
+        render.remark(f"next: inat-ft eval {directory}")
     else:
-        render.remark(f"next: inat-ft sweep best {sweep.id} --eval")
+        render.remark(f"next: inat-ft sweep best {sweep.id}{where(sweeps_dir)} --eval")
 
 
 def _confirm(sweep: "Sweep", top: int, seeds: int, cache_dir: Path | None) -> "list[Confirmed]":
@@ -79,13 +92,13 @@ def _train(sweep: "Sweep", trial: "Trial", runs_dir: Path, cache_dir: Path | Non
     return train(config, Places(runs_dir, cache_folder(cache_dir)), listener(config))[1]
 
 
-def _evaluate(sweep: "Sweep", directory: Path) -> float:
+def _evaluate(sweep: "Sweep", directory: Path) -> "Evaluation":
     from inat_ft.evaluation.evaluate import evaluate_run
 
     with render.progress("evaluating on test") as tick:
         found = evaluate_run(directory, "test", tick=tick)
     sweep.study.set_user_attr("evaluated", [*sweep.study.user_attrs.get("evaluated", []), directory.as_posix()])
-    return found.evaluation.metrics["accuracy"].value
+    return found.evaluation
 
 
 def soup(

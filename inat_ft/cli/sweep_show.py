@@ -6,24 +6,33 @@ from typing import TYPE_CHECKING, Any
 from inat_ft.cli import render
 
 if TYPE_CHECKING:
+    from inat_ft.records import Evaluation
     from inat_ft.sweeps.choice import Candidate, Choice, Confirmed
     from inat_ft.sweeps.local import Sweep, Trial
     from inat_ft.sweeps.soup import Soup
+
+
+def counted(number: int, what: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def about_space(sweep: "Sweep") -> list[str]:
     spec, points = sweep.spec, sweep.spec.points()
     goal = f"{spec.metric.goal} {spec.metric.name}"
     if points is None:
-        limit = f"{spec.run_cap} trials" if spec.run_cap else "no run_cap: say with --count how many trials to run"
+        limit = (
+            counted(spec.run_cap, "trial") if spec.run_cap else "no run_cap: say with --count how many trials to run"
+        )
         return [f"{spec.method}, {goal}, {limit}"]
     number, trials = len(points), spec.num_trials or len(points)
-    lines = [f"{spec.method}, {goal}: {trials} trials, and {number} points are all there is"]
+    are = "is" if number == 1 else "are"
+    lines = [f"{spec.method}, {goal}: {counted(trials, 'trial')}, and {counted(number, 'point')} {are} all there is"]
     if 0 < number - trials <= number // 2:
         more = number - trials
         lines.append(
             f"{more} more {'run' if more == 1 else 'runs'} (run_cap: {number}) would try every point: no better one could "
-            f"be left out; without them one of {number} is missed at a chance of {more / number:.0%} at most"
+            f"be left out; without them the best of {number} is missed at a chance of {more / number:.1%} at most"
         )
     return lines
 
@@ -33,9 +42,17 @@ def show_end(sweep: "Sweep", state: str, why: str) -> None:
 
     if state == "failed":
         raise InatFtError(f"the sweep has stopped: {why}", f"mend the cause, then: inat-ft sweep run {sweep.id}")
-    failed = [trial for trial in sweep.trials() if trial.state == "failed"]
+    trials = sweep.trials()
+    failed = [trial for trial in trials if trial.state == "failed"]
     for trial in failed:
-        render.remark(f"skipped after {trial.attempts} attempts: trial {trial.number}, {_shown(trial)}: {trial.reason}")
+        render.remark(
+            f"skipped after {counted(trial.attempts, 'attempt')}: trial {trial.number}, {_shown(trial)}: {trial.reason}"
+        )
+    if failed and len(failed) == len(trials):
+        raise InatFtError(
+            f"no trial of sweep {sweep.id} has succeeded; the last one: {failed[-1].reason}",
+            f"mend the cause, then: inat-ft sweep run {sweep.id}; what each met with: inat-ft sweep status {sweep.id}",
+        )
     best = sweep.best()
     render.result(f"{state}: {why}" if why else state)
     if best:
@@ -72,6 +89,21 @@ def status_json(sweep: "Sweep") -> dict[str, Any]:
     }
 
 
+def standing(id: str, sweeps_dir: Path) -> dict[str, Any]:
+    """How far a sweep of the folder is: state, trials done, of how many, and the best value; or why it cannot be told."""
+    from inat_ft.errors import InatFtError
+    from inat_ft.sweeps.folder import open_sweep
+
+    try:
+        sweep = open_sweep(id, sweeps_dir)
+        (state, _), best, limit = sweep.state(), sweep.best(), sweep.spec.num_trials
+    except InatFtError as error:
+        return {"state": f"cannot be told: {error.message}", "trials": "", "best": ""}
+    done = sum(trial.state in ("complete", "pruned", "failed") for trial in sweep.trials())
+    value = f"{best[0].value:.4f}" if best else ""
+    return {"state": state, "trials": f"{done} of {limit}" if limit else str(done), "best": value}
+
+
 def show_status(sweep: "Sweep") -> tuple[str, str]:
     from inat_ft.sweeps.local import short
 
@@ -95,19 +127,21 @@ def show_status(sweep: "Sweep") -> tuple[str, str]:
     render.table(
         f"sweep {sweep.id}: {state}{f', {why}' if why else ''}", columns, rows, right=("trial", "seconds", *names)
     )
-    render.result(_progress(sweep, trials))
+    render.result(_progress(sweep, state, trials))
     if best:
         render.result(f"best so far: trial {best[0].number}, {sweep.command(best[0].point)}")
     return state, why
 
 
-def _progress(sweep: "Sweep", trials: "list[Trial]") -> str:
+def _progress(sweep: "Sweep", state: str, trials: "list[Trial]") -> str:
     counts = {state: sum(trial.state == state for trial in trials) for state in dict.fromkeys(t.state for t in trials)}
     limit = sweep.spec.num_trials
     shown = ", ".join(f"{number} {state}" for state, number in counts.items()) or "no trial yet"
     seconds = [trial.seconds for trial in trials if trial.state == "complete" and trial.seconds is not None]
     left = 0 if limit is None else limit - sum(trial.state in ("complete", "failed", "pruned") for trial in trials)
     running = max(1, counts.get("running", 0))
+    if state == "finished":  # perhaps before its last trial: at its target
+        return shown
     ahead = f"; about {left * sum(seconds) / len(seconds) / running:,.0f} s left" if seconds and left else ""
     return f"{shown}{f', of {limit}' if limit else ''}{ahead}"
 
@@ -119,7 +153,12 @@ def _shown(trial: "Trial") -> str:
 
 
 def best_json(
-    sweep: "Sweep", choice: "Choice", repeats: "list[Confirmed]", directory: Path, accuracy: float | None
+    sweep: "Sweep",
+    choice: "Choice",
+    taken: "Candidate",
+    repeats: "list[Confirmed]",
+    directory: Path,
+    found: "Evaluation | None",
 ) -> dict[str, Any]:
     def about(candidate: "Candidate") -> dict[str, Any]:
         trial = candidate.trial
@@ -135,7 +174,7 @@ def best_json(
 
     return {
         "id": sweep.id,
-        "best": about(choice.candidates[0]),
+        "best": about(taken),
         "tied": [about(candidate) for candidate in choice.tied],
         "cheapest": about(choice.cheapest),
         "method": choice.method,
@@ -144,7 +183,8 @@ def best_json(
             for c in repeats
         ],
         "directory": directory.as_posix(),
-        "test_accuracy": accuracy,
+        "test_accuracy": found.metrics["accuracy"].value if found else None,
+        "look": found.look if found else None,
     }
 
 
@@ -168,7 +208,7 @@ def show_choice(sweep: "Sweep", choice: "Choice", top: int) -> None:
     else:
         others = ", ".join(str(candidate.trial.number) for candidate in tied[1:])
         render.result(
-            f"{len(tied) - 1} of the other {len(choice.candidates) - 1} trials cannot be told from the best"
+            f"{len(tied) - 1} of {counted(len(choice.candidates) - 1, 'other trial')} cannot be told from the best"
             + (f": {others}" if others else "")
         )
         render.result(f"told apart by: {choice.method}")
@@ -176,7 +216,6 @@ def show_choice(sweep: "Sweep", choice: "Choice", top: int) -> None:
         render.result(
             f"cheapest of them: trial {cheapest.trial.number}, {cheapest.cost:.1f} s, {_shown(cheapest.trial)}"
         )
-    render.result(f"best: {sweep.command(choice.candidates[0].trial.point)}")
 
 
 def show_repeats(sweep: "Sweep", repeats: "list[Confirmed]") -> None:

@@ -11,6 +11,7 @@ from inat_ft.cli import options, render
 if TYPE_CHECKING:
     from inat_ft.config import RunConfig
     from inat_ft.records import RunRecord
+    from inat_ft.settings import Override
     from inat_ft.training import Setup
 
 _TUNE, _DATA, _LEARN, _RUN = "What learns", "Images", "How it learns", "The run"
@@ -156,10 +157,10 @@ def train(
     if resume is not None:
         if overrides or config:
             raise UsageError("--resume takes its settings from the run", f"run: inat-ft train --resume {resume}")
+        resume = _run_to_resume(resume, runs_dir)
         config = resume / "config.yaml"
-        if not config.is_file():
-            raise UsageError(f"{resume} is no run that could go on: it has no config.yaml")
     resolved = load_config(config, overrides)
+    _require_effect(resolved, overrides)
     if config and not resume and "name" not in dict(overrides) and config.resolve().parent.name == resolved.name:
         resolved = resolved.model_copy(update={"name": None})  # a run's settings are taken over, its name stays its own
     if show_config:
@@ -174,6 +175,29 @@ def train(
         _train_seeds(resolved, seeds, runs_dir, cache_dir, json)
     else:
         _train(resolved, resume, runs_dir, cache_dir, json)
+
+
+def _run_to_resume(run: Path, runs_dir: Path) -> Path:
+    from inat_ft.errors import UsageError
+
+    found = next((folder for folder in (run, runs_dir / run) if (folder / "config.yaml").is_file()), None)
+    if found is None:
+        raise UsageError(
+            f"{run} is no run that could go on: it has no config.yaml",
+            f"give its folder, or the name of a run in {runs_dir} (--runs-dir)",
+        )
+    return found
+
+
+def _require_effect(config: "RunConfig", overrides: "list[Override]") -> None:
+    """Refuse an option that comes to nothing, and tell of plugins that are not used."""
+    from inat_ft.config import shadowed
+    from inat_ft.errors import UsageError
+
+    if "optim.alpha" in dict(overrides) and config.optim.average != "wise-ft":
+        raise UsageError("--alpha is an option of wise-ft, which is not asked for", "add: --average wise-ft")
+    for plugin in shadowed(config):
+        render.warn(f"{plugin} is not used: the name is inat-ft's own or torchvision's; pip uninstall {plugin.package}")
 
 
 def _train(config: "RunConfig", resume: Path | None, runs_dir: Path, cache_dir: Path | None, json: bool) -> None:
@@ -271,6 +295,8 @@ def _dry_run(config: "RunConfig", json: bool) -> None:
     from inat_ft.training import prepare
 
     setup = prepare(config, load_weights=False)
+    for remark in setup.remarks:
+        render.warn(remark)
     rows = stage_table(setup.plan, setup.config.optim.lr)
     if json:
         render.as_json({"config": setup.config.model_dump(mode="json"), "stages": rows})

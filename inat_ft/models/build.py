@@ -48,7 +48,6 @@ def build_model(
     the weights random, which is enough to look at the network. Raises WeightsError, ConfigError or PluginError.
     """
     backbone: Backbone = build_backbone(config)
-    _require_own_name(backbone, config.backbone)
     with blamed(BACKBONES, type(backbone), "weights()"):
         pretrained = _pretrained(backbone, config)
     own = pretrained.preprocess if pretrained else Preprocess()
@@ -68,18 +67,6 @@ def build_model(
     state = _fitted(backbone, pretrained, net)
     net.load(state, pretrained.name)
     return Model(net, preprocess, pretrained.name, fingerprint(state))
-
-
-def _require_own_name(backbone: Backbone, name: str) -> None:
-    """No package may take over a name of torchvision's, the default least of all."""
-    import torchvision
-    from torchvision.models import list_models
-
-    if name in list_models(module=torchvision.models) and type(backbone).__module__ != "inat_ft.models.torchvision":
-        raise PluginError(
-            f"{described(BACKBONES, type(backbone))} stands for '{name}', which is a classifier of torchvision",
-            f"remove it, or say which you mean: --backbone torchvision:{name}",
-        )
 
 
 def _fitted(backbone: Backbone, pretrained: Pretrained, net: Net) -> dict[str, Tensor]:

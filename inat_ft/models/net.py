@@ -58,19 +58,18 @@ class Net(nn.Module):
             inputs = stage(inputs)
         return inputs
 
-    def stages_from(self, name: str) -> list[nn.Module]:
+    def stages_from(self, name: str, option: str = "") -> list[nn.Module]:
         """The stages from the named one on. The head's own name stands for no stage at all.
 
-        Raises ConfigError naming the stages there are.
+        option: how a user names the stage, such as `--unfreeze-from `, for the error. Raises ConfigError naming the stages.
         """
         if name == self.head_name:
             return []
         if name not in self._names:
             known = (*self._names, self.head_name)
-            raise ConfigError(
-                f"unknown stage '{name}' for {self.name}{did_you_mean(name, known)}",
-                f"it has: {' '.join(known)}\ntry:    --unfreeze-from {self._names[-2]}",
-            )
+            near = did_you_mean(name, known)
+            suggestion = "" if near or not option else f"\ntry:    {option}{self._names[-2]}"
+            raise ConfigError(f"unknown stage '{name}' for {self.name}{near}", f"it has: {' '.join(known)}{suggestion}")
         return list(self._chain[self._names.index(name) :])
 
     def learn(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -23,6 +23,11 @@ class Torchvision(Backbone):
     variant: str
     """torchvision's name of the classifier."""
 
+    @staticmethod
+    def stands_for(name: str) -> bool:
+        """Whether torchvision has a classifier of that name."""
+        return name in _names()
+
     def build(self, num_classes: int, image_size: int, dropout: float) -> nn.Module:
         """The classifier with random weights and no auxiliary outputs. Raises ConfigError for an unknown name.
 
@@ -78,10 +83,9 @@ class Torchvision(Backbone):
         return Pretrained(str(weights), load, preprocess, max(weights.meta["min_size"]))
 
     def _builder(self) -> Any:
-        import torchvision
-        from torchvision.models import get_model_builder, list_models
+        from torchvision.models import get_model_builder
 
-        names = list_models(module=torchvision.models)
+        names = _names()
         if self.variant not in names:
             from inat_ft.registry import BACKBONES, plugins
 
@@ -92,3 +96,10 @@ class Torchvision(Backbone):
                 + ", ".join(name for name in plugins(BACKBONES) if name != "torchvision"),
             )
         return get_model_builder(self.variant)
+
+
+def _names() -> list[str]:
+    import torchvision
+    from torchvision.models import list_models
+
+    return list(list_models(module=torchvision.models))

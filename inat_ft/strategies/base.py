@@ -43,6 +43,10 @@ class Strategy(Section):
     A strategy without it is not part of that sweep.
     """
 
+    def remarks(self, epochs: int) -> Sequence[str]:
+        """What a user should know before a training of so many epochs, such as an option that comes to nothing."""
+        return ()
+
     def choose(self, net: Net, gradients: Callable[[], Mapping[str, float]]) -> Strategy:
         """Settle, once and before training, what depends on the training images. Default: nothing does.
 

@@ -35,7 +35,7 @@ class Lora(Strategy):
         from torch import nn
         from torch.nn.utils import parametrize
 
-        for stage in net.stages_from(self.adapt_from or net.default_stage):
+        for stage in net.stages_from(self.adapt_from or net.default_stage, "--set strategy.adapt_from="):
             for module in list(stage.modules()):
                 if isinstance(module, nn.Conv2d) and module.groups == 1:
                     parametrize.register_parametrization(module, "weight", self._adapter(module.weight))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from inat_ft.errors import ConfigError
 from inat_ft.strategies.base import Group, Strategy
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ class BnOnly(Strategy):
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
         """The head and every BatchNorm."""
         norms = [parameter for norm in net.batch_norms() for parameter in norm.parameters(recurse=False)]
+        if not norms:
+            raise ConfigError(
+                f"{net.name} has no BatchNorm that bn-only could train", "try: --mode bias-only, or --mode head"
+            )
         return [Group(net.head.parameters()), Group(norms)]
 
 

@@ -10,6 +10,8 @@ from pydantic import Field
 from inat_ft.strategies.base import Group, Strategy
 
 if TYPE_CHECKING:
+    from torch.nn import Parameter
+
     from inat_ft.models.net import Net
 
 
@@ -25,6 +27,12 @@ class LpFt(Strategy):
     """Epochs in which the head alone learns; they come from the cache."""
     lr_scale: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Learning rate of the whole network after that, as a multiple of the run's."""
+
+    def remarks(self, epochs: int) -> Sequence[str]:
+        """Whether there is time for more than the head."""
+        if self.head_epochs < epochs:
+            return ()
+        return [f"lp-ft never comes to fine-tuning: head_epochs is {self.head_epochs}, and epochs is {epochs}"]
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
         """The head, later everything."""
@@ -48,9 +56,8 @@ class Gradual(Strategy):
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
         """The head and as many of the last stages as it is time for."""
-        count = min(epoch // self.every, len(net.stages))
-        modules = [net.head, *reversed(net.stages.values())][: count + 1]
-        return [Group(module.parameters(), self.lr_decay**depth) for depth, module in enumerate(modules)]
+        steps = _from_the_top(net)[: epoch // self.every + 1]
+        return [Group(parameters, self.lr_decay**depth) for depth, parameters in enumerate(steps)]
 
 
 class Discriminative(Strategy):
@@ -66,5 +73,16 @@ class Discriminative(Strategy):
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
         """Everything, stage by stage."""
-        modules = [net.head, *reversed(net.stages.values())]
-        return [Group(module.parameters(), self.decay**depth) for depth, module in enumerate(modules)]
+        return [Group(parameters, self.decay**depth) for depth, parameters in enumerate(_from_the_top(net))]
+
+
+def _from_the_top(net: Net) -> list[list[Parameter]]:
+    """The parameters of the head and of each stage, the last first; normalisation goes with the stage before it."""
+    steps: list[list[Parameter]] = []
+    for stage in net.stages.values():
+        own = list(stage.parameters())
+        if steps and all(parameter.ndim < 2 for parameter in own):
+            steps[-1] += own
+        else:
+            steps.append(own)
+    return [list(net.head.parameters()), *reversed(steps)]

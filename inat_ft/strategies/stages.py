@@ -32,7 +32,7 @@ class Partial(Strategy):
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
         """The head and the later stages."""
         first = self.unfreeze_from or net.default_stage
-        return [Group(module.parameters()) for module in (*net.stages_from(first), net.head)]
+        return [Group(module.parameters()) for module in (*net.stages_from(first, "--unfreeze-from "), net.head)]
 
 
 class Full(Strategy):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from inat_ft.errors import ConfigError, did_you_mean
 from inat_ft.strategies.base import Group, Strategy
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Surgical(Strategy):
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
         """The head and the one stage."""
-        chosen = net.stages_from(self.block)[:1]
+        chosen = net.stages_from(self.block, "--set strategy.block=")[:1]
         return [Group(module.parameters()) for module in (*chosen, net.head)]
 
 
@@ -53,11 +54,20 @@ class AutoRgn(Strategy):
 
     needs_gradients: ClassVar[bool] = True
 
-    scales: dict[str, float] = Field(default_factory=dict)
-    """Multiple of the learning rate for each tensor by its name; measured when empty."""
+    scales: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Multiple of the learning rate for each tensor by its name; others are frozen. Measured when empty."""
 
     def choose(self, net: Net, gradients: Callable[[], Mapping[str, float]]) -> AutoRgn:
-        """Measure the scales: each tensor's ratio of gradient to weight, the largest as 1."""
+        """Measure the scales: each tensor's ratio of gradient to weight, the largest as 1.
+
+        Raises ConfigError when scales are given for tensors that the network does not have.
+        """
+        known = tuple(name for stage in net.stages.values() for name, _ in stage.named_parameters())
+        for name in sorted(set(self.scales) - set(known)):
+            raise ConfigError(
+                f"strategy.scales: {net.name} has no tensor '{name}' in its stages{did_you_mean(name, known)}",
+                f"they are named like: {', '.join(known[:3])}",
+            )
         if self.scales:
             return self
         ratios = {name: ratio for name, ratio in gradients().items() if not name.startswith(f"{net.head_name}.")}
@@ -65,10 +75,11 @@ class AutoRgn(Strategy):
         return AutoRgn(scales={name: ratio / largest for name, ratio in ratios.items()})
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
-        """Every tensor at its rate, the head at the full one."""
+        """Every tensor at its rate, the head at the full one; what has no rate stays as it is."""
         body = [
-            Group([parameter], self.scales.get(name, 0.0))
+            Group([parameter], self.scales[name])
             for stage in net.stages.values()
             for name, parameter in stage.named_parameters()
+            if self.scales.get(name)
         ]
         return [*body, Group(net.head.parameters())]

@@ -24,19 +24,24 @@ BUILT_IN: dict[str, Any] = {
 """The sweep without a file."""
 
 
-def over_strategies() -> dict[str, Any]:
-    """A sweep over the installed strategies, each with the space that it declares; broken plugins are left out."""
+def over_strategies() -> tuple[dict[str, Any], dict[str, str]]:
+    """A sweep over the installed strategies, each with the space that it declares; and those left out, with the reason."""
     spaces: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
     for name in plugins(STRATEGIES):
         try:
             space = getattr(section_class(find(STRATEGIES, name)), "space", {})
-        except PluginError:  # `inat-ft strategies` tells of it
+        except PluginError as error:
+            left_out[name] = error.message
             continue
         if space:
             spaces[name] = {"parameters": dict(space)}
+        else:
+            left_out[name] = "it declares no `space` to search"
     common = {"mode": {"values": list(spaces)}, "patience": {"value": 3}}
-    return {
+    sweep = {
         "method": "bayes",
         "metric": {"name": "val_accuracy", "goal": "maximize"},
         "parameters": common | spaces,
     }
+    return sweep, left_out

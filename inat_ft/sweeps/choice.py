@@ -44,6 +44,10 @@ class Choice:
         """The best and those that cannot be told from it."""
         return [candidate for candidate in self.candidates if candidate.tied]
 
+    def of(self, number: int) -> Candidate:
+        """The trial of that number."""
+        return next(candidate for candidate in self.candidates if candidate.trial.number == number)
+
     @property
     def cheapest(self) -> Candidate:
         """The one of these that trains fastest; the best where no times are known."""
@@ -134,17 +138,28 @@ class Confirmed:
 
 
 def confirm(sweep: Sweep, top: int, seeds: int, objective_for: Mapping[int, Objective]) -> list[Confirmed]:
-    """Train the best trials again with other seeds; the one with the best mean comes first.
+    """Train the best trials again with other seeds; the one with the best mean comes first. The sweep remembers it.
 
     objective_for: the objective for each of `seeds` new seeds, by number from 1. Runs that are there already are kept.
     """
-    found = []
+    found = {}
     for trial in sweep.best()[:top]:
         assert trial.value is not None
         values = [trial.value]
         for number in range(1, seeds + 1):
             job = Job(f"{trial.run}-seed{number}", sweep.runs, sweep.settings(trial.point), lambda epoch, value: False)
             values.append(objective_for[number](job))
-        found.append(Confirmed(trial, values))
+        found[str(trial.number)] = values
+    sweep.study.set_user_attr("confirmed", found)
+    return confirmed(sweep)
+
+
+def confirmed(sweep: Sweep) -> list[Confirmed]:
+    """What confirming has found, the best mean first; empty before that, and once a newer trial is the best one."""
+    known: dict[str, list[float]] = sweep.study.user_attrs.get("confirmed", {})
+    trials = sweep.best()
+    if not trials or str(trials[0].number) not in known:
+        return []
+    found = [Confirmed(trial, known[str(trial.number)]) for trial in trials if str(trial.number) in known]
     sign = -1.0 if sweep.spec.metric.goal == "maximize" else 1.0
     return sorted(found, key=lambda confirmed: sign * confirmed.mean)

@@ -168,9 +168,11 @@ class Sweep:
                 claimed.trial.set_user_attr("value", value)
             self.study.tell(claimed.trial, None if pruned else value, TrialState.PRUNED if pruned else None)
 
-    def fail(self, claimed: Claimed, reason: str) -> None:
-        """Record a failure and let go of the trial."""
+    def fail(self, claimed: Claimed, reason: str, for_good: bool = False) -> None:
+        """Record a failure and let go of the trial; for_good: it would fail again, and is not repeated."""
         with claimed.locks, self.locks.claim():
+            if for_good:
+                claimed.trial.set_user_attr("for_good", True)
             claimed.trial.set_user_attr("reason", reason)
             self.study.tell(claimed.trial, state=TrialState.FAIL)
 
@@ -185,11 +187,13 @@ class Sweep:
         self.study.set_user_attr("stopped", True)
 
     def go_on(self) -> None:
-        """Undo a stop. After failures in a row all that failed may be tried anew."""
-        attempts = self.study.get_trials(deepcopy=False)
+        """Undo a stop. When it ended by failures in a row, or by nothing but failures, all may be tried anew."""
         if self.study.user_attrs.get("stopped"):
             self.study.set_user_attr("stopped", False)
-        if self._streak(attempts) >= FAILURES_IN_A_ROW:
+        attempts = self.study.get_trials(deepcopy=False)
+        ended = self._ended(attempts)
+        good = any(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in attempts)
+        if ended is not None and (ended[0] == "failed" or not good):
             self.study.set_user_attr("since", len(attempts))
 
     def add(self, number: int, point: Point, value: float | None, run: str, seconds: float, reason: str = "") -> None:
@@ -251,7 +255,9 @@ class Sweep:
         for tries in _by_number(attempts).values():
             last = tries[-1]
             recent = [t for t in tries if t.number >= since and t.state == TrialState.FAIL]
-            failures = sum("interrupted" not in t.user_attrs for t in recent)
+            failures = sum(
+                ATTEMPTS if "for_good" in t.user_attrs else 1 for t in recent if "interrupted" not in t.user_attrs
+            )
             deaths = sum(t.user_attrs.get("interrupted") == "its worker was killed" for t in recent)
             open_ = last.state == TrialState.FAIL and failures < ATTEMPTS and deaths < _DEATHS
             if last.state == TrialState.WAITING or (open_ and not self.wandb):

@@ -25,8 +25,17 @@ _DISTRIBUTIONS = (
     "log_uniform_values",
     "q_log_uniform_values",
 )
-_BOUNDLESS = ("normal", "log_normal", "q_normal", "q_log_normal", "beta", "q_beta")
-_OTHERS = ("q_log_uniform", "inv_log_uniform", "inv_log_uniform_values", "categorical_w_probabilities")
+_REFUSED = {
+    **dict.fromkeys(
+        ("normal", "log_normal", "q_normal", "q_log_normal", "beta", "q_beta"),
+        "it has no bounds to search in; give min and max",
+    ),
+    "q_log_uniform": "its bounds are exponents, its steps are not; take q_log_uniform_values",
+    "inv_log_uniform": "its bounds are those of log(1/x); turn their signs and take log_uniform",
+    "inv_log_uniform_values": "the logarithm of 1/x is as uniform as that of x; take log_uniform_values",
+    "categorical_w_probabilities": "all values are equally likely before any is tried; take categorical",
+}
+"""W&B's further distributions, and why they are none here."""
 _MIDDLE = 0.37
 
 
@@ -53,11 +62,10 @@ class Parameter(Part):
             raise ValueError(f"expected value, values, or min and max (got {raw!r})")
         kind = raw.get("distribution")
         if kind is not None and kind not in _DISTRIBUTIONS:
-            why = "is not supported here, as it has no bounds to search in" if kind in _BOUNDLESS else "is unknown"
-            why = (
-                "is W&B's, but not supported here" if kind in _OTHERS else why + did_you_mean(str(kind), _DISTRIBUTIONS)
-            )
-            raise ValueError(f"distribution '{kind}' {why}; supported: {', '.join(_DISTRIBUTIONS)}")
+            if kind in _REFUSED:
+                raise ValueError(f"distribution '{kind}' is not supported here: {_REFUSED[kind]}")
+            near = did_you_mean(str(kind), _DISTRIBUTIONS)
+            raise ValueError(f"distribution '{kind}' is unknown{near}; known: {', '.join(_DISTRIBUTIONS)}")
         for key in ("probabilities", "mu", "sigma"):
             if key in raw:
                 raise ValueError(f"'{key}' is not supported here: all values are equally likely before any is tried")

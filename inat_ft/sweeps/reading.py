@@ -80,17 +80,20 @@ def _numbers(raw: Any) -> Any:
 
 def check_values(spec: SweepSpec) -> None:
     """Try every possible value against the configuration. Raises ConfigError naming the parameter and the value."""
-    for point in _tried(spec):
+    for point in tried(spec):
         try:
             spec.config(point)
         except InatFtError as error:
-            shown = ", ".join(f"{name}={value}" for name, value in {**spec.fixed, **point}.items())
-            raise ConfigError(
-                f"a trial of this sweep cannot be run:\n{error.message}\nthe trial: {shown}", error.hint
-            ) from None
+            raise impossible(spec, point, error) from None
 
 
-def _tried(spec: SweepSpec) -> Iterator[Point]:
+def impossible(spec: SweepSpec, point: Point, error: InatFtError) -> ConfigError:
+    """Why a trial of the sweep cannot be run."""
+    shown = ", ".join(f"{name}={value}" for name, value in {**spec.fixed, **point}.items())
+    return ConfigError(f"a trial of this sweep cannot be run:\n{error.message}\nthe trial: {shown}", error.hint)
+
+
+def tried(spec: SweepSpec) -> Iterator[Point]:
     """Every point of a small space; of another one, points in which each value stands once."""
     points = spec.points()
     if points is not None and len(points) <= _CHECKED_POINTS:

@@ -21,7 +21,7 @@ from inat_ft.sweeps import folder, local
 from inat_ft.sweeps.conditional import MODE, active, target
 from inat_ft.sweeps.reading import parse_spec
 from inat_ft.sweeps.space import SweepSpec
-from inat_ft.sweeps.worker import Job, Objective, Say
+from inat_ft.sweeps.worker import Job, Objective, Say, why
 from inat_ft.tracking.wandb import patience, require_server
 
 
@@ -78,7 +78,7 @@ def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: 
             )
             value = objective(job)
         except Exception as error:
-            reason = str(error).partition("\n")[0] or "stopped by W&B"
+            reason = why(error) if str(error) else "stopped by W&B"
             sweep.add(number, point, None, name, time.perf_counter() - started, reason)
             say(f"run {run.id} failed: {reason}")
             if not isinstance(error, InatFtError):

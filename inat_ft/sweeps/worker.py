@@ -63,7 +63,7 @@ def work(sweep: Sweep, objective: Objective, count: int | None = None, say: Say 
         else:
             _run(sweep, objective, claimed, say)
             done += 1
-    return "waiting", f"{done} trials are done, as asked"
+    return "waiting", f"{done} {'trial is' if done == 1 else 'trials are'} done, as asked"
 
 
 def _run(sweep: Sweep, objective: Objective, claimed: Claimed, say: Say) -> None:
@@ -83,19 +83,26 @@ def _run(sweep: Sweep, objective: Objective, claimed: Claimed, say: Say) -> None
     except BaseException as error:
         for_all = isinstance(error, UsageError | DataError | WeightsError | PluginError) and not sweep.best()
         if for_all and not isinstance(error, ConfigError):
-            sweep.put_back(claimed, "it could not start")
+            sweep.put_back(claimed, f"could not start: {why(error)}")
             raise
         if not isinstance(error, Exception):
             sweep.put_back(claimed, "by its user")
             raise
-        reason = error.message if isinstance(error, InatFtError) else f"{type(error).__name__}: {error}"
-        sweep.fail(claimed, reason.splitlines()[0])
+        reason = why(error)
+        sweep.fail(claimed, reason, for_good=isinstance(error, UsageError))
         say(f"{shown} failed: {reason}")
         _free_memory()
     else:
         sweep.finish(claimed, value, pruned)
-        ended = " (ended early)" if pruned else ""
+        ended = " (pruned)" if pruned else ""
         say(f"{shown}: {sweep.spec.metric.name} {value:.4f}{ended}, {time.perf_counter() - started:.1f} s")
+
+
+def why(error: BaseException) -> str:
+    """What went wrong and what to do about it, in one line."""
+    if isinstance(error, InatFtError):
+        return "; ".join([*error.message.splitlines(), *error.hint.splitlines()])
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _free_memory() -> None:

@@ -16,8 +16,8 @@ class Tracker(Protocol):
     def log(self, epoch: Epoch) -> None:
         """An epoch is over."""
 
-    def finish(self, record: RunRecord | None) -> None:
-        """The run is over, its directory complete; None: it has failed."""
+    def finish(self, record: RunRecord | None) -> str:
+        """The run is over, its directory complete; None: it has failed. Returns what is to be said of it, or nothing."""
 
 
 class NoTracker:
@@ -29,5 +29,6 @@ class NoTracker:
     def log(self, epoch: Epoch) -> None:
         """Nothing."""
 
-    def finish(self, record: RunRecord | None) -> None:
+    def finish(self, record: RunRecord | None) -> str:
         """Nothing."""
+        return ""

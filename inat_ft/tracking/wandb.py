@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import netrc
 import os
+import re
 import sys
 import urllib.error
 import urllib.request
@@ -37,9 +38,7 @@ class WandbTracker:
         self.history: list[Epoch] = []
 
     def start(self, config: RunConfig, name: str, directory: Path) -> None:
-        """Open the run, or take the one that a sweep's agent has opened. Raises InatFtError within 5 s when it cannot."""
-        if self.config.wandb == "online":
-            require_server()
+        """Open the run, or take the one that a sweep's agent has opened. Raises InatFtError when it cannot."""
         import wandb
 
         self.directory = directory
@@ -63,12 +62,21 @@ class WandbTracker:
         self.history.append(epoch)
         self._safely(lambda: self.run.log(epoch.model_dump(exclude_none=True)))
 
-    def finish(self, record: RunRecord | None) -> None:
+    def finish(self, record: RunRecord | None) -> str:
         """Send summary and figures, and close. Waits a minute at most; what is not sent by then can be sent later."""
         if record is not None:
             self._safely(lambda: self._summarise(record))
         with redirect_stdout(sys.stderr):
             self._safely(lambda: self.run.finish(exit_code=0 if record else 1))
+        return (
+            f"W&B's record is in {self._kept}; send it: wandb sync {self._kept}"
+            if self.config.wandb == "offline"
+            else ""
+        )
+
+    @property
+    def _kept(self) -> Path:
+        return Path(self.run.dir).parent
 
     def _summarise(self, record: RunRecord) -> None:
         import wandb
@@ -85,7 +93,7 @@ class WandbTracker:
         except Exception as error:
             if type(error) is Exception:  # so the agent of a sweep ends a trial: W&B throws it into this thread
                 raise
-            print(f"warning: W&B did not take it ({error}); `wandb sync` can send it later", file=sys.stderr)
+            print(f"warning: W&B did not take it ({error}); send it later: wandb sync {self._kept}", file=sys.stderr)
 
 
 def patience() -> dict[str, Any]:
@@ -114,6 +122,10 @@ def require_server() -> None:
             f"WANDB_MODE={mode}, and this needs W&B's server", "unset WANDB_MODE, or stay without a server"
         )
     base = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").rstrip("/")
+    if not re.match(r"https?://[^/]", base):
+        raise UsageError(
+            f"WANDB_BASE_URL={base} is no web address", "such as https://wandb.example.org; unset it for W&B's own"
+        )
     key = _key(base)
     if not key:
         raise UsageError(

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from inat_ft.cli import main
+from inat_ft.sweeps.folder import create, only_sweep, open_sweep
+from inat_ft.sweeps.reading import parse_spec
+from inat_ft.sweeps.worker import work
 
 SPEC = """
 method: bayes
@@ -109,11 +112,58 @@ def test_best_trains_evaluates_and_confirms(cli, fixed, manifest_file: Path, tmp
     assert confirmed["mean"] == pytest.approx(sum(confirmed["values"][1:]) / 2)
     assert (len(ledger.read_text().splitlines()) if ledger.exists() else 0) == looks
 
+    sweep = open_sweep(only_sweep(Path("sweeps")), Path("sweeps"))
+    first, second = sweep.best()
+    sweep.study.set_user_attr("confirmed", {str(first.number): [1.0, 0.1], str(second.number): [1.0, 0.2]})
+    found = json.loads(cli("sweep", "best", "--json").stdout)
+    assert (found["best"]["number"], Path(found["directory"]).name) == (second.number, second.run)
+    shown = cli("sweep", "best")
+    assert f"best by the mean of the new seeds: trial {second.number}" in shown.stdout
+    assert shown.stderr.splitlines()[-1] == f"next: inat-ft sweep best {sweep.id} --eval"
+    trained = cli("sweep", "best", "--train")
+    assert trained.stderr.splitlines()[-1].startswith("next: inat-ft eval runs/")
+    assert "--seeds says" in cli("sweep", "best", "--seeds", "3", expect=2).stderr
+
     best = json.loads(cli("sweep", "best", "--json", "--train", "--eval").stdout)
     assert Path(best["directory"]).parent == Path("runs")
     record = json.loads((tmp_path / best["directory"] / "record.json").read_text())
     assert record["test_accuracy"] == best["test_accuracy"]
     assert len(ledger.read_text().splitlines()) == looks + 1
+    assert f"(look number {looks + 2} at this test set)" in cli("sweep", "best", "--eval").stdout
+
+
+def test_a_sweep_of_failures_is_a_failure(cli, manifest_file: Path) -> None:
+    values = {"data.split": str(manifest_file), "data.image_size": 32, "backbone": "resnet18", "weights": "none"}
+    fixed = {key: {"value": value} for key, value in (values | {"mode": "partial"}).items()}
+    parameters = {**fixed, "unfreeze_from": {"values": ["layer8", "layer9"]}}
+    create(parse_spec({"method": "grid", "parameters": parameters}), Path("sweeps"), "bad")
+
+    ran = cli("sweep", "run", "bad", expect=1)
+    assert "no trial of sweep bad has succeeded; the last one: unknown stage 'layer9' for resnet18" in ran.stderr
+    assert "it has: conv1 bn1" in ran.stderr and "inat-ft sweep run bad" in ran.stderr
+    assert "skipped after 1 attempt: trial 0" in ran.stderr
+
+
+def test_a_sweep_at_its_target_has_no_time_left_and_is_listed(cli) -> None:
+    assert "there is no sweep in sweeps" in cli("sweep", "list").stderr
+    goal = {"name": "val_accuracy", "goal": "maximize", "target": 0.5}
+    spec = {"method": "grid", "metric": goal, "parameters": {"lr": {"values": [0.1, 0.2]}}}
+    sweep = create(parse_spec(spec), Path("sweeps"), "quick")
+    work(sweep, lambda job: 0.75, say=lambda line: None)
+
+    shown = cli("sweep", "status", "quick").stdout
+    assert "a trial reached the target" in shown
+    assert "\n1 complete\n" in shown
+    (listed,) = json.loads(cli("sweep", "list", "--json").stdout)
+    assert (listed["state"], listed["trials"], listed["best"]) == ("finished", "1 of 2", "0.7500")
+
+
+def test_what_the_network_or_the_disk_does_not_have_is_refused_at_once(cli, fixed) -> None:
+    (Path() / "sweep.yaml").write_text("method: grid\nparameters: {unfreeze_from: {values: [layer4, layer9]}}\n")
+    refused = cli("sweep", "create", "sweep.yaml", *fixed, "--set", "mode=partial", expect=2).stderr
+    assert "unknown stage 'layer9' for resnet18" in refused and "the trial: " in refused
+    assert "no such split: nope.csv" in cli("sweep", "create", "--set", "data.split=nope.csv", expect=2).stderr
+    assert not Path("sweeps").exists()
 
 
 def test_workers_share_the_trials_and_a_killed_one_is_replaced(cli, fixed, tmp_path: Path) -> None:

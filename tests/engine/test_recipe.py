@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torchvision.models import resnet18
 
 from inat_ft.config import OptimConfig
 from inat_ft.data.augment import blender
@@ -25,6 +26,14 @@ from inat_ft.settings import load_config
 from inat_ft.strategies import Group, Strategy
 from inat_ft.testing import SyntheticData, tiny_net
 from inat_ft.training import Listener, find_lr, prepare, train
+
+
+@pytest.fixture
+def pretrained(config, tmp_path):
+    """Configurations as everywhere, but with weights to start from, which l2-sp and wise-ft ask for."""
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), tmp_path / "start.pth")
+    return lambda **settings: config(**{"model__weights": str(tmp_path / "start.pth"), **settings})
 
 
 def weights(run) -> dict[str, torch.Tensor]:
@@ -105,43 +114,43 @@ def interrupted_and_resumed(settings, places):
     return train(load_config(directory / "config.yaml"), places, resume=directory)
 
 
-def test_l2_sp_keeps_the_backbone_near_its_start_and_the_head_near_zero(config, places) -> None:
+def test_l2_sp_keeps_the_backbone_near_its_start_and_the_head_near_zero(pretrained, places) -> None:
     settings = {"strategy__name": "full", "optim__epochs": 3, "optim__optimizer": "sgd", "optim__lr": 0.05}
-    free = config(**settings)
-    tied = config(**settings, optim__regularize="l2-sp", optim__sp_backbone=2.0, optim__sp_head=2.0)
+    free = pretrained(**settings)
+    tied = pretrained(**settings, optim__regularize="l2-sp", optim__sp_backbone=2.0, optim__sp_head=2.0)
     begin, loose, near = start(free), weights(train(free, places)), weights(train(tied, places))
     assert distance(near, begin) < 0.7 * distance(loose, begin)
     assert near["fc.weight"].norm() < 0.9 * loose["fc.weight"].norm()
 
 
 @pytest.mark.parametrize("average", ["ema", "swa", "wise-ft"])
-def test_averages_combine_with_strategies_and_survive_an_interruption(config, places, average: str) -> None:
+def test_averages_combine_with_strategies_and_survive_an_interruption(pretrained, places, average: str) -> None:
     settings = {
         "strategy__name": "lp-ft", "strategy__head_epochs": 1, "optim__epochs": 4, "stop__patience": 0,
         "optim__average": average, "optim__swa_from": 0.25,
     }  # fmt: skip
-    whole = train(config(name="whole", **settings), places)
-    resumed = interrupted_and_resumed(config(name="broken", **settings), places)
+    whole = train(pretrained(name="whole", **settings), places)
+    resumed = interrupted_and_resumed(pretrained(name="broken", **settings), places)
     a, b = weights(whole), weights(resumed)
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert [e.val_loss for e in whole[0].history] == [e.val_loss for e in resumed[0].history]
-    plain = train(config(**{**settings, "optim__average": "none"}), places)
+    plain = train(pretrained(**{**settings, "optim__average": "none"}), places)
     assert [e.train_loss for e in plain[0].history] == [
         e.train_loss for e in whole[0].history
     ]  # training goes on as ever
     assert plain[0].history[-1].val_loss != whole[0].history[-1].val_loss
 
 
-def test_wise_ft_mixes_start_and_end_and_alpha_1_is_the_end(config, places) -> None:
+def test_wise_ft_mixes_start_and_end_and_alpha_1_is_the_end(pretrained, places) -> None:
     settings = {"strategy__name": "partial", "optim__epochs": 1, "optim__average": "wise-ft"}
-    begin = start(config(**settings))
-    runs = {alpha: weights(train(config(**settings, optim__alpha=alpha), places)) for alpha in (0.0, 0.5, 1.0)}
+    begin = start(pretrained(**settings))
+    runs = {alpha: weights(train(pretrained(**settings, optim__alpha=alpha), places)) for alpha in (0.0, 0.5, 1.0)}
     for name in ("layer4.0.conv1.weight", "layer4.1.bn2.running_mean"):
         assert torch.equal(runs[0.0][name], begin[name])
         assert torch.allclose(runs[0.5][name], (begin[name] + runs[1.0][name]) / 2, atol=1e-6)
     assert torch.equal(runs[0.0]["fc.weight"], runs[1.0]["fc.weight"])  # the new head has no start worth mixing
     with pytest.raises(UsageError, match="only the head learns"):
-        train(config(optim__average="wise-ft"), places)
+        train(pretrained(optim__average="wise-ft"), places)
 
 
 def test_an_ema_follows_and_swa_is_the_mean() -> None:

@@ -100,6 +100,7 @@ def test_the_dry_run_shows_what_would_learn_and_trains_nothing(cli, manifest_fil
         (["--augment", "much"], "data.augment: 'much' is not one of none, flip, standard"),
         (["--config", "none.yaml"], "no such file: none.yaml"),
         (["--resume", "runs/none"], "it has no config.yaml"),
+        (["--alpha", "0.5", *SMALL], "--alpha is an option of wise-ft, which is not asked for"),
     ],
 )
 def test_wrong_settings_end_with_two_and_one_clear_sentence(
@@ -117,6 +118,14 @@ def test_version_help_strategies_and_quiet(cli, manifest_file: Path) -> None:
     assert "unfreeze_from" in cli("strategies", "partial").out
     ran = cli("train", *SMALL, "--split", manifest_file, "--quiet")
     assert ran.code == 0 and ran.err == "" and len(ran.out.splitlines()) == 2
+
+
+def test_a_run_is_resumed_by_its_name_too(cli, manifest_file: Path) -> None:
+    words = ["--mode", "lp-ft", "--name", "mine", "--runs-dir", "there"]
+    ran = cli("train", *SMALL, "--split", manifest_file, *words)
+    assert ran.code == 0 and "warning: lp-ft never comes to fine-tuning" in ran.err
+    ran = cli("train", "--resume", "mine", "--runs-dir", "there")
+    assert ran.code == 0 and "run:  there/mine" in ran.out
 
 
 def test_a_fault_of_ours_shows_its_traceback_only_when_asked(cli, manifest_file: Path, tmp_path: Path) -> None:

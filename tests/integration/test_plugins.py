@@ -30,6 +30,13 @@ def run(python: Path, *words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([python, "-m", "inat_ft", *map(str, words)], capture_output=True, text=True, check=False)
 
 
+def register(site: Path, package: str, entry_points: str) -> None:
+    info = site / f"{package.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(entry_points)
+
+
 def test_a_strategy_plugin_is_listed_and_trains(python: Path, manifest_file: Path) -> None:
     listed = run(python, "strategies", "every-other")
     assert listed.returncode == 0 and "alpha" in listed.stdout and "multiple of the head's" in listed.stdout
@@ -70,10 +77,7 @@ def test_a_broken_plugin_is_named_and_breaks_nothing_else(python: Path) -> None:
         ("clash-one", "head = every_other:EveryOther"),
         ("odd-one", "odd = json:loads"),
     ):
-        info = site / f"{package.replace('-', '_')}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[inat_ft.strategies]\n{entry}\n")
+        register(site, package, f"[inat_ft.strategies]\n{entry}\n")
     assert run(python, "--help").returncode == 0
     listed = run(python, "strategies")
     assert listed.returncode == 0
@@ -81,5 +85,36 @@ def test_a_broken_plugin_is_named_and_breaks_nothing_else(python: Path) -> None:
     assert "SystemExit: gone" in listed.stdout and "empty:Empty has no groups()" in listed.stdout
     assert "partial " in listed.stdout, "the others are listed still"
     assert "the name is taken by package 'inat-ft'" in listed.stdout and "odd-one" in listed.stdout
+    assert "broken: strategy 'bad' of package 'broken-one' cannot be imported from nowhere:Bad" in listed.stdout
+    made = run(python, "sweep", "create", "--strategies", "--set", "backbone=resnet18")
+    assert made.returncode == 0, made.stderr
+    assert "left out: bad: strategy 'bad' of package 'broken-one' cannot be imported" in made.stderr
+    assert "left out: every-other: it declares no `space` to search" in made.stderr
     used = run(python, "train", "--mode", "bad", "--dry-run")
     assert used.returncode == 1 and "package 'broken-one' cannot be imported" in used.stderr
+
+
+def test_a_name_of_torchvisions_stays_its_own_and_the_clash_is_told(python: Path, manifest_file: Path) -> None:
+    site = next(python.parents[1].glob("lib/python*/site-packages"))
+    register(site, "taker-one", "[inat_ft.backbones]\nresnet18 = little:Little\n")
+    words = ["--backbone", "resnet18", "--weights", "none", "--split", manifest_file, "--dry-run", "--json"]
+    ran = run(python, "train", *words)
+    assert ran.returncode == 0, ran.stderr
+    assert "backbone 'resnet18' of package 'taker-one' is not used" in ran.stderr
+    assert '"stage": "layer4"' in ran.stdout
+
+
+def test_a_class_that_raises_is_blamed_by_all_its_names(python: Path, manifest_file: Path) -> None:
+    site = next(python.parents[1].glob("lib/python*/site-packages"))
+    (site / "raising.py").write_text(
+        "from inat_ft.strategies import Strategy\n\n"
+        "class Raising(Strategy):\n    def groups(self, net, epoch):\n        return [net.nothing]\n"
+    )
+    register(site, "raising-one", "[inat_ft.strategies]\nfirst = raising:Raising\nsecond = raising:Raising\n")
+    words = ["--backbone", "resnet18", "--weights", "none", "--split", manifest_file, "--dry-run"]
+    ran = run(python, "train", *words, "--mode", "second")
+    assert ran.returncode == 1
+    assert (
+        "strategy 'first' of package 'raising-one' or 'second' of package 'raising-one' failed in groups" in ran.stderr
+    )
+    assert "pip uninstall raising-one" in ran.stderr

@@ -97,7 +97,6 @@ class NoWeights(Backbone):
         (Raises, "mine", r"backbone Raises of .*test_net failed in build\(\): KeyError: 'conv9'"),
         (NoModule, "mine", r"breaks the contract: build\(\) must return a torch.nn.Module, not 3"),
         (NoWeights, "mine", r"failed in weights\(\): OSError: the disk is gone"),
-        (NoWeights, "resnet50", "stands for 'resnet50', which is a classifier of torchvision"),
     ],
 )
 def test_a_backbone_that_breaks_the_contract_is_named(bad, name: str, message: str, monkeypatch) -> None:

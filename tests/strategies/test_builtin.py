@@ -1,16 +1,19 @@
 """Every built-in strategy: its contract on a tiny network, and what changes in a real pretrained one."""
 
 import copy
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_images
+from sklearn.datasets import load_digits, load_sample_images
 
 from inat_ft.config import build_strategy
 from inat_ft.engine.plan import make_plan
 from inat_ft.engine.table import stage_table
+from inat_ft.errors import ConfigError
 from inat_ft.models.build import build_model
 from inat_ft.registry import STRATEGIES, plugins
 from inat_ft.settings import load_config
@@ -71,6 +74,53 @@ def test_gradual_adds_one_stage_every_k_epochs() -> None:
     assert [plan.frozen_prefix(epoch) for epoch in range(12)] == [4, 4, 3, 3, 2, 2, 1, 1, 0, 0, 0, 0]
 
 
+def test_normalisation_alone_is_no_step_of_its_own() -> None:
+    config = load_config(None, [("model.backbone", "efficientnet_lite0")])
+    net = build_model(config.model, 3, 0, 64, load=False).net
+    blocks = len([name for name in net.stage_names if name.startswith("blocks")])
+    rows = {
+        row["stage"]: row["lr"] for row in stage_table(make_plan(strategy("discriminative", decay=0.5), net, 1), 1.0)
+    }
+    assert rows["bn2"] == rows["conv_head"] == "0.5"
+    assert rows["bn1"] == rows["conv_stem"] == f"{0.5 ** (blocks + 2):g}"
+
+    plan = make_plan(strategy("gradual"), net, blocks + 4)
+    assert net.stage_names[plan.frozen_prefix(1)] == "conv_head"
+    assert [plan.frozen_prefix(blocks + 1 + extra) for extra in range(3)] == [2, 0, 0]
+
+
+def test_lp_ft_says_when_it_never_comes_to_fine_tuning() -> None:
+    assert strategy("lp-ft", head_epochs=2).remarks(3) == ()
+    (remark,) = strategy("lp-ft", head_epochs=2).remarks(2)
+    assert "head_epochs is 2, and epochs is 2" in remark
+
+
+def test_bn_only_is_refused_where_there_is_no_batch_norm() -> None:
+    config = load_config(None, [("model.backbone", "vgg11"), ("model.weights", "none")])
+    net = build_model(config.model, 3, 0, 64).net
+    with pytest.raises(ConfigError, match="vgg11 has no BatchNorm"):
+        make_plan(strategy("bn-only"), net, 1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "option", "hint"),
+    [
+        ("partial", "unfreeze_from", "try:    --unfreeze-from block3"),
+        ("surgical", "block", "try:    --set strategy.block=block3"),
+        ("lora", "adapt_from", "try:    --set strategy.adapt_from=block3"),
+    ],
+)
+def test_an_unknown_stage_is_told_with_the_option_that_names_it(mode: str, option: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match="unknown stage 'xyz' for tiny") as caught:
+        wrong, net = strategy(mode, **{option: "xyz"}), tiny_net()
+        wrong.groups(wrong.adapt(net), 0)
+    assert hint in caught.value.hint
+    with pytest.raises(ConfigError, match="did you mean 'block2'") as caught:
+        wrong = strategy(mode, **{option: "blok2"})
+        wrong.groups(wrong.adapt(net), 0)
+    assert "try:" not in caught.value.hint
+
+
 def test_discriminative_rates_fall_stage_by_stage() -> None:
     net = tiny_net()
     rows = stage_table(make_plan(strategy("discriminative", decay=0.1), net, 1), 1.0)
@@ -99,6 +149,18 @@ def test_auto_rgn_scales_by_the_largest_ratio_and_keeps_it_in_the_options() -> N
     ratios = {net.origin(name): 1.0 + place for place, (name, _) in enumerate(net.named_parameters())}
     chosen = strategy("auto-rgn").choose(net, lambda: ratios)
     assert max(chosen.scales.values()) == 1.0 and chosen.choose(net, lambda: 1 / 0) == chosen
+
+
+def test_auto_rgn_trains_just_the_tensors_with_a_rate_and_knows_their_names() -> None:
+    net = tiny_net()
+    scaled = strategy("auto-rgn", scales={"block2.0.weight": 0.5, "block3.0.weight": 0.0})
+    rows = {row["stage"]: row for row in stage_table(make_plan(scaled.choose(net, lambda: 1 / 0), net, 1), 1.0)}
+    assert (rows["block2"]["state"], rows["block2"]["trained"], rows["block2"]["lr"]) == ("part", 8 * 8 * 9, "0.5")
+    assert {rows[name]["state"] for name in ("block1", "block3", "block4")} == {"frozen"}
+    with pytest.raises(ConfigError, match=r"tiny has no tensor 'block2\.0\.wieght'.*did you mean 'block2\.0\.weight'"):
+        strategy("auto-rgn", scales={"block2.0.wieght": 1.0}).choose(net, lambda: 1 / 0)
+    with pytest.raises(ConfigError, match="greater than or equal to 0"):
+        strategy("auto-rgn", scales={"block2.0.weight": -1.0})
 
 
 def test_lora_starts_as_the_network_and_merges_into_it() -> None:
@@ -158,3 +220,19 @@ def test_a_real_pretrained_network_changes_just_where_the_strategy_says(name: st
     assert changed <= named and {"classifier.weight", "classifier.bias"} <= changed
     if name in ("head", "partial", "full", "lp-ft", "discriminative"):
         assert changed == named
+
+
+def test_the_example_plugin_leaves_features_alive() -> None:
+    source = Path(__file__).parents[2] / "examples" / "strategy-plugin" / "every_other.py"
+    spec = importlib.util.spec_from_file_location("every_other", source)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    check_strategy(module.EveryOther(alpha=0.5))
+
+    config = load_config(None, [("model.backbone", "efficientnet_lite0")])
+    net = build_model(config.model, 10, 0, 32).net
+    net.learn(make_plan(module.EveryOther(), net, 1).epochs[0].parameters)
+    digits = torch.from_numpy(load_digits().images[:64]).float()[:, None].repeat(1, 3, 4, 4) / 4 - 2
+    with torch.no_grad():
+        features = net.train().run(digits, 0, len(net.stages))
+    assert features.std(0).mean() > 0.01

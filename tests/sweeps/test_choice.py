@@ -13,8 +13,8 @@ import pytest
 from inat_ft.errors import RecordError
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.records import Epoch, RunRecord, SplitInfo, write_record
-from inat_ft.sweeps.choice import choose, confirm
-from inat_ft.sweeps.folder import create
+from inat_ft.sweeps.choice import choose, confirm, confirmed
+from inat_ft.sweeps.folder import create, open_sweep
 from inat_ft.sweeps.local import Trial
 from inat_ft.sweeps.reading import parse_spec
 from inat_ft.sweeps.report import write_report
@@ -106,6 +106,11 @@ def test_confirming_picks_by_the_mean_of_new_seeds(tmp_path: Path) -> None:
     assert [(c.trial.number, c.mean) for c in found] == [(0, 305 / 400), (1, 280 / 400)]
     assert jobs == ["tied-01-seed1", "tied-01-seed2", "tied-00-seed1", "tied-00-seed2"]
     assert found[0].deviation == 0.0
+
+    again = open_sweep("tied", tmp_path)
+    assert [c.trial.number for c in confirmed(again)] == [0, 1]
+    again.add(3, {"dropout": 0.3}, 0.99, "tied-03", 1.0)  # nobody has confirmed this one
+    assert confirmed(again) == []
 
 
 def test_the_metric_is_that_of_the_best_epoch() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from inat_ft.errors import DataError, InatFtError, UsageError
+from inat_ft.errors import ConfigError, DataError, InatFtError, UsageError
 from inat_ft.sweeps.folder import create, list_sweeps, only_sweep, open_sweep
 from inat_ft.sweeps.reading import parse_spec, read_spec
 from inat_ft.sweeps.worker import Job, work
@@ -121,6 +121,21 @@ def test_ten_failures_in_a_row_stop_the_sweep_until_it_is_run_again(tmp_path: Pa
     assert {trial.state for trial in sweep.trials()} == {"complete"}
 
 
+def test_a_trial_that_cannot_be_is_not_repeated_and_tells_what_to_do(tmp_path: Path) -> None:
+    sweep = small(tmp_path, run_cap=1)
+
+    def objective(job: Job) -> float:
+        raise ConfigError("unknown stage 'layer9'", "it has: layer1 layer2")
+
+    work(sweep, objective, say=quiet)
+    (trial,) = sweep.trials()
+    assert (trial.state, trial.attempts) == ("failed", 1)
+    assert trial.reason == "unknown stage 'layer9'; it has: layer1 layer2"
+    sweep.go_on()  # as nothing but failures came of it, running it again tries anew
+    assert work(sweep, accuracy, say=quiet)[0] == "finished"
+    assert [trial.state for trial in sweep.trials()] == ["complete"]
+
+
 def test_missing_data_ends_the_first_trial_and_costs_nothing(tmp_path: Path) -> None:
     sweep = small(tmp_path)
 
@@ -129,7 +144,7 @@ def test_missing_data_ends_the_first_trial_and_costs_nothing(tmp_path: Path) -> 
 
     with pytest.raises(DataError, match="no images"):
         work(sweep, objective, say=quiet)
-    assert [trial.state for trial in sweep.trials()] == ["interrupted"]
+    assert [(trial.state, trial.reason) for trial in sweep.trials()] == [("interrupted", "could not start: no images")]
     assert work(sweep, accuracy, say=quiet)[0] == "finished"
     assert [trial.state for trial in sweep.trials()] == ["complete"] * 6
 

@@ -1,5 +1,7 @@
 """The sweep file: what W&B's format means here, and how a fault is named."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from inat_ft.sweeps.builtin import over_strategies
 from inat_ft.sweeps.parameter import Parameter
 from inat_ft.sweeps.reading import check_values, parse_spec, read_spec
 from inat_ft.sweeps.space import SweepSpec
+from inat_ft.sweeps.trying import try_networks
 
 
 def spec_with(parameters, **more):
@@ -85,11 +88,14 @@ def test_whole_number_ranges_include_both_ends(low: int, width: int) -> None:
         ({"parameters": {"lr": {"min": 2.0, "max": 1.0}}}, "min must be below max (got 2.0 and 1.0)"),
         ({"parameters": {"lr": {"distribution": "normal", "mu": 0}}}, "distribution 'normal' is not supported"),
         ({"parameters": {"lr": {"distribution": "unifrom", "min": 0.1, "max": 1}}}, "'unifrom' is unknown"),
-        ({"parameters": {"lr": {"distribution": "q_log_uniform", "min": 0, "max": 1}}}, "is W&B's, but not supported"),
+        ({"parameters": {"lr": {"distribution": "q_log_uniform", "min": 0, "max": 1}}}, "take q_log_uniform_values"),
         ({"parameters": {"lr": {"min": 1, "max": 9, "q": 2}}}, "q goes with a distribution that rounds"),
         ({"parameters": {"lr": {"values": [0.1, [0.2]]}}}, "a value is a number, a word, true, false or null (got [0.2])"),
         ({"parameters": {"lr": {"min": "a", "max": 1}}}, "parameters.lr: min must be a number (got 'a')"),
-        ({"parameters": {"lr": {"vals": [1]}}}, "vals"),
+        ({"parameters": {"lr": {"distribution": "log_normal"}}}, "no bounds to search in; give min and max"),
+        ({"parameters": {"lr": {"distribution": "inv_log_uniform_values"}}}, "take log_uniform_values"),
+        ({"parameters": {"lr": {"values": [1], "vlaues": 3}}}, "'vlaues' in parameters.lr: did you mean 'values'"),
+        ({"early_terminate": {"type": "hyperband", "min_itr": 1}}, "did you mean 'min_iter'"),
         ({"parameters": {"lr": {"value": 1}, "learning_rate": {"value": 2}}}, "'lr' and 'learning_rate' are both optim.lr"),
         ({"run_cap": 0}, "run_cap"),
         ({"method": "baes"}, "method: 'baes' is not one of bayes, random, grid: did you mean 'bayes'?"),
@@ -152,9 +158,29 @@ def test_an_endless_space_has_no_points_and_only_run_cap_limits_it() -> None:
 
 def test_missing_file_is_named() -> None:
     with pytest.raises(UsageError, match=r"no such file: nowhere\.yaml"):
-        from pathlib import Path
-
         read_spec(Path("nowhere.yaml"))
+
+
+def test_a_folder_and_bad_yaml_are_named_with_the_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder, not a YAML file"):
+        read_spec(tmp_path)
+    (tmp_path / "bad.yaml").write_text("method: grid\nparameters: {lr: {values: [1, 2}\n")
+    with pytest.raises(UsageError, match=r"bad\.yaml is no valid YAML: line 2: "):
+        read_spec(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"mode": {"value": "partial"}, "unfreeze_from": {"values": ["layer3", "layer9"]}},
+        {"mode": {"values": ["head", "lora"]}, "lora.adapt_from": {"value": "layer9"}},
+        {"mode": {"values": ["head", "surgical"]}, "surgical.block": {"values": ["auto", "layer9"]}},
+    ],
+)
+def test_a_stage_that_the_network_does_not_have_is_refused_before_anything_runs(parameters) -> None:
+    with pytest.raises(ConfigError, match=r"unknown stage 'layer9' for resnet18: did you mean.*\nthe trial:.*layer9"):
+        try_networks(spec_with({"backbone": {"value": "resnet18"}, **parameters}))
+    try_networks(spec_with({"backbone": {"value": "resnet18"}, "mode": {"values": ["head", "partial", "surgical"]}}))
 
 
 MIXED = {
@@ -212,7 +238,9 @@ def test_what_counts_for_no_mode_is_refused(more, named) -> None:
 
 
 def test_the_sweep_over_strategies_tries_each_in_its_own_space() -> None:
-    spec = read_spec(None, [("optim.epochs", 4)], over_strategies())
+    raw, left_out = over_strategies()
+    spec = read_spec(None, [("optim.epochs", 4)], raw)
+    assert left_out == {}
     points = spec.points() or []
 
     assert set(spec.modes) == {

@@ -14,6 +14,7 @@ from inat_ft.errors import InatFtError, UsageError
 from inat_ft.settings import load_config
 from inat_ft.tracking import NoTracker, tracker_for
 from inat_ft.tracking.wandb import require_server
+from inat_ft.training import train
 from tests.fake_wandb import KEY, FakeWandb
 
 RUN = """
@@ -34,7 +35,8 @@ epochs = [
 ]
 for epoch in epochs:
     tracker.log(epoch)
-tracker.finish(RunRecord(name="first", history=epochs, best_epoch=2, seconds={"total": 6.0}))
+said = tracker.finish(RunRecord(name="first", history=epochs, best_epoch=2, seconds={"total": 6.0}))
+print(said, file=sys.stderr)
 print("done")
 """
 
@@ -70,12 +72,20 @@ def test_an_offline_run_asks_nobody_and_can_be_sent_later(tmp_path: Path) -> Non
     ended = log_run(tmp_path, "offline", "http://127.0.0.1:9", WANDB_API_KEY="")
     assert ended.stdout == "done\n", ended.stderr
     (folder,) = tmp_path.glob("wandb/offline-run-*")
+    assert f"wandb sync {folder}\n" in ended.stderr
 
     with FakeWandb() as fake:
         sync = [sys.executable, "-m", "wandb", "sync", "--yes", str(folder)]
         subprocess.run(sync, env=environment(tmp_path, fake.url), check=True, capture_output=True, cwd=tmp_path)
     (run,) = fake.runs.values()
     assert [row["val_accuracy"] for row in run["history"]] == [0.6, 0.8, 0.7]
+
+
+def test_a_run_that_wandb_refuses_leaves_no_folder(config, places, at) -> None:
+    at("http://127.0.0.1:9")
+    with pytest.raises(InatFtError, match="cannot be reached"):
+        train(config(track__wandb="online"), places)
+    assert not list(places.runs.glob("*"))
 
 
 def test_off_is_silent() -> None:
@@ -105,6 +115,9 @@ def test_the_preflight_passes_and_says_what_is_wrong(at) -> None:
             require_server()
         at(fake.url, key="")
         with pytest.raises(UsageError, match="there is no W&B key"):
+            require_server()
+        at("notaurl")
+        with pytest.raises(UsageError, match="WANDB_BASE_URL=notaurl is no web address"):
             require_server()
         at(fake.url, mode="offline")
         with pytest.raises(UsageError, match="WANDB_MODE=offline"):
