@@ -14,10 +14,12 @@ from torch import Tensor
 
 from inat_ft.config import RunConfig
 from inat_ft.data.batches import Batches, ImageInput, Stored
+from inat_ft.data.changes import current_hashes
 from inat_ft.data.manifest import Manifest
 from inat_ft.data.pixels import Pixels
 from inat_ft.data.threads import decoders
 from inat_ft.engine.device import Compute, choose_compute
+from inat_ft.engine.feed import no_progress
 from inat_ft.engine.passes import evaluate
 from inat_ft.engine.prefix import PLAIN, PrefixCache
 from inat_ft.errors import RecordError, UsageError
@@ -130,9 +132,11 @@ class _Judge:
         self.manifest: Manifest = manifest_of(record, folder)
         self.rows = self.manifest.rows("val")
         pool = stack.enter_context(decoders())
+        policy = record.config.get("data", {}).get("changed", "error")
+        hashes = current_hashes(self.manifest, ("val",), cache, policy, no_progress)
         pixels = Pixels(
             [self.manifest.root / self.manifest.paths[row] for row in self.rows],
-            [self.manifest.hashes[row] for row in self.rows],
+            [hashes[row] for row in self.rows],
             torch.from_numpy(self.manifest.labels[self.rows]).to(compute.device),
             self.trained.preprocess.eval_size,
             cache,
