@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from inat_ft.engine.device import Compute
@@ -49,6 +48,8 @@ def range_test(
     prefix = plan.frozen_prefix(0)
     net.learn(plan.epochs[0].parameters)
     seed_layers(seed, 0)
+    from scipy.ndimage import gaussian_filter1d
+
     optimizer = make_optimizer(plan.epochs[0], recipe.config)
     on = Pass(net, data.train(prefix, 0), prefix, compute)
     net.train()

@@ -132,9 +132,17 @@ def draw(rows: list[dict[str, object]], file: Path) -> None:
     runs = range(1, 23)
     with plotting():
         figure, axes = new_figure(6.4, 3.6)
-        for (name, (first, other)), colour in zip(lines.items(), (GREY, BLUE, ORANGE, GREEN), strict=False):
-            axes.plot(runs, [first + (run - 1) * other for run in runs], color=colour, label=name)
+        styles = (
+            ("-", 5, GREY),
+            ("-", 2, BLUE),
+            ("--", 2, ORANGE),
+            (":", 2, GREEN),
+        )  # the peers' lines lie on one another
+        for (name, (first, other)), (dash, width, colour) in zip(lines.items(), styles, strict=False):
+            seconds = [first + (run - 1) * other for run in runs]
+            axes.plot(runs, seconds, linestyle=dash, linewidth=width, color=colour, label=name)
         axes.set(xlabel="head runs of 5 epochs, one after the other", ylabel="seconds (logarithmic)")
+        axes.set_xticks([1, 5, 10, 15, 22])
         logarithmic(axes, "y")
         axes.legend(frameon=False)
     save(figure, file.with_suffix(""))
