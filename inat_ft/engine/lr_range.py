@@ -44,12 +44,12 @@ def range_test(
 
     It ends when the loss is four times what it was. The network is left as it was.
     """
+    from scipy.ndimage import gaussian_filter1d
+
     before = copies(net, plan.changing_state())
     prefix = plan.frozen_prefix(0)
     net.learn(plan.epochs[0].parameters)
     seed_layers(seed, 0)
-    from scipy.ndimage import gaussian_filter1d
-
     optimizer = make_optimizer(plan.epochs[0], recipe.config)
     on = Pass(net, data.train(prefix, 0), prefix, compute)
     net.train()
