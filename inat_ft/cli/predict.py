@@ -36,12 +36,11 @@ def predict(
     [dim]inat-ft predict runs/resnet50-head-1 photos/ --out predictions.csv[/dim]
     """
     from inat_ft.errors import DataError
+    from inat_ft.evaluation.predict import Inference
     from inat_ft.evaluation.unlabelled import predict_images, write_answers
 
     with render.progress("predicting") as tick:
-        answers, problems = predict_images(
-            run, images, device=device, precision=precision, tta=tta, image_size=image_size, tick=tick
-        )
+        answers, problems = predict_images(run, images, Inference(device, precision, tta, image_size), tick)
     for problem in problems:
         render.warn(f"{problem.message}; left out")
     if not answers:

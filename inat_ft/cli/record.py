@@ -71,10 +71,11 @@ def huggingface(
 
 
 def _write(make: "Callable[[], RunRecord]", name: str, out: Path, force: bool, json: bool) -> None:
+    from inat_ft.data.wording import is_plain
     from inat_ft.errors import UsageError
     from inat_ft.records import write_record
 
-    if not name.strip() or not name.isprintable():
+    if not name.strip() or not is_plain(name):
         raise UsageError(f"--name {name!r} is no name", "use letters, digits and signs that can be seen")
     if out.exists() and not force:
         raise UsageError(f"{out} exists already", "name another file with --out, or replace it: --force")

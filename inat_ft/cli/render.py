@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from inat_ft.data.wording import printable
 from inat_ft.errors import InatFtError
 
 if TYPE_CHECKING:
@@ -42,22 +43,22 @@ def console(stderr: bool = False) -> "Console":
 def remark(text: str) -> None:
     """A line for a person, on stderr."""
     if not _quiet:
-        print(printable(text), file=sys.stderr, flush=True)
+        print(_shown(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """A warning, on stderr, in quiet mode too."""
-    print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
+    print(f"warning: {_shown(text)}", file=sys.stderr, flush=True)
 
 
 def result(text: str) -> None:
     """A line of the result, on stdout."""
-    print(printable(text), flush=True)
+    print(_shown(text), flush=True)
 
 
-def printable(text: str) -> str:
-    """Control characters, which a file's name may hold, in writing: a terminal would obey them."""
-    return "".join(sign if sign == "\n" or sign.isprintable() else repr(sign)[1:-1] for sign in text)
+def _shown(text: str) -> str:
+    """Text for a terminal, which would obey the control characters that a file's name may hold."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def as_json(value: Any) -> None:
@@ -72,10 +73,10 @@ def is_first() -> bool:
 
 def error(problem: InatFtError) -> None:
     """What was wrong and what to do next, on stderr."""
-    lines = printable(problem.message).splitlines()
+    lines = _shown(problem.message).splitlines()
     who = "inat-ft" if is_first() else f"inat-ft (process {os.environ['RANK']})"
     print(f"{who}: {lines[0]}", *lines[1:], sep="\n  ", file=sys.stderr)
-    for line in (*printable(problem.hint).splitlines(), *getattr(problem, "__notes__", ())):
+    for line in (*_shown(problem.hint).splitlines(), *getattr(problem, "__notes__", ())):
         print(f"  {line}", file=sys.stderr)
 
 
@@ -89,7 +90,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
     for column in columns:
         drawn.add_column(column, justify="right" if column in right else "left")
     for row in rows:
-        drawn.add_row(*(Text(printable(str(cell))) for cell in row))
+        drawn.add_row(*(Text(_shown(str(cell))) for cell in row))
     console().print(drawn)
 
 

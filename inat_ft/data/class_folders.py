@@ -6,7 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from inat_ft.data.files import UNPRINTABLE, Files, is_ignored, is_plain
+from inat_ft.data.files import UNPRINTABLE, Files, is_ignored
+from inat_ft.data.wording import is_plain
 from inat_ft.errors import DataError, UsageError
 
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from inat_ft.data.wording import printable
+
 UNPRINTABLE = "the name has characters that are not UTF-8 or cannot be printed"
 
 _IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"}
@@ -41,16 +43,3 @@ class Files:
 def is_ignored(name: str) -> bool:
     """Whether a file is hidden or the leavings of a file manager."""
     return name.startswith(".") or name.lower() in _IGNORED
-
-
-def is_plain(name: str) -> bool:
-    """Whether a name is UTF-8 without control characters, which would garble terminals and lists."""
-    return name.isprintable() or not any(ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 for c in name)
-
-
-def printable(name: str) -> str:
-    """A name with what cannot be printed written as escapes."""
-    if is_plain(name):
-        return name
-    shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if is_plain(c) else f"\\x{ord(c):02x}" for c in shown)

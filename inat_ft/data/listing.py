@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from inat_ft.data.files import UNPRINTABLE, Files, is_plain
+from inat_ft.data.files import UNPRINTABLE, Files
+from inat_ft.data.wording import is_plain
 from inat_ft.errors import DataError
 
 

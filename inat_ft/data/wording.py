@@ -1,4 +1,4 @@
-"""Numbers as a sentence has them."""
+"""Numbers, sizes and names as a sentence has them."""
 
 
 def counted(number: int, noun: str) -> str:
@@ -10,3 +10,16 @@ def size_text(num_bytes: float) -> str:
     """A size with the unit that suits it: `12.0 KiB`, `3.5 GiB`."""
     unit, least = next(((u, n) for u, n in (("GiB", 2**30), ("MiB", 2**20)) if num_bytes >= n), ("KiB", 2**10))
     return f"{num_bytes / least:,.1f} {unit}"
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is UTF-8 without control characters, which would garble terminals and lists."""
+    return name.isprintable() or not any(ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 for c in name)
+
+
+def printable(name: str) -> str:
+    """A name with what cannot be printed written as escapes."""
+    if is_plain(name):
+        return name
+    shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if is_plain(c) else f"\\x{ord(c):02x}" for c in shown)

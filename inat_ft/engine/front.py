@@ -81,7 +81,7 @@ class Compiled(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """The stages' output for `[B, 3, H, W]`."""
         if self._run is self.stages or (self._rows and len(inputs) > self._rows):
-            return self.stages(inputs)  # type: ignore[no-any-return]
+            return self._plain(inputs)
         from torch._dynamo.exc import TorchDynamoException  # a second's import, which only this needs
 
         self._rows = self._rows or len(inputs)
@@ -91,7 +91,11 @@ class Compiled(nn.Module):
         except TorchDynamoException as error:
             self._say(f"torch.compile failed ({type(error).__name__}), so the frozen layers are computed without it")
             self._run = self.stages
-            return self.stages(inputs)  # type: ignore[no-any-return]
+            return self._plain(inputs)
+
+    def _plain(self, inputs: Tensor) -> Tensor:
+        made: Tensor = self.stages(inputs)
+        return made
 
 
 def _stages(net: Net, cut: int) -> nn.Module:

@@ -36,7 +36,7 @@ def relative_gradients(
         batches = Batches(source, labels.to(compute.device), _BATCH, ImageInput(preprocess.mean, preprocess.std))
         for inputs, wanted in batches(chosen):
             loss = F.cross_entropy(net(inputs), wanted, reduction="sum") / len(chosen)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
     ratios = {
         net.origin(name): float(parameter.grad.norm() / parameter.detach().norm().clamp(min=1e-12))
         for name, parameter in net.named_parameters()

@@ -85,7 +85,8 @@ class Pass:
                     inputs = self.net.run(inputs, self.batches.start, self.prefix)
             run = self.learned or (lambda x: self.net.run(x, self.prefix, len(self.net.stages)))
             features = run(inputs)
-        return self.net.head(features.float())  # type: ignore[no-any-return]
+        logits: Tensor = self.net.head(features.float())
+        return logits
 
     def alone(self) -> AbstractContextManager[None]:
         """One thread when only the head learns on a CPU: more gain little, and lose much on a busy machine."""
@@ -158,7 +159,7 @@ def _gradients(on: Pass, recipe: Recipe, inputs: Tensor, labels: Tensor, targets
         logits = on.logits(x)
         smoothing = recipe.config.label_smoothing
         loss = F.cross_entropy(logits, target, recipe.class_weights, label_smoothing=smoothing, reduction="sum")
-        (loss / size).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss / size)
         sums += torch.stack([loss.detach(), (logits.detach().argmax(1) == y).sum()])
         at += len(y)
     return sums

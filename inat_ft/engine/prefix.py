@@ -193,7 +193,10 @@ class PrefixCache:
         work = self._work(estimate.cut, pixels.size)
         is_bf16 = front.dtype == torch.bfloat16
         store = open_store(self.folder, "prefix", key, work.row_shape, "u2" if is_bf16 else "f4")
-        make: Make = lambda missing: self._compute(front, pixels, view, missing, work)  # noqa: E731
+
+        def make(missing: Sequence[int]) -> Iterator[NDArray[Any]]:
+            return self._compute(front, pixels, view, missing, work)
+
         if self.compute.ranks.size > 1:
             self._ensure_together(store, pixels.hashes, make, tick)
         store.ensure(pixels.hashes, make, tick)
@@ -251,6 +254,8 @@ class PrefixCache:
                 if size == 1 or not is_out_of_memory(error):
                     raise
                 size //= 2
+                if isinstance(module, Compiled):  # which would fill smaller batches up again
+                    module = module.stages
                 self.compute.free_memory()
 
     def _built(self, front: Front, count: int, work: _Work) -> nn.Module:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from inat_ft.data.batches import ImageFiles, ImageInput
 from inat_ft.data.threads import decoders
-from inat_ft.engine.device import Compute
 from inat_ft.errors import UsageError
 from inat_ft.evaluation.predict import Trained
 
@@ -69,13 +68,20 @@ def _layout(x: object, count: int) -> _Layout | None:
     return None
 
 
-def heat_maps(trained: Trained, paths: Sequence[Path], classes: Sequence[int], compute: Compute) -> Tensor:
+def require_maps(trained: Trained) -> None:
+    """Raises UsageError when captum is not installed, or the network tells no places of its images apart."""
+    _import_captum()
+    size, seeded = trained.preprocess.eval_size, torch.Generator().manual_seed(0)
+    _last_with_places(trained.net, torch.rand(2, 3, size, size, generator=seeded).to(trained.compute.device))
+
+
+def heat_maps(trained: Trained, paths: Sequence[Path], classes: Sequence[int]) -> Tensor:
     """How much each place spoke for the class named, float32 `[N, S, S]`, 0 to 1 within each image.
 
-    Raises UsageError when captum is not installed or the network has no places left to tell apart.
+    Raises UsageError as `require_maps` does.
     """
-    gradcam = require_captum()
-    net, device = trained.net, compute.device
+    gradcam = _import_captum()
+    net, device = trained.net, trained.compute.device
     prepare = ImageInput(trained.preprocess.mean, trained.preprocess.std)
     found = []
     with decoders() as pool:
@@ -134,8 +140,7 @@ def _last_with_places(net: nn.Module, images: Tensor) -> tuple[nn.Module, _Layou
     )
 
 
-def require_captum() -> Any:
-    """captum's LayerGradCam. Raises UsageError with the command that installs it."""
+def _import_captum() -> Any:
     try:
         from captum.attr import LayerGradCam
     except ModuleNotFoundError as error:

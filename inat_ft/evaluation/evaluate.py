@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from inat_ft.engine.device import Compute, choose_compute
-from inat_ft.evaluation.cam import heat_maps, require_captum
+from inat_ft.evaluation.cam import heat_maps, require_maps
 from inat_ft.evaluation.figures import draw_figures, draw_overlays, sample, worst
 from inat_ft.evaluation.ledger import count_look
 from inat_ft.evaluation.metrics import all_metrics, at_temperature, confusion, ece, fit_temperature, log_loss, once
-from inat_ft.evaluation.predict import Trained, load_trained, predict_subset
+from inat_ft.evaluation.predict import Inference, Trained, load_for, predict_subset
 from inat_ft.evaluation.predictions import Predictions, read_predictions, write_predictions
 from inat_ft.records import Evaluation, Metric, RunRecord, read_record, write_record
 
@@ -29,35 +28,23 @@ class Evaluated:
 def evaluate_run(
     run: Path,
     subset: str,
+    inference: Inference = Inference(),
     *,
-    device: str = "auto",
-    precision: str = "fp32",
-    tta: str = "none",
-    image_size: int | None = None,
     root: Path | None = None,
     cam: bool = False,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluated:
     """Evaluate a run (its directory or record.json) on a subset and write everything beside its record.
 
-    image_size: in pixels, where it is to differ from the one that the run says. cam: overlay where it looked, too.
+    root: where the images are, when they have moved. cam: overlay where the network looked, too.
     A look at the test set is counted in the ledger beside the manifest before anything of it is shown.
     """
     record, file = read_record(run)
     directory = file.parent
+    trained = load_for(directory / "model.safetensors", inference)
     if cam:
-        require_captum()  # before the test set is looked at
-    predictions, manifest, size = predict_subset(
-        record,
-        directory,
-        subset,
-        device=device,
-        precision=precision,
-        tta=tta,
-        image_size=image_size,
-        root=root,
-        tick=tick,
-    )
+        require_maps(trained)  # before the test set is looked at
+    predictions, manifest = predict_subset(trained, record, directory, subset, inference.tta, root, tick)
     fingerprint = manifest.subset_fingerprint(subset)
     look = None
     if subset == "test":
@@ -65,7 +52,7 @@ def evaluate_run(
     name = f"predictions-{subset}.csv"
     write_predictions(directory / name, predictions)
     metrics, per_class = all_metrics(predictions)
-    temperature = _temperature(record, directory, size, tta)
+    temperature = _temperature(record, directory, trained.preprocess.eval_size, inference.tta)
     if temperature is not None:
         metrics |= _calibrated(predictions, temperature)
     evaluation = Evaluation(
@@ -77,22 +64,18 @@ def evaluate_run(
         confusion=confusion(predictions).tolist(),
         predictions=name,
         look=look,
-        tta=tta,
-        image_size=size,
+        tta=inference.tta,
+        image_size=trained.preprocess.eval_size,
     )
     record = _with(record, evaluation, name)
     write_record(record, file)
     figures = draw_figures(predictions, directory / "figures", subset, manifest.root)
     if cam:
-        compute = choose_compute(device, "fp32")
-        trained = load_trained(directory / "model.safetensors", compute, image_size)
-        figures += _overlays(predictions, trained, compute, directory / "figures", subset, manifest.root)
+        figures += _overlays(predictions, trained, directory / "figures", subset, manifest.root)
     return Evaluated(record, evaluation, directory, figures)
 
 
-def _overlays(
-    predictions: Predictions, trained: Trained, compute: Compute, folder: Path, subset: str, root: Path
-) -> list[Path]:
+def _overlays(predictions: Predictions, trained: Trained, folder: Path, subset: str, root: Path) -> list[Path]:
     """Grad-CAM of the predicted class on the images of the grid, and on the most confident mistakes."""
     chosen = {"cam": (sample(predictions), f"{subset} images: what spoke for the prediction")}
     if predictions.probabilities is not None:
@@ -101,7 +84,7 @@ def _overlays(
     for name, (places, title) in chosen.items():
         if places:
             paths = [root / predictions.paths[place] for place in places]
-            maps = heat_maps(trained, paths, predictions.predicted[places].tolist(), compute).numpy()
+            maps = heat_maps(trained, paths, predictions.predicted[places].tolist()).numpy()
             files += draw_overlays(predictions, places, maps, folder / f"{name}-{subset}", root, title)
     return files
 

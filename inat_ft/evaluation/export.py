@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from inat_ft import __version__
 from inat_ft.data.batches import ImageInput
-from inat_ft.engine.device import choose_compute
 from inat_ft.errors import InatFtError, UsageError
-from inat_ft.evaluation.predict import Trained, load_trained
+from inat_ft.evaluation.predict import Inference, Trained, load_for
 from inat_ft.records import replacing
 
 _TOLERANCE = 1e-3
@@ -44,7 +43,7 @@ def export_onnx(run: Path, out: Path) -> float:
     """
     onnx, runtime = _import("onnx"), _import("onnxruntime")
     _import("onnxscript")
-    trained = load_trained(run / "model.safetensors", choose_compute("cpu", "fp32"))
+    trained = load_for(run / "model.safetensors", Inference(device="cpu"))
     module = _FromPixels(trained).eval()
     size = trained.preprocess.eval_size
     images = torch.randint(0, 256, (_CHECKED, size, size, 3), generator=torch.Generator().manual_seed(0)).to(

@@ -28,12 +28,27 @@ _BATCH = 64
 
 
 @dataclass(frozen=True)
+class Inference:
+    """How a trained network is shown images.
+
+    device, precision: as in training; tta: none, or flip (the mean with the mirrored image); image_size: height and width
+    in pixels, where they are to differ from what the network says.
+    """
+
+    device: str = "auto"
+    precision: str = "fp32"
+    tta: str = "none"
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
 class Trained:
-    """A network as saved, with its classes and its input."""
+    """A network as saved, on its device, with its classes and its input."""
 
     net: Net
     classes: tuple[str, ...]
     preprocess: Preprocess
+    compute: Compute
 
 
 def load_trained(file: Path, compute: Compute, image_size: int | None = None) -> Trained:
@@ -58,13 +73,17 @@ def load_trained(file: Path, compute: Compute, image_size: int | None = None) ->
     if image_size is not None:
         require_size(net, image_size, preprocess.image_size)
         preprocess = preprocess.model_copy(update={"eval_image_size": image_size})
-    return Trained(net, classes, preprocess)
+    return Trained(net, classes, preprocess, compute)
+
+
+def load_for(file: Path, inference: Inference) -> Trained:
+    """As `load_trained`, on the device that is asked for. Raises UsageError, too, when that is not there."""
+    return load_trained(file, choose_compute(inference.device, inference.precision), inference.image_size)
 
 
 def predict_files(
     trained: Trained,
     paths: Sequence[Path],
-    compute: Compute,
     tta: str,
     tick: Callable[[int, int], None],
     problems: dict[int, DataError] | None = None,
@@ -74,7 +93,7 @@ def predict_files(
     problems: where to note images that cannot be decoded, whose rows mean nothing then; without it they raise DataError.
     """
     prepare = ImageInput(trained.preprocess.mean, trained.preprocess.std)
-    labels = torch.zeros(len(paths), dtype=torch.int64, device=compute.device)
+    labels = torch.zeros(len(paths), dtype=torch.int64, device=trained.compute.device)
     with decoders() as pool:
         source = ImageFiles(paths, trained.preprocess.eval_size, pool, problems)
         done = 0
@@ -86,29 +105,26 @@ def predict_files(
             return prepare(rows, numbers)
 
         plain = Batches(source, labels, _BATCH, counted)
-        shares = evaluate(trained.net, plain, compute)[2].double().softmax(1)
+        shares = evaluate(trained.net, plain, trained.compute)[2].double().softmax(1)
         if tta == "flip":
             mirrored = Batches(source, labels, _BATCH, lambda rows, numbers: prepare(rows.flip(2), numbers))
-            shares = (shares + evaluate(trained.net, mirrored, compute)[2].double().softmax(1)) / 2
+            shares = (shares + evaluate(trained.net, mirrored, trained.compute)[2].double().softmax(1)) / 2
     return shares.cpu()
 
 
 def predict_subset(
+    trained: Trained,
     record: RunRecord,
     directory: Path,
     subset: str,
-    *,
-    device: str = "auto",
-    precision: str = "fp32",
     tta: str = "none",
-    image_size: int | None = None,
     root: Path | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Predictions, Manifest, int]:
-    """The run's best network on a subset of the manifest it was trained with; with it the size of its images.
+) -> tuple[Predictions, Manifest]:
+    """What a run's network says of a subset of the manifest it was trained with.
 
-    image_size: another one than the run says.
-    Raises RecordError when the manifest is another one by now, UsageError when the subset is empty.
+    root: where the images are, when they have moved. Raises RecordError when the manifest is another one by now,
+    UsageError when the subset is empty.
     """
     manifest = manifest_of(record, directory, root)
     rows = manifest.rows(subset)
@@ -117,12 +133,9 @@ def predict_subset(
             f"{manifest.path} has no {subset} images",
             "reserve some and train again: inat-ft split DATA --test-fraction 0.2",
         )
-    compute = choose_compute(device, precision)
-    trained = load_trained(directory / "model.safetensors", compute, image_size)
-    shares = predict_files(trained, [manifest.root / manifest.paths[row] for row in rows], compute, tta, tick)
+    shares = predict_files(trained, [manifest.root / manifest.paths[row] for row in rows], tta, tick)
     paths, hashes = ([column[row] for row in rows] for column in (manifest.paths, manifest.hashes))
-    predictions = from_probabilities(trained.classes, paths, hashes, manifest.labels[rows], shares.numpy())
-    return predictions, manifest, trained.preprocess.eval_size
+    return from_probabilities(trained.classes, paths, hashes, manifest.labels[rows], shares.numpy()), manifest
 
 
 def manifest_of(record: RunRecord, directory: Path, root: Path | None = None) -> Manifest:

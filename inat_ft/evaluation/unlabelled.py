@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inat_ft.data.files import is_ignored
-from inat_ft.engine.device import choose_compute
 from inat_ft.errors import DataError, UsageError
-from inat_ft.evaluation.predict import load_trained, predict_files
+from inat_ft.evaluation.predict import Inference, load_for, predict_files
 from inat_ft.records import replacing
 
 
@@ -34,11 +33,7 @@ class Answer:
 def predict_images(
     run: Path,
     images: Sequence[Path],
-    *,
-    device: str = "auto",
-    precision: str = "fp32",
-    tta: str = "none",
-    image_size: int | None = None,
+    inference: Inference = Inference(),
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Answer], list[DataError]]:
     """What the network of a run says of images, and which of them cannot be read.
@@ -47,12 +42,9 @@ def predict_images(
     Raises UsageError when one is not there or a folder holds no file.
     """
     paths = [path for given in images for path in _files(given)]
-    compute = choose_compute(device, precision)
-    trained = load_trained(
-        run if run.suffix == ".safetensors" else _folder(run) / "model.safetensors", compute, image_size
-    )
+    trained = load_for(run if run.suffix == ".safetensors" else _folder(run) / "model.safetensors", inference)
     problems: dict[int, DataError] = {}
-    shares = predict_files(trained, paths, compute, tta, tick, problems).numpy()
+    shares = predict_files(trained, paths, inference.tta, tick, problems).numpy()
     answers = [
         Answer(path, trained.classes, shares[number]) for number, path in enumerate(paths) if number not in problems
     ]

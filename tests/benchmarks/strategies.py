@@ -25,7 +25,7 @@ from inat_ft.data.manifest import write_manifest
 from inat_ft.data.scan import scan
 from inat_ft.data.sources import find_files
 from inat_ft.data.split import Options, make_manifest
-from inat_ft.evaluation.predict import predict_subset
+from inat_ft.evaluation.predict import Inference, load_for, predict_subset
 from inat_ft.registry import STRATEGIES, plugins
 from inat_ft.settings import load_config
 from inat_ft.training import Places, train
@@ -66,7 +66,8 @@ def measure(manifest: Path, work: Path, mode: str, seed: int, epochs: int) -> di
             best = record, directory, seconds, lr
     assert best is not None
     record, directory, seconds, lr = best
-    predictions, *_ = predict_subset(record, directory, "test")
+    trained = load_for(directory / "model.safetensors", Inference())
+    predictions, _ = predict_subset(trained, record, directory, "test")
     return {
         "mode": mode,
         "seed": seed,

@@ -60,3 +60,19 @@ def test_many_images_are_computed_compiled_and_the_record_says_so(
     assert many.history[0].train_loss == pytest.approx(few.history[0].train_loss, rel=0.02)
     exact, _ = train(config(**{**settings, "compute__precision": "fp32"}), places)
     assert not any("compiled" in line for line in exact.compute["decisions"])
+
+
+@needs_compiler
+def test_a_compiled_prefix_that_runs_out_of_memory_goes_on_in_smaller_batches(config, places, monkeypatch) -> None:
+    sizes: list[int] = []
+
+    def scarce(self: Compiled, inputs: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(inputs))
+        raise MemoryError
+
+    monkeypatch.setattr("inat_ft.engine.prefix._COMPILE_FLOPS", 0.0)
+    monkeypatch.setattr("inat_ft.engine.feed._CHECKED_IMAGES", 8)
+    monkeypatch.setattr(Compiled, "forward", scarce)
+    record, _ = train(config(compute__precision="auto", optim__epochs=1), places)
+    assert sizes == [32, 9], "once for the training images and once for those of validation"
+    assert record.history[0].train_loss > 0

@@ -44,8 +44,13 @@ def test_the_map_lies_where_the_class_is(tmp_path: Path) -> None:
     pixels[4:8, 8:12, 0] = 255  # red at row 1, column 2 of the 8 x 8 map
     pixels[20:24, 28:32, 2] = 255  # blue at row 5, column 7
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    trained = Trained(net, ("red", "green", "blue"), Preprocess(image_size=32, mean=(0, 0, 0), std=(1, 1, 1)))
-    maps = heat_maps(trained, [tmp_path / "a.png"] * 2, [0, 2], choose_compute("cpu", "fp32"))
+    trained = Trained(
+        net,
+        ("red", "green", "blue"),
+        Preprocess(image_size=32, mean=(0, 0, 0), std=(1, 1, 1)),
+        choose_compute("cpu", "fp32"),
+    )
+    maps = heat_maps(trained, [tmp_path / "a.png"] * 2, [0, 2])
     assert maps.shape == (2, 8, 8)
     for found, place in zip(maps, ((1, 2), (5, 7)), strict=True):
         assert found[place] == 1
@@ -98,3 +103,11 @@ def test_eval_draws_overlays(config, places, monkeypatch: pytest.MonkeyPatch) ->
     plain, overlaid = (np.asarray(Image.open(run / "figures" / f"{name}-test.png")) for name in ("grid", "cam"))
     assert plain.shape[1] == overlaid.shape[1]
     assert not np.array_equal(plain, overlaid)
+
+
+def test_a_network_without_places_is_refused_before_the_test_set_is_looked_at(config, places, monkeypatch) -> None:
+    _, run = train(config(optim__epochs=1), places)
+    monkeypatch.setattr("inat_ft.evaluation.cam._layout", lambda x, count: None)
+    with pytest.raises(UsageError, match="tells places apart at 32 pixels"):
+        evaluate_run(run, "test", cam=True)
+    assert not (run / "predictions-test.csv").exists()

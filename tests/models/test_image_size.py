@@ -9,6 +9,7 @@ import torch
 from inat_ft.config import ModelConfig
 from inat_ft.errors import ConfigError, WeightsError
 from inat_ft.evaluation.evaluate import evaluate_run
+from inat_ft.evaluation.predict import Inference
 from inat_ft.evaluation.predictions import read_predictions
 from inat_ft.models.build import build_model
 from inat_ft.models.positions import fit_positions
@@ -105,7 +106,7 @@ def test_validation_at_another_size_is_trained_cached_recorded_and_evaluated_so(
     in_training = read_predictions(run / "predictions-val.csv").probabilities
     assert evaluate_run(run, "val").evaluation.image_size == 48
     np.testing.assert_allclose(read_predictions(run / "predictions-val.csv").probabilities, in_training, atol=2e-6)
-    other = evaluate_run(run, "test", image_size=64).evaluation
+    other = evaluate_run(run, "test", Inference(image_size=64)).evaluation
     assert other.image_size == 64 and "temperature" not in other.metrics, "fitted at another size it would mislead"
     metrics = evaluate_run(run, "test").evaluation.metrics
     assert "temperature" in metrics
