@@ -95,9 +95,6 @@ class Feed:
     _fronts: dict[int, Front] = field(default_factory=dict)
     _images: dict[str, Source] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.prefix_cache.say = self._say
-
     def train(self, prefix: int, epoch: int) -> Batches:
         """Training batches of an epoch."""
         draws = None
@@ -182,7 +179,7 @@ class Feed:
             for view in views:
                 name = f"frozen layers, {subset}" + ("" if view == PLAIN else f", {view.name}")
                 with self.progress(name) as tick:
-                    sources.append(self.prefix_cache.rows(front, estimate, pixels, view, tick))
+                    sources.append(self.prefix_cache.rows(front, estimate, pixels, view, tick, self._say))
             self._entered[key] = sources
         return self._entered[key]
 

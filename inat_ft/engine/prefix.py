@@ -91,7 +91,6 @@ class PrefixCache:
     preprocess: Preprocess
     compute: Compute
     folder: Path
-    say: Callable[[str], None] = lambda line: None
     _keys: dict[int, dict[str, Any]] = field(default_factory=dict)
     _works: dict[tuple[int, int], _Work] = field(default_factory=dict)
 
@@ -186,7 +185,13 @@ class PrefixCache:
         return {**pixels_key(size), **self._keys[cut]}
 
     def rows(
-        self, front: Front, estimate: Estimate, pixels: Pixels, view: View, tick: Callable[[int, int], None]
+        self,
+        front: Front,
+        estimate: Estimate,
+        pixels: Pixels,
+        view: View,
+        tick: Callable[[int, int], None],
+        say: Callable[[str], None] = lambda line: None,
     ) -> Source:
         """The output of the first stages for the images, computed where it is not there yet."""
         key = {**self._key(estimate.cut, pixels.size), "form": front.form, "view": view.name}
@@ -195,7 +200,7 @@ class PrefixCache:
         store = open_store(self.folder, "prefix", key, work.row_shape, "u2" if is_bf16 else "f4")
 
         def make(missing: Sequence[int]) -> Iterator[NDArray[Any]]:
-            return self._compute(front, pixels, view, missing, work)
+            return self._compute(self._built(front, len(missing), work, say), front, pixels, view, missing, work)
 
         if self.compute.ranks.size > 1:
             self._ensure_together(store, pixels.hashes, make, tick)
@@ -234,14 +239,13 @@ class PrefixCache:
         return lambda rows, numbers: rows.float().permute(0, 3, 1, 2) if is_channels_last else rows.float()
 
     def _compute(
-        self, front: Front, pixels: Pixels, view: View, missing: Sequence[int], work: _Work
+        self, module: nn.Module, front: Front, pixels: Pixels, view: View, missing: Sequence[int], work: _Work
     ) -> Iterator[NDArray[Any]]:
         """The front applied to some images, in blocks; decoding goes on meanwhile."""
         draws = view.draws(pixels.hashes).to(self.compute.device) if view.draws else None
         prepare = ImageInput(self.preprocess.mean, self.preprocess.std, view.augment, draws)
         source: Source = Stored(*pixels.store.read(pixels.hashes)) if pixels.is_packed() else pixels.files()
-        size, module = _BATCH[self.compute.device.type], self._built(front, len(missing), work)
-        at = 0
+        size, at = _BATCH[self.compute.device.type], 0
         while at < len(missing):
             try:
                 batches = Batches(source, pixels.labels, size, prepare)
@@ -258,14 +262,14 @@ class PrefixCache:
                     module = module.stages
                 self.compute.free_memory()
 
-    def _built(self, front: Front, count: int, work: _Work) -> nn.Module:
+    def _built(self, front: Front, count: int, work: _Work, say: Callable[[str], None]) -> nn.Module:
         """The front, compiled where so many images repay that on a CPU; for one pass on a GPU they hardly ever do."""
         alone = self.compute.device.type == "cpu" and self.compute.ranks.size == 1
         repays = count * work.before >= _COMPILE_FLOPS * num_cores()
         if self.compute.exact or not alone or not repays or not has_compiler():
             return front.build()
-        self.say(f"prefix: compiled with torch.compile, which {count:,} images repay")
-        return Compiled(front.build(), self.say)
+        say(f"prefix: compiled with torch.compile, which {count:,} images repay")
+        return Compiled(front.build(), say)
 
     def _resident(self, stored: Stored, store: Store, count: int) -> Source:
         """Small rows stay in the device's memory; large ones are read as they are needed."""
