@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -34,7 +35,7 @@ from inat_ft.settings import dump_config
 from inat_ft.setup import Listener, Places, Setup, feed_for, make_recipe, prepare
 from inat_ft.tracking import Tracker, tracker_for
 
-__all__ = ["Listener", "Places", "Setup", "find_lr", "prepare", "split_info", "train"]
+__all__ = ["Listener", "Places", "Setup", "find_lr", "let_go", "prepare", "split_info", "train"]
 
 
 def find_lr(config: RunConfig, places: Places, listener: Listener | None = None) -> LrRange:
@@ -84,6 +85,18 @@ def train(
             if said := tracker.finish(record):
                 listener.say(said)
         return record, directory
+
+
+def let_go() -> None:
+    """Free what the training before this one held; to be called in between by who trains many in one process.
+
+    Its stages, traced by torch.fx, refer to themselves, so that they would stay until Python looks for such circles. What
+    survives is not looked through again: each time costs the new objects only.
+    """
+    gc.collect()
+    gc.freeze()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _new_directory(config: RunConfig, runs: Path) -> Path:

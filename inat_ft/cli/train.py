@@ -227,12 +227,13 @@ def _train_seeds(config: "RunConfig", seeds: int, runs_dir: Path, cache_dir: Pat
 
     from inat_ft.cli.listening import listener
     from inat_ft.data.places import cache_folder
-    from inat_ft.training import Places, train
+    from inat_ft.training import Places, let_go, train
 
     places, runs = Places(runs_dir, cache_folder(cache_dir)), []
     for seed in range(config.seed, config.seed + seeds):
         render.remark(f"seed {seed}")
         name = f"{config.name}-seed{seed}" if config.name else None
+        let_go()
         runs.append(train(config.model_copy(update={"seed": seed, "name": name}), places, listener(config)))
     accuracies = [record.val_accuracy or 0.0 for record, _ in runs]
     if json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import subprocess
@@ -91,7 +90,6 @@ def _run(sweep: Sweep, objective: Objective, claimed: Claimed, say: Say) -> None
         reason = why(error)
         sweep.fail(claimed, reason, for_good=isinstance(error, UsageError))
         say(f"{shown} failed: {reason}")
-        _free_memory()
     else:
         sweep.finish(claimed, value, pruned)
         ended = " (pruned)" if pruned else ""
@@ -103,13 +101,6 @@ def why(error: BaseException) -> str:
     if isinstance(error, InatFtError):
         return "; ".join([*error.message.splitlines(), *error.hint.splitlines()])
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _free_memory() -> None:
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def metric_of(record: RunRecord, name: str) -> float:
@@ -127,7 +118,7 @@ def training(
     def objective(job: Job) -> float:
         from dataclasses import replace
 
-        from inat_ft.training import Places, train
+        from inat_ft.training import Places, let_go, train
 
         config = load_config(None, [*job.overrides, *extra, ("name", job.name)])
         listener = listener_for(config)
@@ -137,6 +128,7 @@ def training(
             return job.report(epoch.epoch, float(getattr(epoch, metric) or 0.0))
 
         directory = job.runs / job.name
+        let_go()
         record, _ = train(
             config,
             Places(job.runs, cache),
