@@ -8,6 +8,7 @@ import typer
 
 from inat_ft import __version__
 from inat_ft.cli import commands, render
+from inat_ft.cli.deferred import defer_compiler
 from inat_ft.errors import InatFtError, UsageError
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ def run() -> None:
     debug = "--debug" in sys.argv or bool(os.environ.get("INAT_FT_DEBUG"))
     render.set_quiet(bool({"--quiet", "-q"} & set(sys.argv)) or not render.is_first())
     sys.argv[1:] = [word for word in sys.argv[1:] if word not in ("--debug", "--quiet", "-q")]
+    defer_compiler()
     try:
         app()
     except InatFtError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -171,6 +172,13 @@ class ImageInput:
         """Vary the images if asked to, then (x / 255 - mean) / std, channel by channel."""
         if self.draws is not None:
             images = getattr(augment, self.augment)(images, self.draws[numbers])
-        mean = torch.tensor(self.mean, device=images.device)
-        std = torch.tensor(self.std, device=images.device)
-        return ((images.to(torch.float32) / 255 - mean) / std).permute(0, 3, 1, 2)
+        # a row of pixels at a time: three numbers at a time would be a quarter as fast on a CPU
+        mean, std = (_row(each, images.shape[2], images.device) for each in (self.mean, self.std))
+        rows = images.flatten(2).to(torch.float32).div(255).sub_(mean).div_(std)
+        return rows.view(images.shape).permute(0, 3, 1, 2)
+
+
+@lru_cache(16)
+def _row(pixel: tuple[float, float, float], width: int, device: torch.device) -> Tensor:
+    """One pixel's numbers for each of a row's, `[3 * width]` float32; kept, since a GPU waits for what is sent to it."""
+    return torch.tensor(pixel, device=device).repeat(width)

@@ -97,10 +97,11 @@ def small_picture(image: Tensor) -> Tensor:
     import torch
 
     pixels = image.permute(1, 2, 0)
-    rows, columns = (_sampled(side) for side in pixels.shape[:2])
-    samples = pixels.index_select(0, rows).index_select(1, columns).view(THUMB, _SAMPLES, THUMB, 3 * _SAMPLES)
-    sums: Tensor = samples.sum(1, dtype=torch.int16).view(THUMB, THUMB, _SAMPLES, 3).sum(2, dtype=torch.int16)
-    return sums
+    height, width, _ = pixels.shape
+    rows, columns = _sampled(height), _sampled(width).view(THUMB, _SAMPLES).T.reshape(-1)
+    heaps = pixels.index_select(0, rows).view(THUMB, _SAMPLES, 3 * width).sum(1, dtype=torch.int16)
+    samples = heaps.view(THUMB, width, 3).index_select(1, columns).view(THUMB, _SAMPLES, 3 * THUMB)
+    return samples.sum(1, dtype=torch.int16).view(THUMB, THUMB, 3)
 
 
 @lru_cache(1024)
