@@ -146,7 +146,7 @@ class ComputeConfig(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto, fp32 (exact), or bf16 (faster where the hardware has it)."""
+    """auto, fp32 (exact on a CPU), or bf16 (faster where the hardware has it)."""
     workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads that decode images; 0 is one a core."""
     cache: Literal["auto", "none", "packed", "prefix"] = "auto"

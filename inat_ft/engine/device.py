@@ -18,7 +18,7 @@ from inat_ft.errors import UsageError
 class Compute:
     """Where the arithmetic is done and in which precision: fp32 or bf16 (autocast, weights stay float32).
 
-    forced: the precision was asked for and not chosen: fp32 then means exact, bf16 means in any case.
+    forced: the precision was asked for and not chosen: fp32 then means exact on a CPU, bf16 means in any case.
     """
 
     device: torch.device
@@ -29,8 +29,8 @@ class Compute:
 
     @property
     def exact(self) -> bool:
-        """Whether nothing may be folded or rounded."""
-        return self.forced and self.precision == "fp32"
+        """Whether nothing may be folded or rounded. Elsewhere than on a CPU the same sum has other bits from time to time."""
+        return self.forced and self.precision == "fp32" and self.device.type == "cpu"
 
     def autocast(self) -> AbstractContextManager[object]:
         """bfloat16 where it is safe, when the precision asks for it."""

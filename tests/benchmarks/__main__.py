@@ -83,7 +83,7 @@ CASES = {
 }
 
 
-def measure(folder: Path, only: list[str], plain_epochs: int, rounds: int) -> list[dict[str, object]]:
+def measure(folder: Path, images: int, only: list[str], plain_epochs: int, rounds: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
 
     def add(case: str, how: str, seconds: float, baseline: float) -> None:
@@ -94,10 +94,12 @@ def measure(folder: Path, only: list[str], plain_epochs: int, rounds: int) -> li
                 "seconds": round(seconds, 1),
                 "plain": round(baseline, 1),
                 "ratio": round(baseline / seconds, 1),
+                "images_per_s": round(images * EPOCHS / seconds, 1),
             }
         )
         print(
-            f"{case:22} {how:18} {seconds:8.1f} s   plain loop {baseline:9.1f} s   {baseline / seconds:7.1f} x",
+            f"{case:22} {how:18} {seconds:8.1f} s {images * EPOCHS / seconds:8.0f} images/s   "
+            f"plain loop {baseline:9.1f} s   {baseline / seconds:7.1f} x",
             flush=True,
         )
 
@@ -148,6 +150,14 @@ def draw(rows: list[dict[str, object]], file: Path) -> None:
     save(figure, file.with_suffix(""))
 
 
+def hardware() -> str:
+    """Processor, cores and, where there is one, GPU."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{cpu}, {os.cpu_count()} cores{gpu}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="fewer images, one epoch of the plain loop, one round")
@@ -165,16 +175,8 @@ def main() -> None:
             [sys.executable, "-m", "inat_ft", "split", "pictures/list.csv", "--no-near", "--out", "splits/p.csv"],
             folder,
         )
-        cpu = next(
-            (
-                line.split(":")[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if "model name" in line
-            ),
-            platform.processor(),
-        )
-        print(f"{cpu}, {os.cpu_count()} cores, torch {torch.__version__}, {images} images, {EPOCHS} epochs", flush=True)
-        rows = measure(folder, chosen.only, 1 if chosen.quick else 2, 1 if chosen.quick else 2)
+        print(f"{hardware()}, torch {torch.__version__}, {images} images, {EPOCHS} epochs", flush=True)
+        rows = measure(folder, images, chosen.only, 1 if chosen.quick else 2, 1 if chosen.quick else 2)
     if chosen.picture:
         draw(rows, chosen.picture)
     if chosen.json:

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torchvision import datasets, models, transforms
 
+from tests.benchmarks.plain import WORKERS
+
 
 def network(mode: str) -> nn.Module:
     model = models.resnet50(weights=None)
@@ -60,7 +62,7 @@ def trainer(root: Path, mode: str, epochs: int) -> None:
             learning_rate=1e-4,
             eval_strategy="epoch",
             save_strategy="no",
-            dataloader_num_workers=2,
+            dataloader_num_workers=WORKERS,
             report_to=[],
             disable_tqdm=True,
             remove_unused_columns=False,
@@ -76,7 +78,7 @@ def fastai(root: Path, mode: str, epochs: int) -> None:
         train="train",
         valid="val",
         bs=64,
-        num_workers=2,
+        num_workers=WORKERS,
         item_tfms=Resize(224, method=ResizeMethod.Squish),
         batch_tfms=Normalize.from_stats(*imagenet_stats),
     )

@@ -1,0 +1,119 @@
+"""Images a second, once things are running, and how near that is to what the machine can multiply.
+
+    python -m tests.benchmarks.throughput [--images 192] [--rounds 3]
+
+Bare: ResNet50 without its head, BatchNorm folded, bfloat16, channels last, on batches that lie in memory. Extraction: the
+same from JPEG files, and from the packed cache, to rows in the store on disk. Full fine-tuning: the last of three epochs from
+the packed cache, forward and back on four fifths of the images, forward on the others. Beside them a product of bfloat16
+matrices. On a GPU, give it some thousand images.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from inat_ft.config import ModelConfig
+from inat_ft.data.images import sha256_of
+from inat_ft.data.pixels import Pixels
+from inat_ft.data.threads import decoders
+from inat_ft.engine.device import choose_compute
+from inat_ft.engine.front import fast_front
+from inat_ft.engine.prefix import PLAIN, PrefixCache
+from inat_ft.models.build import build_model
+from tests.benchmarks.pictures import make_pictures, write_csv
+
+ROOT = Path(__file__).parents[2]
+FORWARD, STEP = 8.2, 24.4
+"""GFLOP of ResNet50 at 224 x 224, an image: forward, and forward and back; a multiply-add is two."""
+
+
+def nothing(done: int, total: int) -> None:
+    pass
+
+
+def seconds(device: torch.device, run: Callable[..., object], times: int, *arguments: object) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(times):
+        run(*arguments)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def full(folder: Path) -> tuple[float, float]:
+    """Images a second of the last epoch of three, and GFLOP for each of them."""
+    subprocess.run([sys.executable, "-m", "inat_ft", "split", "pictures/list.csv", "--no-near"], cwd=folder, check=True,
+                   env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)  # fmt: skip
+    words = "train --quiet --json --mode full --weights none --patience 0 --precision bf16 --cache packed --epochs 3"
+    batch = ["--batch-size", "256"] if torch.cuda.is_available() else []
+    ran = subprocess.run([sys.executable, "-m", "inat_ft", *words.split(), *batch, "--cache-dir", "packed"], cwd=folder,
+                         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=True)  # fmt: skip
+    record = json.loads(ran.stdout)
+    train, val = record["split"]["counts"]["train"], record["split"]["counts"]["val"]
+    return (train + val) / record["history"][-1]["seconds"], (train * STEP + val * FORWARD) / (train + val)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=192)
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    compute = choose_compute("auto", "bf16")
+    model = build_model(ModelConfig(backbone="resnet50", weights="none"), 10, 0, 224, False)
+    net = model.net.to(compute.device).to(memory_format=torch.channels_last)
+    cut = len(net.stages)
+    front = fast_front(net, cut)
+    bare = front.build()
+    on_gpu = compute.device.type == "cuda"
+    size, side = (256, 8192) if on_gpu else (32, 2048)
+    batch = torch.rand(size, 3, 224, 224, device=compute.device).to(torch.bfloat16)
+    batch = batch.contiguous(memory_format=torch.channels_last)
+    square = torch.rand(side, side, device=compute.device).to(torch.bfloat16)
+    steps = -(-chosen.images // size)
+    rates: dict[str, list[float]] = {"bare": [], "files": [], "packed": [], "gemm": []}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        files = sorted(make_pictures(folder / "pictures", chosen.images).rglob("*.jpg"))
+        write_csv(folder / "pictures")
+        hashes = [sha256_of(file) for file in files]
+        labels = torch.zeros(len(files), dtype=torch.int64, device=compute.device)
+        with decoders() as pool, torch.inference_mode():
+            seconds(compute.device, bare, 2, batch)
+            seconds(compute.device, torch.matmul, 2, square, square)
+            for number in range(chosen.rounds):
+                rates["bare"].append(steps * size / seconds(compute.device, bare, steps, batch))
+                for kind in ("files", "packed"):
+                    cache = PrefixCache(net, model.preprocess, compute, folder / f"{kind}{number}")
+                    pixels = Pixels(files, hashes, labels, 224, cache.folder, pool)
+                    if kind == "packed":
+                        pixels.packed(nothing)
+                    arguments = front, cache.estimate(cut, len(files), 0, 1, 1), pixels, PLAIN, nothing
+                    rates[kind].append(len(files) / seconds(compute.device, cache.rows, 1, *arguments))
+                rates["gemm"].append(20 * 2 * side**3 / seconds(compute.device, torch.matmul, 20, square, square) / 1e9)
+        trained, work = full(folder)
+    bare_rate, from_files, from_packed, peak = (statistics.median(rates[name]) for name in rates)
+    print(f"{compute.describe()}, torch {torch.__version__}, {chosen.images} images, {chosen.rounds} rounds")
+    print(f"product of bf16 matrices, {side} x {side}: {peak / 1e3:.2f} TFLOP/s")
+    for name, rate, each in (
+        ("bare forward", bare_rate, FORWARD),
+        ("extraction, from files to the store", from_files, FORWARD),
+        ("extraction, from the packed cache", from_packed, FORWARD),
+        ("full fine-tuning, from the packed cache", trained, work),
+    ):
+        of_bare = f", {rate / bare_rate:.0%} of the bare forward" if name.startswith("extraction") else ""
+        print(f"{name:40} {rate:9.1f} images/s, {rate * each / peak:.0%} of the matrix product{of_bare}")
+
+
+if __name__ == "__main__":
+    main()
