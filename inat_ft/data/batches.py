@@ -105,6 +105,8 @@ class Batches:
     start: int = 0
     least: int = 2
     """A last batch with fewer rows joins the one before: BatchNorm needs two, and each of several processes one."""
+    frozen: Callable[[Tensor], Tensor] | None = None
+    """From what stage `start` takes to what follows the frozen stages, where these are computed in a form of their own."""
 
     @property
     def num_images(self) -> int:

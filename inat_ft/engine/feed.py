@@ -67,6 +67,22 @@ class _Views:
 
 
 @dataclass
+class _Frozen:
+    """A frozen prefix of so many stages, as long as what it makes of an image stays the same.
+
+    since: the last epoch before it in which something in it learned. kept: what keeping its output takes, and where it is
+    cut; None when it is computed whenever it is needed.
+    """
+
+    prefix: int
+    since: int
+    kept: Estimate | None
+    front: Front | None = None
+    again: Callable[[Tensor], Tensor] | None = None
+    rows: dict[str, list[Source]] = field(default_factory=dict)
+
+
+@dataclass
 class Feed:
     """Batches for each epoch of a plan.
 
@@ -90,9 +106,7 @@ class Feed:
     progress: TickFor = no_progress
     say: Callable[[str], None] = lambda line: None
     decisions: list[str] = field(default_factory=list)
-    _entered: dict[tuple[int, str], list[Source]] = field(default_factory=dict)
-    _decided: dict[int, Estimate | None] = field(default_factory=dict)
-    _fronts: dict[int, Front] = field(default_factory=dict)
+    _last: _Frozen | None = None
     _images: dict[str, Source] = field(default_factory=dict)
 
     def train(self, prefix: int, epoch: int) -> Batches:
@@ -100,25 +114,25 @@ class Feed:
         draws = None
         if self.augment != "none":
             draws = augment.draw(len(self.train_pixels), epoch_generator(self.seed, epoch, "augment"))
-        estimate = self._decide(prefix, epoch)
-        if estimate is None:
+        frozen = self._frozen(prefix, epoch)
+        if frozen.kept is None:
             device_draws = None if draws is None else draws.to(self.train_pixels.labels.device)
-            return self._from_images(self.train_pixels, "train", device_draws)
-        sources = self._enter(estimate, self.train_pixels, "train", self._cached_views())
+            return self._from_images(frozen, self.train_pixels, "train", device_draws, epoch)
+        sources = self._rows(frozen, frozen.kept, self.train_pixels, "train", self._cached_views())
         source = sources[0]
         if draws is not None:
             source = _Views(
                 sources, (draws[:, 0] < 0.5).long() if self.augment == "flip" else (draws[:, 0] * self.views).long()
             )
-        return self._from_rows(source, self.train_pixels, estimate.cut)
+        return self._from_rows(source, self.train_pixels, frozen.kept.cut)
 
     def val(self, prefix: int, epoch: int) -> Batches:
         """Validation batches, never varied."""
-        estimate = self._decide(prefix, epoch)
-        if estimate is None:
-            return self._from_images(self.val_pixels, "val", None)
-        (source,) = self._enter(estimate, self.val_pixels, "val", [PLAIN])
-        return self._from_rows(source, self.val_pixels, estimate.cut)
+        frozen = self._frozen(prefix, epoch)
+        if frozen.kept is None:
+            return self._from_images(frozen, self.val_pixels, "val", None, epoch)
+        (source,) = self._rows(frozen, frozen.kept, self.val_pixels, "val", [PLAIN])
+        return self._from_rows(source, self.val_pixels, frozen.kept.cut)
 
     def _from_rows(self, source: Source, pixels: Pixels, cut: int) -> Batches:
         prepare = self.prefix_cache.activation(cut, pixels.size)
@@ -137,11 +151,12 @@ class Feed:
             return [PLAIN]
         return [PLAIN, FLIPPED] if self.augment == "flip" else [fixed_view(number) for number in range(self.views)]
 
-    def _decide(self, prefix: int, epoch: int) -> Estimate | None:
-        """Whether the output of this prefix is cached; decided when it is first met, and said in one line."""
-        if prefix not in self._decided:
-            self._decided[prefix] = self._decision(prefix, epoch)
-        return self._decided[prefix]
+    def _frozen(self, prefix: int, epoch: int) -> _Frozen:
+        """The frozen prefix of this epoch; whether its output is kept is decided when it is first met, and said."""
+        since = self.plan.last_learned(prefix, epoch)
+        if self._last is None or (self._last.prefix, self._last.since) != (prefix, since):
+            self._last = _Frozen(prefix, since, self._decision(prefix, epoch))
+        return self._last
 
     def _decision(self, prefix: int, epoch: int) -> Estimate | None:
         names = self.plan.net.stage_names
@@ -171,37 +186,51 @@ class Feed:
             return "images are blended"
         return f"--cache {self.mode}" if self.mode == "packed" else "the augmentation is random"
 
-    def _enter(self, estimate: Estimate, pixels: Pixels, subset: str, views: Sequence[View]) -> list[Source]:
-        key = estimate.cut, subset
-        if key not in self._entered:
-            front = self._front(estimate.cut)
-            sources = []
+    def _rows(
+        self, frozen: _Frozen, kept: Estimate, pixels: Pixels, subset: str, views: Sequence[View]
+    ) -> list[Source]:
+        """The prefix's output for each view of the images, computed where it is not there yet."""
+        if subset not in frozen.rows:
+            front = self._front(frozen, kept.cut)
+            frozen.rows[subset] = []
             for view in views:
                 name = f"frozen layers, {subset}" + ("" if view == PLAIN else f", {view.name}")
                 with self.progress(name) as tick:
-                    sources.append(self.prefix_cache.rows(front, estimate, pixels, view, tick, self._say))
-            self._entered[key] = sources
-        return self._entered[key]
+                    frozen.rows[subset].append(self.prefix_cache.rows(front, kept, pixels, view, tick, self._say))
+        return frozen.rows[subset]
 
-    def _front(self, cut: int) -> Front:
-        if cut not in self._fronts:
+    def _again(self, frozen: _Frozen, epoch: int) -> Callable[[Tensor], Tensor] | None:
+        """The prefix as it is computed anew whenever it is needed; None: as it stands in the network."""
+        if frozen.prefix == 0 or self.prefix_cache.compute.exact:
+            return None
+        if frozen.again is None:
+            front, images = self._front(frozen, frozen.prefix), len(self.train_pixels) + len(self.val_pixels)
+            times = self.plan.repeats(epoch) * images
+            module = self.prefix_cache.built(front, frozen.prefix, self.train_pixels.size, times, self._say)
+            frozen.again = lambda inputs: module(inputs.to(front.dtype))
+        return frozen.again
+
+    def _front(self, frozen: _Frozen, cut: int) -> Front:
+        if frozen.front is None:
             count = len(self.train_pixels)
             numbers = torch.linspace(0, count - 1, min(_CHECKED_IMAGES, count)).long()
             hashes = [self.train_pixels.hashes[number] for number in numbers.tolist()]
-            front = self._fronts[cut] = self.prefix_cache.front(cut, hashes, lambda: self._sample(numbers))
-            if front.error is not None:
-                self._say(f"prefix: computed in {front.form}; bf16 differs from fp32 by {front.error:.2%}")
-        return self._fronts[cut]
+            frozen.front = self.prefix_cache.front(cut, hashes, lambda: self._sample(numbers))
+            if frozen.front.error is not None:
+                self._say(
+                    f"prefix: computed in {frozen.front.form}; bf16 differs from fp32 by {frozen.front.error:.2%}"
+                )
+        return frozen.front
 
     def _sample(self, numbers: Tensor) -> Tensor:
         """Some training images as the network takes them."""
         prepare = ImageInput(self.preprocess.mean, self.preprocess.std)
         return prepare(self.train_pixels.files().rows(numbers).to(self.train_pixels.labels.device), numbers)
 
-    def _from_images(self, pixels: Pixels, subset: str, draws: Tensor | None) -> Batches:
+    def _from_images(self, frozen: _Frozen, pixels: Pixels, subset: str, draws: Tensor | None, epoch: int) -> Batches:
         prepare = ImageInput(self.preprocess.mean, self.preprocess.std, self.augment, draws)
-        source = self._pixels_of(pixels, subset)
-        return Batches(source, pixels.labels, self.batch_size, prepare, least=self._least)
+        source, again = self._pixels_of(pixels, subset), self._again(frozen, epoch)
+        return Batches(source, pixels.labels, self.batch_size, prepare, least=self._least, frozen=again)
 
     @property
     def _least(self) -> int:

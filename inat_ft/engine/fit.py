@@ -139,7 +139,8 @@ def epochs(
         started, number = time.perf_counter(), training.epoch
         restore(net, training.as_trained)
         training.as_trained = {}
-        learning, prefix = plan.epochs[number], plan.frozen_prefix(number)
+        # averaged weights differ from those that learned before, also where they are frozen by now
+        learning, prefix = plan.epochs[number], plan.frozen_prefix(number, since_start=config.average != "none")
         net.learn(learning.parameters)
         if training.optimizer is None or plan.changes(number):
             training.optimizer = make_optimizer(learning, config, training.optimizer)

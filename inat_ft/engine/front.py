@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,13 +25,15 @@ class Front:
     """The first stages of a network in some form.
 
     build: makes the module, `[B, 3, H, W]` in dtype to the stages' output; not called when every output is known already.
-    error: relative L2 difference of bfloat16 from float32 on sample images; None where nobody asked.
+    error: relative L2 difference of bfloat16 from float32 on sample images; None where nobody asked. key: all that decides
+    the stages' output, save image, view, size and form.
     """
 
     form: str
     dtype: torch.dtype
     build: Callable[[], nn.Module]
     error: float | None = None
+    key: dict[str, Any] = field(default_factory=dict)
 
 
 def exact_front(net: Net, cut: int) -> Front:
@@ -38,19 +41,19 @@ def exact_front(net: Net, cut: int) -> Front:
     return Front("fp32", torch.float32, lambda: _stages(net, cut))
 
 
-def folded_front(net: Net, cut: int, error: float | None = None) -> Front:
+def folded_front(net: Net, cut: int) -> Front:
     """In float32 with BatchNorm folded into the convolutions: the same up to rounding (about 1e-5)."""
-    return Front("fp32 folded", torch.float32, lambda: _fold(copy.deepcopy(_stages(net, cut))), error)
+    return Front("fp32 folded", torch.float32, lambda: _fold(copy.deepcopy(_stages(net, cut))))
 
 
-def fast_front(net: Net, cut: int, error: float | None = None) -> Front:
+def fast_front(net: Net, cut: int) -> Front:
     """With BatchNorm folded into the convolutions, weights and arithmetic in bfloat16."""
 
     def build() -> nn.Module:
         folded = _fold(copy.deepcopy(_stages(net, cut)))
         return folded.to(torch.bfloat16).to(memory_format=torch.channels_last)
 
-    return Front("bf16 folded", torch.bfloat16, build, error)
+    return Front("bf16 folded", torch.bfloat16, build)
 
 
 @torch.inference_mode()

@@ -79,14 +79,22 @@ class Pass:
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Logits `[B, C]` float32. The head always computes in float32: it costs nothing and decides the answer."""
+        inputs = self._frozen(inputs)
         with self.compute.autocast():
-            if self.batches.start < self.prefix:
-                with torch.no_grad(), threads(self.cores):
-                    inputs = self.net.run(inputs, self.batches.start, self.prefix)
             run = self.learned or (lambda x: self.net.run(x, self.prefix, len(self.net.stages)))
             features = run(inputs)
         logits: Tensor = self.net.head(features.float())
         return logits
+
+    def _frozen(self, inputs: Tensor) -> Tensor:
+        """What is left of the frozen prefix."""
+        if self.batches.start >= self.prefix:
+            return inputs
+        with torch.no_grad(), threads(self.cores):
+            if self.batches.frozen:
+                return self.batches.frozen(inputs)
+            with self.compute.autocast():
+                return self.net.run(inputs, self.batches.start, self.prefix)
 
     def alone(self) -> AbstractContextManager[None]:
         """One thread when only the head learns on a CPU: more gain little, and lose much on a busy machine."""

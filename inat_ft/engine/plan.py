@@ -51,13 +51,24 @@ class Plan:
         """How many numbers learn in at least one epoch."""
         return sum(parameter.numel() for parameter in self.net.parameters() if id(parameter) in self.learned)
 
-    def frozen_prefix(self, epoch: int) -> int:
-        """Number of leading stages in which nothing learns in this epoch."""
+    def frozen_prefix(self, epoch: int, since_start: bool = False) -> int:
+        """Number of leading stages in which nothing learns in this epoch; since_start: nor in any epoch before it."""
+        first = 0 if since_start else epoch
+        return min(self._prefix(number) for number in range(first, epoch + 1))
+
+    def _prefix(self, epoch: int) -> int:
         learning = {id(parameter) for parameter in self.epochs[epoch].parameters}
         for number, stage in enumerate(self.net.stages.values()):
             if any(id(parameter) in learning for parameter in stage.parameters()):
                 return number
         return len(self.net.stages)
+
+    def last_learned(self, prefix: int, epoch: int) -> int:
+        """The last epoch before this one, counted from 1, in which something in so many stages learned; 0: none.
+
+        What a frozen prefix makes of an image stays the same as long as this does.
+        """
+        return next((number for number in range(epoch, 0, -1) if self._prefix(number - 1) < prefix), 0)
 
     def repeats(self, epoch: int) -> int:
         """For how many epochs from this one on at least as long a prefix stays frozen, this one included."""

@@ -10,7 +10,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from inat_ft.data.store import Make, Store, open_store
 from inat_ft.data.threads import num_cores
 from inat_ft.engine.device import Compute, has_compiler, is_out_of_memory
 from inat_ft.engine.front import MAX_ERROR, Compiled, Front, exact_front, fast_front, folded_front, relative_error
+from inat_ft.errors import InatFtError
 from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net
 from inat_ft.models.weights import fingerprint
@@ -91,7 +93,6 @@ class PrefixCache:
     preprocess: Preprocess
     compute: Compute
     folder: Path
-    _keys: dict[int, dict[str, Any]] = field(default_factory=dict)
     _works: dict[tuple[int, int], _Work] = field(default_factory=dict)
 
     def estimate(self, prefix: int, num_train: int, num_val: int, epochs: int, views: int) -> Estimate:
@@ -148,41 +149,42 @@ class PrefixCache:
         sample(): inputs `[S, 3, H, W]`, made from the images of these hashes, on which bfloat16 is held against float32;
         what was found is remembered in the cache folder.
         """
+        key = self._key(cut)
+        error = None
         if self.compute.exact:
-            return exact_front(self.net, cut)
-        if self.compute.precision == "fp32":
-            return folded_front(self.net, cut)
-        if self.compute.forced:
-            return fast_front(self.net, cut)
-        error = self.compute.ranks.agree(self._known_error(cut, hashes, sample))
-        return (fast_front if error <= MAX_ERROR else folded_front)(self.net, cut, error)
+            front = exact_front(self.net, cut)
+        elif self.compute.precision == "fp32":
+            front = folded_front(self.net, cut)
+        elif self.compute.forced:
+            front = fast_front(self.net, cut)
+        else:
+            error = self.compute.ranks.agree(self._known_error(cut, key, hashes, sample))
+            front = (fast_front if error <= MAX_ERROR else folded_front)(self.net, cut)
+        return replace(front, error=error, key=key)
 
-    def _known_error(self, cut: int, hashes: Sequence[str], sample: Callable[[], Tensor]) -> float:
-        name = hashlib.sha256(
-            json.dumps([self._key(cut, self.preprocess.image_size), sorted(hashes)], sort_keys=True).encode()
-        ).hexdigest()[:24]
+    def _known_error(self, cut: int, key: dict[str, Any], hashes: Sequence[str], sample: Callable[[], Tensor]) -> float:
+        whole = [pixels_key(self.preprocess.image_size) | key, sorted(hashes)]
+        name = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:24]
         file = self.folder / "checked" / f"{name}.json"
         try:
             return float(json.loads(file.read_text())["bf16_error"])
         except (OSError, ValueError, KeyError, TypeError):
             error = relative_error(self.net, cut, sample())
-            write_text(file, json.dumps({"bf16_error": error}) + "\n")
+            with suppress(InatFtError):  # where it cannot be written, the next run measures it again
+                write_text(file, json.dumps({"bf16_error": error}) + "\n")
             return error
 
-    def _key(self, cut: int, size: int) -> dict[str, Any]:
-        """All that decides the stages' output, save image, view and form."""
-        if cut not in self._keys:
-            stages = list(self.net.stages.items())[:cut]
-            state = {f"{name} {key}": tensor for name, stage in stages for key, tensor in stage.state_dict().items()}
-            self._keys[cut] = {
-                "weights": fingerprint(state),
-                "stages": [name for name, _ in stages],
-                "mean": self.preprocess.mean,
-                "std": self.preprocess.std,
-                "device": self.compute.device.type,
-                "torch": torch.__version__.split("+")[0],
-            }
-        return {**pixels_key(size), **self._keys[cut]}
+    def _key(self, cut: int) -> dict[str, Any]:
+        stages = list(self.net.stages.items())[:cut]
+        state = {f"{name} {key}": tensor for name, stage in stages for key, tensor in stage.state_dict().items()}
+        return {
+            "weights": fingerprint(state),
+            "stages": [name for name, _ in stages],
+            "mean": self.preprocess.mean,
+            "std": self.preprocess.std,
+            "device": self.compute.device.type,
+            "torch": torch.__version__.split("+")[0],
+        }
 
     def rows(
         self,
@@ -194,13 +196,14 @@ class PrefixCache:
         say: Callable[[str], None] = lambda line: None,
     ) -> Source:
         """The output of the first stages for the images, computed where it is not there yet."""
-        key = {**self._key(estimate.cut, pixels.size), "form": front.form, "view": view.name}
+        key = {**pixels_key(pixels.size), **front.key, "form": front.form, "view": view.name}
         work = self._work(estimate.cut, pixels.size)
         is_bf16 = front.dtype == torch.bfloat16
         store = open_store(self.folder, "prefix", key, work.row_shape, "u2" if is_bf16 else "f4")
 
         def make(missing: Sequence[int]) -> Iterator[NDArray[Any]]:
-            return self._compute(self._built(front, len(missing), work, say), front, pixels, view, missing, work)
+            module = self.built(front, estimate.cut, pixels.size, len(missing), say)
+            return self._compute(module, front, pixels, view, missing, work)
 
         if self.compute.ranks.size > 1:
             self._ensure_together(store, pixels.hashes, make, tick)
@@ -262,8 +265,12 @@ class PrefixCache:
                     module = module.stages
                 self.compute.free_memory()
 
-    def _built(self, front: Front, count: int, work: _Work, say: Callable[[str], None]) -> nn.Module:
-        """The front, compiled where so many images repay that on a CPU; for one pass on a GPU they hardly ever do."""
+    def built(self, front: Front, cut: int, size: int, count: int, say: Callable[[str], None]) -> nn.Module:
+        """The first `cut` stages in that form, for so many images of that size.
+
+        Compiled where they repay that on a CPU; for one pass on a GPU they hardly ever do.
+        """
+        work = self._work(cut, size)
         alone = self.compute.device.type == "cpu" and self.compute.ranks.size == 1
         repays = count * work.before >= _COMPILE_FLOPS * num_cores()
         if self.compute.exact or not alone or not repays or not has_compiler():

@@ -73,8 +73,7 @@ def main() -> None:
     model = build_model(ModelConfig(backbone="resnet50", weights="none"), 10, 0, 224, False)
     net = model.net.to(compute.device).to(memory_format=torch.channels_last)
     cut = len(net.stages)
-    front = fast_front(net, cut)
-    bare = front.build()
+    bare = fast_front(net, cut).build()
     on_gpu = compute.device.type == "cuda"
     size, side = (256, 8192) if on_gpu else (32, 2048)
     batch = torch.rand(size, 3, 224, 224, device=compute.device).to(torch.bfloat16)
@@ -98,6 +97,7 @@ def main() -> None:
                     pixels = Pixels(files, hashes, labels, 224, cache.folder, pool)
                     if kind == "packed":
                         pixels.packed(nothing)
+                    front = cache.front(cut, [], lambda: torch.empty(0))
                     arguments = front, cache.estimate(cut, len(files), 0, 1, 1), pixels, PLAIN, nothing
                     rates[kind].append(len(files) / seconds(compute.device, cache.rows, 1, *arguments))
                 rates["gemm"].append(20 * 2 * side**3 / seconds(compute.device, torch.matmul, 20, square, square) / 1e9)

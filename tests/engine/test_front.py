@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from inat_ft.config import ModelConfig
+from inat_ft.data.threads import decoders
 from inat_ft.engine.front import Compiled, exact_front, folded_front
 from inat_ft.models.build import empty_net
+from inat_ft.setup import Listener, feed_for, prepare
 from inat_ft.training import train
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
@@ -76,3 +78,18 @@ def test_a_compiled_prefix_that_runs_out_of_memory_goes_on_in_smaller_batches(co
     record, _ = train(config(compute__precision="auto", optim__epochs=1), places)
     assert sizes == [32, 9], "once for the training images and once for those of validation"
     assert record.history[0].train_loss > 0
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", None)])
+def test_frozen_stages_that_are_not_kept_are_computed_in_the_fast_form(config, places, precision, dtype) -> None:
+    setup = prepare(config(compute__cache="none", compute__precision=precision))
+    net = setup.plan.net.eval()
+    with decoders() as pool, torch.no_grad():
+        batches = feed_for(setup, places, Listener(), pool).train(len(net.stages), 0)
+        inputs, _ = next(iter(batches()))
+        if dtype is None:  # exact: nothing folded
+            assert batches.frozen is None
+            return
+        made, wanted = batches.frozen(inputs), net.run(inputs, 0, len(net.stages))
+    assert made.dtype == dtype
+    assert (made.float() - wanted).norm() < 0.1 * wanted.norm()
