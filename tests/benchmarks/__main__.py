@@ -13,7 +13,6 @@ table). ResNet50 with random weights at 224 x 224, batches of 64, on 600 JPEGs o
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import torch
 
 from inat_ft.evaluation.figures import BLUE, GREEN, GREY, ORANGE, logarithmic, new_figure, plotting, save
 from tests.benchmarks.pictures import make_pictures, write_csv
+from tests.benchmarks.told import hardware, tell
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 5
@@ -150,14 +150,6 @@ def draw(rows: list[dict[str, object]], file: Path) -> None:
     save(figure, file.with_suffix(""))
 
 
-def hardware() -> str:
-    """Processor, cores and, where there is one, GPU."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{cpu}, {os.cpu_count()} cores{gpu}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="fewer images, one epoch of the plain loop, one round")
@@ -181,6 +173,7 @@ def main() -> None:
         draw(rows, chosen.picture)
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=1))
+    tell(images=images, epochs=EPOCHS, rows=rows)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from inat_ft.data.images import sha256_of
 from inat_ft.data.pixels import Pixels
 from inat_ft.data.scan import scan
 from tests.benchmarks.pictures import make_pictures
+from tests.benchmarks.told import tell
 
 ROUNDS = 5
 
@@ -81,7 +82,16 @@ def main(images: int) -> None:
         before = resident_mib()
         for _ in range(3):
             read(packed)
-        print(f"resident memory grew by {resident_mib() - before:.0f} MiB over three more warm epochs")
+        grown = resident_mib() - before
+        print(f"resident memory grew by {grown:.0f} MiB over three more warm epochs")
+    tell(
+        images=images,
+        decoder_images_per_s=round(images / alone),
+        scan_images_per_s=round(images / scanned),
+        scan_share=round(alone / scanned, 3),
+        warm_ratio=round(decoding / warm, 1),
+        grown_mib=round(grown, 1),
+    )
 
 
 if __name__ == "__main__":

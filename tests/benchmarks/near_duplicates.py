@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from inat_ft.data.duplicates import near_copies
 from inat_ft.data.images import decode
 from inat_ft.data.scan import Looks, small_picture
+from tests.benchmarks.told import tell
 
 
 def looks(pictures):
@@ -65,12 +66,14 @@ def plain(rng, count, grain):
 
 def main(quick: bool) -> None:
     rng = np.random.default_rng(0)
+    copies, merged_share, seconds = {}, {}, {}
     originals = list(crops(rng, 40 if quick else 200, 256))
     print(f"{'copies of photographs':32} {'found':>14}")
     for way in ("quality 90", "quality 70", "quality 50", "half size", "brighter"):
         count = len(originals)
         pairs = near_copies(looks(originals + [again(picture, way) for picture in originals]))
         found = sum((pairs == [place, place + count]).all(1).any() for place in range(count))
+        copies[way] = round(found / count, 4)
         print(f"{way:32} {found:6} of {count:4}")
     digits = [
         Image.fromarray((image * 255 / 16).astype(np.uint8)).resize((32, 32), Image.Resampling.NEAREST).convert("RGB")
@@ -88,6 +91,7 @@ def main(quick: bool) -> None:
     for name, pictures in different.items():
         pairs = near_copies(looks(pictures))
         merged = len(np.unique(pairs))
+        merged_share[name] = round(merged / len(pictures), 4)
         print(f"{name:32} {len(pictures) * (len(pictures) - 1) // 2:10,} {len(pairs):8} {merged / len(pictures):14.2%}")
     print(f"\n{'images (random thumbnails)':32} {'seconds':>10}")
     for count in (3_000, 12_000) if quick else (12_000, 48_000, 192_000):
@@ -96,7 +100,9 @@ def main(quick: bool) -> None:
         random.phashes[:] = rng.integers(0, 2**63, count, dtype=np.int64)
         started = time.perf_counter()
         near_copies(random)
-        print(f"{count:32,} {time.perf_counter() - started:10.1f}")
+        seconds[count] = round(time.perf_counter() - started, 2)
+        print(f"{count:32,} {seconds[count]:10.1f}")
+    tell(copies_found=copies, images_merged_wrongly=merged_share, search_s=seconds)
 
 
 if __name__ == "__main__":

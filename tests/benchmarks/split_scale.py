@@ -17,6 +17,7 @@ from inat_ft.data.files import Files
 from inat_ft.data.manifest import read_manifest, write_manifest
 from inat_ft.data.scan import Looks, Scan
 from inat_ft.data.split import Options, make_manifest
+from tests.benchmarks.told import tell
 
 
 def peak_mib() -> float:
@@ -37,19 +38,21 @@ def split(rows: int, file: Path) -> None:
     manifest, _ = make_manifest(files, scanned, Options(test_fraction=0.1, near=False), file, groups)
     divided = time.perf_counter()
     write_manifest(manifest)
-    print(
-        f"divided in {divided - started:.1f} s, written in {time.perf_counter() - divided:.1f} s, peak {peak_mib():,.0f} MiB"
-    )
+    done = time.perf_counter()
+    print(f"divided in {divided - started:.1f} s, written in {done - divided:.1f} s, peak {peak_mib():,.0f} MiB")
+    tell(rows=rows, divide_s=divided - started, write_s=done - divided, peak_mib=peak_mib())
 
 
 def open_it(file: Path) -> None:
     started = time.perf_counter()
     manifest = read_manifest(file)
     counts = {subset: len(manifest.rows(subset)) for subset in ("train", "val", "test")}
+    seconds = time.perf_counter() - started
     print(
-        f"opened in {time.perf_counter() - started:.1f} s, peak {peak_mib():,.0f} MiB, "
+        f"opened in {seconds:.1f} s, peak {peak_mib():,.0f} MiB, "
         f"{file.stat().st_size / 2**20:,.0f} MiB on disk, {counts}"
     )
+    tell(open_s=seconds, open_peak_mib=peak_mib())
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.benchmarks.told import tell
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -81,6 +83,14 @@ def main() -> None:
         print(f"22 runs of the sweep: {swept:.1f} s")
         children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         print(f"no process held more than {children:,.0f} MiB")
+    tell(
+        images=number,
+        first_s=round(first, 1),
+        first_peak_mib=memory,
+        warm_s=round(warm, 1),
+        sweep_s=round(swept, 1),
+        peak_mib=round(children),
+    )
 
 
 if __name__ == "__main__":

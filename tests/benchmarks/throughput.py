@@ -30,6 +30,7 @@ from inat_ft.engine.front import fast_front
 from inat_ft.engine.prefix import PLAIN, PrefixCache
 from inat_ft.models.build import build_model
 from tests.benchmarks.pictures import make_pictures, write_csv
+from tests.benchmarks.told import tell
 
 ROOT = Path(__file__).parents[2]
 FORWARD, STEP = 8.2, 24.4
@@ -105,14 +106,21 @@ def main() -> None:
     bare_rate, from_files, from_packed, peak = (statistics.median(rates[name]) for name in rates)
     print(f"{compute.describe()}, torch {torch.__version__}, {chosen.images} images, {chosen.rounds} rounds")
     print(f"product of bf16 matrices, {side} x {side}: {peak / 1e3:.2f} TFLOP/s")
-    for name, rate, each in (
+    table = (
         ("bare forward", bare_rate, FORWARD),
         ("extraction, from files to the store", from_files, FORWARD),
         ("extraction, from the packed cache", from_packed, FORWARD),
         ("full fine-tuning, from the packed cache", trained, work),
-    ):
+    )
+    for name, rate, each in table:
         of_bare = f", {rate / bare_rate:.0%} of the bare forward" if name.startswith("extraction") else ""
         print(f"{name:40} {rate:9.1f} images/s, {rate * each / peak:.0%} of the matrix product{of_bare}")
+    tell(
+        images=chosen.images,
+        matrix_tflops=round(peak / 1e3, 3),
+        images_per_s={name: round(rate, 1) for name, rate, _ in table},
+        share_of_matrix_product={name: round(rate * each / peak, 3) for name, rate, each in table},
+    )
 
 
 if __name__ == "__main__":
