@@ -2,7 +2,21 @@
 
 import typer
 
-from inat_ft.cli import cache, compare, demo, evaluate, export, fetch, predict, record, split, strategies, sweep, train
+from inat_ft.cli import (
+    cache,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    fetch,
+    predict,
+    record,
+    split,
+    strategies,
+    sweep,
+    train,
+)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -19,3 +33,4 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(record.app)
     app.command()(strategies.strategies)
     app.command()(cache.cache)
+    app.command()(doctor.doctor)

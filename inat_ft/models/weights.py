@@ -62,8 +62,8 @@ def fetch_weights(url: str, name: str = "") -> dict[str, Tensor]:
     """
     from inat_ft.data.download import download
 
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    file = folder / (name or url.rsplit("/", 1)[1])
+    file = weights_file(url, name)
+    folder = file.parent
     sha256 = re.search(r"-([0-9a-f]{8,64})$", file.stem)
     if not file.is_file():
         try:
@@ -76,6 +76,11 @@ def fetch_weights(url: str, name: str = "") -> dict[str, Tensor]:
                 "or start from random weights: --weights none",
             ) from error
     return read_state(file)
+
+
+def weights_file(url: str, name: str = "") -> Path:
+    """Where the weights of an address are kept."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / (name or url.rsplit("/", 1)[1])
 
 
 def _tilde(path: Path) -> str:

@@ -1,0 +1,35 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+STRATEGY = "[inat_ft.strategies]\nbroken = no_such_module:Nothing\n"
+
+
+def test_what_there_is_and_what_to_do(cli) -> None:
+    ran = cli("doctor")
+    assert ran.code == 0, ran.err
+    assert "inat-ft split DATA" in ran.out and "resnet50" in ran.out
+    found = {each["what"]: each for each in json.loads(cli("doctor", "--json").out)}
+    assert found["versions"]["state"] == found["device"]["state"] == found["runs"]["state"] == "ok"
+    assert found["weights"]["state"] == "note" and str(Path("torch").resolve()) in found["weights"]["hint"]
+    assert not Path("runs").exists() and not Path("cache").exists()  # nothing stays written
+
+
+def test_a_folder_that_cannot_be_written_is_a_problem(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").write_text("")
+    ran = cli("doctor", "--cache-dir", "file/cache")
+    assert ran.code == 1 and "cannot be written" in ran.out and "--cache-dir" in ran.out
+
+
+def test_a_broken_plugin_is_a_problem(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "site" / "bad-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(STRATEGY)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    ran = cli("doctor")
+    assert (
+        ran.code == 1 and "'broken' of package 'bad' cannot be imported" in ran.out and "pip uninstall bad" in ran.out
+    )
