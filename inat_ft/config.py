@@ -113,7 +113,7 @@ class OptimConfig(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
     """Share of the moving mean that stays at each step; less in the first steps."""
     swa_from: Annotated[float, Field(ge=0, lt=1)] = 0.75
-    """Share of the epochs after which those that follow are averaged."""
+    """Share of the epochs after which those that follow are averaged by swa; the last two are in any case."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the fine-tuned weights in wise-ft; the rest are the weights it started from."""
     accumulate: Annotated[int, Field(ge=1, le=1024)] = 1

@@ -216,12 +216,25 @@ def replacing(file: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(file)
-    except OSError as error:
-        advice = "free some space, or name another folder" if is_full(error) else "name a folder that can be written"
-        raise InatFtError(f"cannot write {file}: {error.strerror or error}", advice) from error
+    except Exception as error:
+        cause = _disk_error(error)
+        if cause is None:
+            raise
+        advice = "free some space, or name another folder" if is_full(cause) else "name a folder that can be written"
+        raise InatFtError(f"cannot write {file}: {cause.strerror or cause}", advice) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _disk_error(error: Exception) -> OSError | None:
+    """What the system said to whoever wrote a file: libraries have their own words for it, and their own exceptions."""
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error.__context__, OSError):
+        return error.__context__
+    full = os.strerror(errno.ENOSPC)
+    return OSError(errno.ENOSPC, full) if full in str(error) else None
 
 
 def is_full(error: OSError) -> bool:

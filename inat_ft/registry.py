@@ -75,7 +75,7 @@ def blamed(group: str, loaded: type[Any], method: str) -> Iterator[None]:
     """Whatever a plugin's method raises becomes a PluginError naming it; this program's own errors pass."""
     try:
         yield
-    except InatFtError:
+    except (InatFtError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
         packages = sorted({plugin.package for plugin in _serving(group, loaded)} - {_OURS})

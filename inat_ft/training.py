@@ -63,8 +63,7 @@ def train(
     started = time.perf_counter()
     setup = prepare(config)
     ranks = setup.compute.ranks
-    if ranks.size > 1:
-        share_layers(setup.plan.net)
+    left = share_layers(setup.plan.net, ranks.rows) if ranks.size > 1 else []
     if not ranks.is_first:
         listener = Listener()
     tracker = tracker_for(config.track if ranks.is_first else TrackConfig())  # before there is a folder
@@ -74,6 +73,8 @@ def train(
         record = None
         for remark in setup.remarks:
             listener.say(f"warning: {remark}")
+        if left:
+            listener.say(f"warning: {', '.join(left)} looks at each process's share of a batch, not at the whole batch")
         tracker.start(setup.config, directory.name, directory)
         try:
             record = run.train()

@@ -58,6 +58,11 @@ def run() -> None:
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except MemoryError:
+        if debug:
+            raise
+        render.error(short := InatFtError("out of memory", "try a smaller --batch-size, --image-size or backbone"))
+        sys.exit(short.exit_code)
     except Exception as error:
         if debug:
             raise

@@ -196,6 +196,10 @@ def _require_effect(config: "RunConfig", overrides: "list[Override]") -> None:
 
     if "optim.alpha" in dict(overrides) and config.optim.average != "wise-ft":
         raise UsageError("--alpha is an option of wise-ft, which is not asked for", "add: --average wise-ft")
+    if "data.views" in dict(overrides) and config.data.views and config.data.augment != "standard":
+        raise UsageError(
+            "--views is an option of --augment standard, which is not asked for", "add: --augment standard"
+        )
     for plugin in shadowed(config):
         render.warn(f"{plugin} is not used: the name is inat-ft's own or torchvision's; pip uninstall {plugin.package}")
 

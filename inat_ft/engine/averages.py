@@ -75,13 +75,14 @@ class Ema(Average):
 
 
 class Swa(Average):
-    """The mean of the weights after each of the last epochs. Izmailov et al. 2018, arXiv 1803.05407."""
+    """The mean of the weights after each of the last epochs, two at least. Izmailov et al. 2018, arXiv 1803.05407."""
 
     refreshes_norms = True
 
     def after_epoch(self, epoch: int) -> dict[str, Tensor]:
         """The mean so far, from the first of those epochs on."""
-        if epoch < self.config.swa_from * self.config.epochs:
+        first = min(int(self.config.swa_from * self.config.epochs), self.config.epochs - 2)
+        if epoch < first:
             return {}
         self._mix(1 / self._count())
         return self._averaged()

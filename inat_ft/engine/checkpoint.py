@@ -36,8 +36,8 @@ def save_training(file: Path, training: Training, net: Net, plan: Plan, identity
         "best_logits": training.best_logits,
         "stopped": training.stopped,
     }
-    with replacing(file) as temporary:
-        torch.save(content, temporary)
+    with replacing(file) as temporary, temporary.open("wb") as out:  # opened here, so that a full disk is told as such
+        torch.save(content, out)
 
 
 def load_training(file: Path, training: Training, net: Net, plan: Plan, config: OptimConfig, identity: str) -> None:

@@ -85,8 +85,9 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on a GPU or on the CPU."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """Whether an error means that memory ran out, on a GPU or on the CPU, where oneDNN says it in its own way."""
+    said = any(words in str(error) for words in ("can't allocate memory", "could not create a primitive"))
+    return said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def has_compiler() -> bool:

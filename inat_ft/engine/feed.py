@@ -164,7 +164,7 @@ class Feed:
         if prefix == 0 or self.mode in ("none", "packed") or views == 0:
             self._say(f"prefix cache: off, since {self._why_off(prefix)}" if self.mode != "none" else "cache: none")
             return None
-        cut = self.prefix_cache.exact_cut(prefix) if self.prefix_cache.compute.exact else prefix
+        cut = self._cut(prefix)
         if cut == 0:
             self._say("prefix cache: off, since the frozen layers' output hangs on the batch and fp32 is exact")
             return None
@@ -201,14 +201,20 @@ class Feed:
 
     def _again(self, frozen: _Frozen, epoch: int) -> Callable[[Tensor], Tensor] | None:
         """The prefix as it is computed anew whenever it is needed; None: as it stands in the network."""
-        if frozen.prefix == 0 or self.prefix_cache.compute.exact:
+        prefix, cut = frozen.prefix, self._cut(frozen.prefix)
+        if cut == 0:
             return None
         if frozen.again is None:
-            front, images = self._front(frozen, frozen.prefix), len(self.train_pixels) + len(self.val_pixels)
+            front, images = self._front(frozen, cut), len(self.train_pixels) + len(self.val_pixels)
             times = self.plan.repeats(epoch) * images
-            module = self.prefix_cache.built(front, frozen.prefix, self.train_pixels.size, times, self._say)
-            frozen.again = lambda inputs: module(inputs.to(front.dtype))
+            module = self.prefix_cache.built(front, cut, self.train_pixels.size, times, self._say)
+            frozen.again = lambda inputs: self.plan.net.run(module(inputs.to(front.dtype)), cut, prefix)
         return frozen.again
+
+    def _cut(self, prefix: int) -> int:
+        """How much of a prefix is computed in a form of its own: all of it, unless that would not be exact."""
+        compute = self.prefix_cache.compute
+        return int(compute.ranks.agree(self.prefix_cache.exact_cut(prefix))) if compute.exact and prefix else prefix
 
     def _front(self, frozen: _Frozen, cut: int) -> Front:
         if frozen.front is None:

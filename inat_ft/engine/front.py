@@ -17,6 +17,9 @@ from inat_ft.models.net import Net
 MAX_ERROR = 0.02
 """Relative error of bfloat16 against float32 beyond which float32 is used."""
 
+EXACT_ROWS = 16
+"""Images that are computed together where bits count."""
+
 _CHECKED_AT_ONCE = 16
 
 
@@ -37,8 +40,8 @@ class Front:
 
 
 def exact_front(net: Net, cut: int) -> Front:
-    """The stages as they are, in float32: the same bits as in the network itself."""
-    return Front("fp32", torch.float32, lambda: _stages(net, cut))
+    """The stages as they are, in float32, and always for so many images at a time: the same bits, kept or not."""
+    return Front("fp32", torch.float32, lambda: _Blocks(_stages(net, cut)))
 
 
 def folded_front(net: Net, cut: int) -> Front:
@@ -88,9 +91,8 @@ class Compiled(nn.Module):
         from torch._dynamo.exc import TorchDynamoException  # a second's import, which only this needs
 
         self._rows = self._rows or len(inputs)
-        filled = F.pad(inputs, (0,) * 7 + (self._rows - len(inputs),)).contiguous(memory_format=torch.channels_last)
         try:
-            return self._run(filled)[: len(inputs)]
+            return self._run(_filled(inputs, self._rows))[: len(inputs)]
         except TorchDynamoException as error:
             self._say(f"torch.compile failed ({type(error).__name__}), so the frozen layers are computed without it")
             self._run = self.stages
@@ -99,6 +101,24 @@ class Compiled(nn.Module):
     def _plain(self, inputs: Tensor) -> Tensor:
         made: Tensor = self.stages(inputs)
         return made
+
+
+class _Blocks(nn.Module):
+    """Stages computed for 16 images at a time, empty ones filled in: which bits come out hangs on how many there are."""
+
+    def __init__(self, stages: nn.Module) -> None:
+        super().__init__()
+        self.stages = stages
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The stages' output for `[B, 3, H, W]`."""
+        parts = torch.split(inputs, EXACT_ROWS)
+        return torch.cat([self.stages(_filled(part, EXACT_ROWS))[: len(part)] for part in parts])
+
+
+def _filled(images: Tensor, rows: int) -> Tensor:
+    """Images `[B, 3, H, W]` with empty ones after them, so many in all."""
+    return F.pad(images, (0,) * 7 + (rows - len(images),)).contiguous(memory_format=torch.channels_last)
 
 
 def _stages(net: Net, cut: int) -> nn.Module:

@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from inat_ft.config import OptimConfig
 from inat_ft.data.batches import Batches
 from inat_ft.engine.device import Compute, has_compiler, is_out_of_memory, threads
-from inat_ft.engine.ranks import SharedDropout
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.models.net import Net
 
@@ -162,8 +161,7 @@ def _gradients(on: Pass, recipe: Recipe, inputs: Tensor, labels: Tensor, targets
     sums = torch.zeros(2, device=labels.device)
     at = on.compute.ranks.share(size).start or 0
     for x, y, target in zip(*(each.tensor_split(parts) for each in (inputs, labels, targets)), strict=True):
-        if isinstance(on.net.head[0], SharedDropout):
-            on.net.head[0].start, on.net.head[0].total = at, size
+        on.compute.ranks.rows.start, on.compute.ranks.rows.total = at, size
         logits = on.logits(x)
         smoothing = recipe.config.label_smoothing
         loss = F.cross_entropy(logits, target, recipe.class_weights, label_smoothing=smoothing, reduction="sum")
@@ -213,7 +211,9 @@ def refresh_norms(on: Pass) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
-    for inputs, _ in on.batches(None, on.compute.ranks.share):
+    ranks = on.compute.ranks
+    for numbers, (inputs, _) in zip(on.batches.numbers(), on.batches(None, ranks.share), strict=True):
+        ranks.rows.start, ranks.rows.total = ranks.share(len(numbers)).start, len(numbers)
         on.logits(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -26,15 +26,22 @@ from inat_ft.data.pixels import Pixels, pixels_key
 from inat_ft.data.store import Make, Store, open_store
 from inat_ft.data.threads import num_cores
 from inat_ft.engine.device import Compute, has_compiler, is_out_of_memory
-from inat_ft.engine.front import MAX_ERROR, Compiled, Front, exact_front, fast_front, folded_front, relative_error
+from inat_ft.engine.front import (
+    EXACT_ROWS,
+    MAX_ERROR,
+    Compiled,
+    Front,
+    exact_front,
+    fast_front,
+    folded_front,
+    relative_error,
+)
 from inat_ft.errors import InatFtError
 from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net
 from inat_ft.models.weights import fingerprint
 from inat_ft.records import write_text
 
-_CHECKED_BATCH = 16
-_CHECKED_PARTS = [1, 4, 11]
 _DISK_SHARE = 0.5
 _WORTH = 0.2
 _ROUND = 512
@@ -123,25 +130,40 @@ class PrefixCache:
         return self._works[prefix, size]
 
     def exact_cut(self, prefix: int) -> int:
-        """How many of the first stages give an image the same bits in whatever batch it comes.
+        """How many of the first stages give an image the same bits wherever it stands among those it is computed with.
 
-        Convolutions do, matrix products do not always: their order of summation hangs on the batch. Only a cache that
-        ends before them gives the same numbers as no cache at all, to the last bit.
+        That is so for most, but not where threads cut a sum in another way. What was found is remembered.
         """
-        return min(self._exact_cut(prefix, size) for size in {self.preprocess.image_size, self.preprocess.eval_size})
+        sides = sorted({self.preprocess.image_size, self.preprocess.eval_size})
+        asked = [self._key(prefix), sides, EXACT_ROWS, torch.get_num_threads()]
+        return int(self._remembered(asked, lambda: min(self._exact_cut(prefix, side) for side in sides)))
 
-    def _exact_cut(self, prefix: int, size: int) -> int:
-        whole = torch.rand(_CHECKED_BATCH, 3, size, size, generator=torch.Generator().manual_seed(0))
+    def _exact_cut(self, prefix: int, side: int) -> int:
+        whole = torch.rand(EXACT_ROWS, 3, side, side, generator=torch.Generator().manual_seed(0))
         whole = whole.to(self.compute.device).contiguous(memory_format=torch.channels_last)
-        parts = list(torch.split(whole, _CHECKED_PARTS))
+        others = [torch.randperm(EXACT_ROWS, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
         self.net.eval()
         with torch.inference_mode():
             for number in range(prefix):
-                whole = self.net.run(whole, number, number + 1)
-                parts = [self.net.run(part, number, number + 1) for part in parts]
-                if not torch.equal(whole, torch.cat(parts)):
+                made = self.net.run(whole, number, number + 1)
+                if not all(
+                    torch.equal(self.net.run(whole[order], number, number + 1), made[order]) for order in others
+                ):
                     return number
+                whole = made
         return prefix
+
+    def _remembered(self, asked: object, measure: Callable[[], float]) -> float:
+        """What was measured for this before, or is now; kept in the cache folder."""
+        name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
+        file = self.folder / "checked" / f"{name}.json"
+        try:
+            return float(json.loads(file.read_text()))
+        except (OSError, ValueError, TypeError):
+            found = measure()
+            with suppress(InatFtError):  # where it cannot be written, the next run measures it again
+                write_text(file, f"{found!r}\n")
+            return found
 
     def front(self, cut: int, hashes: Sequence[str], sample: Callable[[], Tensor]) -> Front:
         """The first stages in the form in which they are computed.
@@ -158,21 +180,11 @@ class PrefixCache:
         elif self.compute.forced:
             front = fast_front(self.net, cut)
         else:
-            error = self.compute.ranks.agree(self._known_error(cut, key, hashes, sample))
+            asked = [pixels_key(self.preprocess.image_size) | key, sorted(hashes)]
+            known = self._remembered(asked, lambda: relative_error(self.net, cut, sample()))
+            error = self.compute.ranks.agree(known)
             front = (fast_front if error <= MAX_ERROR else folded_front)(self.net, cut)
         return replace(front, error=error, key=key)
-
-    def _known_error(self, cut: int, key: dict[str, Any], hashes: Sequence[str], sample: Callable[[], Tensor]) -> float:
-        whole = [pixels_key(self.preprocess.image_size) | key, sorted(hashes)]
-        name = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:24]
-        file = self.folder / "checked" / f"{name}.json"
-        try:
-            return float(json.loads(file.read_text())["bf16_error"])
-        except (OSError, ValueError, KeyError, TypeError):
-            error = relative_error(self.net, cut, sample())
-            with suppress(InatFtError):  # where it cannot be written, the next run measures it again
-                write_text(file, json.dumps({"bf16_error": error}) + "\n")
-            return error
 
     def _key(self, cut: int) -> dict[str, Any]:
         stages = list(self.net.stages.items())[:cut]

@@ -12,7 +12,7 @@ import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
@@ -20,11 +20,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from inat_ft.errors import InatFtError
 
 _PATIENCE = timedelta(minutes=60)
+
+
+@dataclass
+class Rows:
+    """Where a process's next rows begin in the whole batch, and how many rows that has; 0 where nobody shares it."""
+
+    start: int = 0
+    total: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    rows: Rows = field(default_factory=Rows, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -97,7 +105,8 @@ def _together() -> Iterator[None]:
         yield
     except (RuntimeError, dist.DistError) as error:
         raise InatFtError(
-            "another process of this training has ended, or cannot be reached", "its own message says why"
+            "another process of this training has ended, or cannot be reached",
+            "its own message says why; if there is none, it was killed, as for want of memory",
         ) from error
 
 
@@ -124,24 +133,26 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-class _SharedBatchNorm(nn.BatchNorm2d):
+class _SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over the rows of all processes. torch's own SyncBatchNorm has no form for the CPU."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """As BatchNorm2d on `[B, C, H, W]` with the rows of every process in the batch."""
+        """As BatchNorm on `[B, C, ...]` with the rows of every process in the batch."""
         if not self.training:
             return super().forward(inputs)
         rows = inputs.float()
-        own = rows.sum((0, 2, 3))
+        others = [dim for dim in range(rows.ndim) if dim != 1]
+        shape = [-1, *[1] * (rows.ndim - 2)]
+        own = rows.sum(others)
         count = own.new_full((1,), rows.numel() / rows.shape[1])
         both: Tensor = _Total.apply(torch.cat([own, count]))
         sums, count = both[:-1], both[-1]
         mean = sums / count
-        centred = rows - mean[:, None, None]
-        variance = _Total.apply((centred * centred).sum((0, 2, 3))) / count
+        centred = rows - mean.view(shape)
+        variance = _Total.apply((centred * centred).sum(others)) / count
         self._remember(mean.detach(), (variance * count / (count - 1)).detach())
-        scaled = centred * (variance + self.eps).rsqrt()[:, None, None]
-        shifted: Tensor = scaled * self.weight[:, None, None] + self.bias[:, None, None]
+        scaled = centred * (variance + self.eps).rsqrt().view(shape)
+        shifted: Tensor = scaled * self.weight.view(shape) + self.bias.view(shape)
         return shifted.to(inputs.dtype)
 
     @torch.no_grad()
@@ -169,25 +180,47 @@ class _Total(torch.autograd.Function):
         return total
 
 
-class SharedDropout(nn.Dropout):
-    """Dropout that drops in a share of the rows what it would drop there in the whole batch."""
+class _SharedDropout(nn.Module):
+    """Mixed into a layer that multiplies its input by random numbers: it draws for a share what it would for the batch.
 
-    start, total = 0, 0
-    """Where the next rows stand in the whole batch, and how many rows that has."""
+    All processes draw the same numbers for the whole batch, and each uses those of its own rows.
+    """
+
+    rows: Rows
+    drops_rows: bool
+    """Whether it drops whole rows, one number each."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """As Dropout on `[B, F]`."""
-        if not self.training or not self.total:
-            return super().forward(inputs)
-        whole = F.dropout(inputs.new_ones(self.total, *inputs.shape[1:]), self.p)
-        return inputs * whole[self.start : self.start + len(inputs)]
+        """As the layer on `[B, ...]`."""
+        if not self.training or not self.rows.total:
+            dropped: Tensor = super().forward(inputs)
+            return dropped
+        each = [1] * (inputs.ndim - 1) if self.drops_rows else inputs.shape[1:]
+        whole = inputs.new_ones(self.rows.total, *each)
+        if inputs.ndim == 4 and inputs.is_contiguous(memory_format=torch.channels_last):
+            whole = whole.contiguous(memory_format=torch.channels_last)  # numbers are drawn in the order of memory
+        drawn: Tensor = super().forward(whole)
+        return inputs * drawn[self.rows.start : self.rows.start + len(inputs)]
 
 
-def share_layers(net: nn.Module) -> None:
-    """Make the layers that look at a whole batch, BatchNorm and the head's dropout, look at that of all processes."""
+def share_layers(net: nn.Module, rows: Rows) -> list[str]:
+    """Make the layers that look at a whole batch, BatchNorm and dropout, look at that of all processes.
+
+    Returns the names of the kinds of normalisation for which that cannot be done: theirs are the rows of each process.
+    """
+    from torchvision.ops import StochasticDepth
+
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    drops = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+    left = set()
     for module in net.modules():
-        if type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats:
-            module.__class__ = _SharedBatchNorm
-    head = net.get_submodule("head.0")
-    if type(head) is nn.Dropout:
-        head.__class__ = SharedDropout
+        kind = type(module)
+        drops_rows = kind is StochasticDepth or kind.__name__ == "DropPath"  # the latter is timm's
+        if kind in norms and module.affine and module.track_running_stats:
+            module.__class__ = type(f"Shared{kind.__name__}", (_SharedBatchNorm, kind), {})
+        elif isinstance(module, norms):
+            left.add(kind.__name__)
+        elif kind in drops or drops_rows:
+            more = {"rows": rows, "drops_rows": drops_rows}
+            module.__class__ = type(f"Shared{kind.__name__}", (_SharedDropout, kind), more)
+    return sorted(left)

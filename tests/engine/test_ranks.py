@@ -28,9 +28,19 @@ def record(name: str) -> dict:
     return json.loads(Path(f"runs/{name}/record.json").read_text())
 
 
-@pytest.mark.parametrize("mode", ["head", "full"])
-def test_two_processes_give_what_one_gives_up_to_the_order_of_summation(cli, manifest_file, mode: str) -> None:
-    words = ["--mode", mode, "--epochs", "1", "--batch-size", "36", "--cache", "prefix" if mode == "head" else "auto"]
+@pytest.mark.parametrize(
+    ("mode", "more"),
+    [
+        ("head", ["--cache", "prefix"]),
+        ("full", []),
+        ("full", ["--backbone", "cnn", "--set", "model.filters=16"]),  # dropout inside
+        ("full", ["--backbone", "efficientnet_b0"]),  # stochastic depth
+        ("full", ["--average", "swa", "--batch-size", "16", "--epochs", "2"]),  # unequal batches
+    ],
+    ids=["head", "full", "cnn", "efficientnet", "swa"],
+)
+def test_two_processes_give_what_one_gives_up_to_the_order_of_summation(cli, manifest_file, mode: str, more) -> None:
+    words = ["--mode", mode, "--epochs", "1", "--batch-size", "36", *more]
     process = together(2, manifest_file, *words, "--name", "two", "--cache-dir", "other", "--json")
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
@@ -38,10 +48,11 @@ def test_two_processes_give_what_one_gives_up_to_the_order_of_summation(cli, man
     alone = cli("train", "--split", manifest_file, *WORDS.split(), *words, "--name", "one")
     assert alone.code == 0, alone.err
     one, two = record("one"), record("two")
-    for key in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
-        assert one["history"][0][key] == pytest.approx(two["history"][0][key], rel=1e-4)
+    swa = "swa" in more  # many steps on few images: here one thread and two differ as much
+    for key in ("train_loss",) if swa else ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
+        assert one["history"][0][key] == pytest.approx(two["history"][0][key], rel=1e-2 if swa else 1e-4)
     a, b = (load_file(f"runs/{name}/model.safetensors") for name in ("one", "two"))
-    assert all(allclose(a[name], b[name], rtol=1e-3, atol=1e-4) for name in a)
+    assert swa or all(allclose(a[name], b[name], rtol=1e-3, atol=1e-4) for name in a)
     if mode == "head":
         assert "prefix cache: on" in two["compute"]["decisions"][0]
         rows = [next(Path(folder).glob("prefix/*/rows.bin")).stat().st_size for folder in ("cache", "other")]

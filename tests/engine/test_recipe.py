@@ -153,6 +153,14 @@ def test_wise_ft_mixes_start_and_end_and_alpha_1_is_the_end(pretrained, places) 
         train(pretrained(optim__average="wise-ft"), places)
 
 
+@pytest.mark.parametrize(("epochs", "averaged"), [(1, 1), (2, 2), (3, 2), (5, 2), (10, 3), (20, 5)])
+def test_swa_averages_the_last_quarter_and_two_epochs_at_least(epochs: int, averaged: int) -> None:
+    swa = averages.make_average(make_plan(All(), tiny_net(), epochs), OptimConfig(average="swa", epochs=epochs), {})
+    assert [bool(swa.after_epoch(epoch)) for epoch in range(epochs)] == [False] * (epochs - averaged) + [
+        True
+    ] * averaged
+
+
 def test_an_ema_follows_and_swa_is_the_mean() -> None:
     net = tiny_net()
     plan = make_plan(All(), net, 4)

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from inat_ft.engine.plan import make_plan
 from inat_ft.engine.stopping import EarlyStop
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.models.net import make_net
-from inat_ft.records import RunRecord, read_record
+from inat_ft.records import RunRecord, read_record, replacing
 from inat_ft.settings import load_config
 from inat_ft.strategies import Group, Strategy
 from inat_ft.training import Listener, prepare, train
@@ -289,3 +290,21 @@ def test_a_record_says_what_is_needed_to_repeat_and_not_who_ran_it(config, place
     assert os.uname().nodename not in text
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
+
+
+def test_a_disk_that_is_full_is_told_as_such_and_leaves_nothing_half_written(manifest_file) -> None:
+    words = ["train", "--split", manifest_file, "--backbone", "cnn", "--set", "model.filters=16", "--image-size", "32"]
+    command = [sys.executable, "-m", "inat_ft", *map(str, words), "--cache", "none", "--epochs", "1", "--name", "full"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))  # noqa: E731 - a full disk, as far as it goes
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
+    assert ran.returncode == 1 and "cannot write runs/full/resume.pt: File too large" in ran.stderr, ran.stderr
+    assert "free some space" in ran.stderr and "fault of inat-ft" not in ran.stderr
+    assert not Path("runs/full/resume.pt").exists() and not list(Path("runs/full").glob(".*.tmp"))
+
+
+def test_what_libraries_say_of_a_full_disk_is_understood(tmp_path) -> None:
+    with pytest.raises(InatFtError, match="No space left"), replacing(tmp_path / "model"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(RuntimeError, match="something else"), replacing(tmp_path / "model"):
+        raise RuntimeError("something else")
+    assert list(tmp_path.iterdir()) == []
