@@ -269,7 +269,8 @@ def _read(answer: http.client.HTTPResponse, complete: bool) -> bytes:
 
 
 def _reason(error: object) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]  # what a server sent may be in it
+    return getattr(error, "strerror", None) or said.strip()
 
 
 def _number(text: str | None) -> int:
