@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -64,15 +65,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_image(path: Path, size: int) -> NDArray[np.uint8]:
+def load_image(path: Path, size: int, max_pixels: int = sys.maxsize) -> NDArray[np.uint8]:
     """The whole image (no crop) as uint8 `[size, size, 3]` RGB, resized bilinearly with antialiasing.
 
-    Raises DataError naming the file when it cannot be decoded.
+    Without a limit, since `split` has set one for the images of a manifest. Raises DataError naming the file when it cannot
+    be decoded.
     """
     from torchvision.transforms.v2.functional import resize
 
     try:
-        pixels = decode(path.read_bytes())
+        pixels = decode(path.read_bytes(), max_pixels)
     except (OSError, ImageProblem) as problem:
         reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
         raise DataError(

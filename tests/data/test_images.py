@@ -1,13 +1,16 @@
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, PngImagePlugin, features
 
+from inat_ft.data.batches import ImageFiles
 from inat_ft.data.images import ImageProblem, decode, load_image
 from inat_ft.errors import DataError
 
@@ -256,6 +259,17 @@ def test_a_decompression_bomb_is_refused_by_its_header() -> None:
         decode(icon)
     with pytest.raises(ImageProblem, match="more than 100"):
         decode(encoded(red(), "PNG"), max_pixels=100)
+
+
+def test_the_limit_is_that_of_split_and_not_one_of_training(tmp_path: Path) -> None:
+    data, file = encoded(Image.new("1", (18_000, 10_000)), "PNG"), tmp_path / "large.png"
+    file.write_bytes(data)
+    assert load_image(file, 8).shape == (8, 8, 3)
+    with ThreadPoolExecutor(1) as pool:
+        assert ImageFiles([file], 8, pool).rows(torch.tensor([0])).shape == (1, 8, 8, 3)
+        problems: dict[int, DataError] = {}
+        ImageFiles([file], 8, pool, problems).rows(torch.tensor([0]))  # of nobody knows where
+    assert "more than 178,956,970 pixels" in problems[0].message
 
 
 def test_the_whole_image_is_resized_without_a_crop(tmp_path: Path) -> None:
