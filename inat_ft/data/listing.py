@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from inat_ft.data.files import UNPRINTABLE, Files
+from inat_ft.data.files import UNPRINTABLE, Files, real_path
 from inat_ft.data.wording import is_plain
 from inat_ft.errors import DataError
 
@@ -89,9 +89,9 @@ class _Inside:
     def __call__(self, path: str) -> bool:
         folder = path.rpartition("/")[0]
         if folder not in self.known:
-            self.known[folder] = (self.root / folder).resolve().is_relative_to(self.root)
+            self.known[folder] = self._leads_inside(os.path.join(self.root, folder))
         whole = os.path.join(self.root, path)
         return self.known[folder] and not (os.path.islink(whole) and not self._leads_inside(whole))
 
     def _leads_inside(self, link: str) -> bool:
-        return Path(link).resolve().is_relative_to(self.root)
+        return real_path(link).is_relative_to(self.root)

@@ -164,16 +164,19 @@ class TestManifest:
 
 
 class TestLayouts:
-    def test_the_layout_of_inaturalist_12k_keeps_its_test_set(self, tmp_path: Path) -> None:
-        root = tmp_path / "inaturalist_12K"
-        make_images(root / "train", each=10, seed=1)
-        make_images(root / "val", each=4, seed=2)
+    @pytest.mark.parametrize(
+        ("train", "val"), [("train", "val"), ("train_mini", "val"), ("2021_train_mini", "2021_valid")]
+    )
+    def test_the_layout_of_inaturalist_keeps_its_test_set(self, tmp_path: Path, train: str, val: str) -> None:
+        root = tmp_path / "inaturalist"
+        make_images(root / train, each=10, seed=1)
+        make_images(root / val, each=4, seed=2)
         (root / ".DS_Store").write_bytes(b"x")
-        (root / "train" / "class0" / ".DS_Store").write_bytes(b"x")
-        (root / "train" / "class0" / "Thumbs.db").write_bytes(b"x")
+        (root / train / "class0" / ".DS_Store").write_bytes(b"x")
+        (root / train / "class0" / "Thumbs.db").write_bytes(b"x")
         manifest, _ = split(root)
         assert manifest.counts() == {f"class{n}": {"train": 8, "val": 2, "test": 4} for n in range(3)}
-        assert all(path.startswith("val/") for path in np.array(manifest.paths)[manifest.rows("test")])
+        assert all(path.startswith(f"{val}/") for path in np.array(manifest.paths)[manifest.rows("test")])
         assert manifest.left_out == []
 
     def test_three_given_subsets_are_kept(self, tmp_path: Path) -> None:
@@ -236,8 +239,14 @@ class TestLayouts:
         (data / "class0" / "link.png").symlink_to(outside / "class0" / "000.png")
         (data / "class1" / "folder").symlink_to(outside / "class0")
         (data / "class1" / "inside.png").symlink_to(data / "class1" / "000.png")
+        (data / "class1" / "loop.png").symlink_to(data / "class1" / "loop.png")
+        (data / "class1" / "gone.png").symlink_to(data / "class1" / "nothing.png")
         manifest, _ = split(data)
         reasons = dict(manifest.left_out)
+        assert reasons["class1/loop.png"] == reasons["class1/gone.png"] == "a link that leads nowhere"
+        rows = "".join(f"d/{path},a\n" for path in (*manifest.paths, "class1/loop.png"))
+        (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
+        assert dict(split(tmp_path / "list.csv")[0].left_out).keys() == {"d/class1/loop.png"}
         assert reasons["class0/link.png"] == "a link out of the folder"
         assert "class1/folder" in reasons and "class1/inside.png" in manifest.paths
 
