@@ -1,5 +1,6 @@
 """The `inat-ft` command: its subcommands, and the one place where an error becomes an exit code."""
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -69,11 +70,11 @@ def _explained(error: Exception) -> InatFtError:
     """What the system refused, in a sentence; anything else is our fault."""
     from inat_ft.records import is_full
 
-    if isinstance(error, OSError) and is_full(error) and error.filename is None:
+    if isinstance(error, OSError) and error.filename is None and is_full(error):
         _drop_output()
         return InatFtError(f"cannot write the output: {error.strerror}", "free some space, or send it elsewhere")
-    if isinstance(error, PermissionError) and error.filename is not None:
-        return InatFtError(f"cannot use {error.filename}: {error.strerror}", "have it allowed, or name another place")
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG) and error.filename:
+        return InatFtError(f"cannot use {error.filename}: {error.strerror}", "name another place, or have it allowed")
     return InatFtError(
         f"{type(error).__name__}: {error}", "this is a fault of inat-ft; `inat-ft --debug ...` shows where"
     )
