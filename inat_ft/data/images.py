@@ -132,7 +132,7 @@ def _upright(pixels: Tensor, exif: bytes | None) -> Tensor:
 def _open(data: bytes) -> ImageFile:
     from PIL import Image, UnidentifiedImageError
 
-    if data[12:16] == b"VP8X" and data[20] & _WEBP_ANIMATED:
+    if data[12:16] == b"VP8X" and len(data) > 20 and data[20] & _WEBP_ANIMATED:
         data = data[:20] + bytes([data[20] | _WEBP_ALPHA]) + data[21:]  # or what its frame leaves free would be black
     Image.MAX_IMAGE_PIXELS = None  # the size is checked by our own limit, right after the header has been read
     try:
@@ -196,7 +196,10 @@ def _eight_bits(image: Image) -> NDArray[np.uint8]:
     if isinstance(image, TiffImageFile):
         if image.mode == "I":
             raise ImageProblem("grey pixels that are signed or have 32 bits have no agreed brightness")
-        white, inverted = 2 ** image.tag_v2[_BITS_PER_SAMPLE][0] - 1, image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        white, inverted = (
+            2 ** image.tag_v2[_BITS_PER_SAMPLE][0] - 1,
+            image.tag_v2.get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO,
+        )
     wide[wide == image.info.get("transparency", -1)] = white
     grey = (np.clip(wide, 0, white) * 255 // white).astype(np.uint8)
     return 255 - grey if inverted else grey

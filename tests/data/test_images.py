@@ -238,6 +238,7 @@ def test_damaged_exif_turns_nothing() -> None:
         (b"", "empty"),
         (b"\xff\xd8\xff\xe0 not really", ""),
         (b"<html></html>", "no image"),
+        (b"RIFF\x84\0\0\0WEBPVP8X\x0a\0", "truncated or damaged"),
         (encoded(red(size=(200, 200)), "JPEG")[:-300], "truncated"),
         (encoded(Image.effect_noise((200, 200), 50), "PNG")[:-5000], ""),
         (encoded(Image.effect_noise((200, 200), 50), "WEBP")[:-500], ""),
