@@ -215,14 +215,14 @@ class _Run:
         with blamed(STRATEGIES, type(self.setup.strategy), "merge()"):
             self.setup.strategy.merge(self.setup.plan.net)
         if self.writes:
-            self._write_results(config, training)
+            self._write_results(config, training, feed)
         self.seconds["total"] = time.perf_counter() - self.started
         record = self._record(config, training, feed, trained)
         if self.writes:
             write_record(record, self.directory / "record.json")
         return record
 
-    def _write_results(self, config: RunConfig, training: Training) -> None:
+    def _write_results(self, config: RunConfig, training: Training, feed: Feed) -> None:
         setup, manifest = self.setup, self.setup.manifest
         rows = manifest.rows("val")
         assert training.best_logits is not None
@@ -230,7 +230,7 @@ class _Run:
         predictions = from_probabilities(
             manifest.classes,
             [manifest.paths[row] for row in rows],
-            [manifest.hashes[row] for row in rows],
+            feed.val_pixels.hashes,
             manifest.labels[rows],
             probabilities,
         )

@@ -1,5 +1,6 @@
 """The `inat-ft` command: its subcommands, and the one place where an error becomes an exit code."""
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -43,6 +44,7 @@ def main(
 
 def run() -> None:
     """Run the command line; `--quiet` and `--debug` may stand anywhere in it."""
+    _open_streams()
     debug = "--debug" in sys.argv or bool(os.environ.get("INAT_FT_DEBUG"))
     render.set_quiet(bool({"--quiet", "-q"} & set(sys.argv)) or not render.is_first())
     sys.argv[1:] = [word for word in sys.argv[1:] if word not in ("--debug", "--quiet", "-q")]
@@ -56,7 +58,7 @@ def run() -> None:
             render.error(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
     except MemoryError:
         if debug:
@@ -66,8 +68,34 @@ def run() -> None:
     except Exception as error:
         if debug:
             raise
-        fault = InatFtError(
-            f"{type(error).__name__}: {error}", "this is a fault of inat-ft; `inat-ft --debug ...` shows where"
-        )
-        render.error(fault)
-        sys.exit(fault.exit_code)
+        problem = _explained(error)
+        render.error(problem)
+        sys.exit(problem.exit_code)
+
+
+def _explained(error: Exception) -> InatFtError:
+    """What the system refused, in a sentence; anything else is our fault."""
+    from inat_ft.records import is_full
+
+    if isinstance(error, OSError) and error.filename is None and is_full(error):
+        _drop_output()
+        return InatFtError(f"cannot write the output: {error.strerror}", "free some space, or send it elsewhere")
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG) and error.filename:
+        return InatFtError(f"cannot use {error.filename}: {error.strerror}", "name another place, or have it allowed")
+    return InatFtError(
+        f"{type(error).__name__}: {error}", "this is a fault of inat-ft; `inat-ft --debug ...` shows where"
+    )
+
+
+def _open_streams() -> None:
+    """Standard streams that are closed lead nowhere: the file that is opened next would take their place."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = open(os.devnull, "w" if name != "stdin" else "r", encoding="utf-8")  # noqa: SIM115 - to the end
+            setattr(sys, name, nowhere)
+            setattr(sys, f"__{name}__", nowhere)
+
+
+def _drop_output() -> None:
+    """What is still to be written to stdout, also when Python ends, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,9 @@ Tick = Callable[[int, int], None]
 """Called with (done, total) as work goes on."""
 
 _PLAIN_EVERY_S = 10.0
+_LONG = re.compile(r"(\S{200})\S{300,}(\S{100})")
+"""What no message shows whole, such as a path of thousands of characters."""
+
 _quiet = False
 
 
@@ -73,10 +77,10 @@ def is_first() -> bool:
 
 def error(problem: InatFtError) -> None:
     """What was wrong and what to do next, on stderr."""
-    lines = _shown(problem.message).splitlines()
+    lines = _LONG.sub(r"\1...\2", _shown(problem.message)).splitlines()
     who = "inat-ft" if is_first() else f"inat-ft (process {os.environ['RANK']})"
     print(f"{who}: {lines[0]}", *lines[1:], sep="\n  ", file=sys.stderr)
-    for line in (*_shown(problem.hint).splitlines(), *getattr(problem, "__notes__", ())):
+    for line in (*_LONG.sub(r"\1...\2", _shown(problem.hint)).splitlines(), *getattr(problem, "__notes__", ())):
         print(f"  {line}", file=sys.stderr)
 
 

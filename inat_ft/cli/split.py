@@ -207,12 +207,15 @@ def _show_copies(manifest: "Manifest", findings: "Findings") -> None:
                 f"{what}: {sum(map(len, groups)):,} images in {counted(len(groups), 'group')}{one_side}: {_few(groups[0])}"
             )
     for name, pairs in (("test", findings.leaked), ("validation", findings.leaked_val)):
-        if pairs:
-            done = "kept" if pairs[0][0] in kept else "left out"
-            render.result(
-                f"train and {name} overlap: {counted(len(pairs), 'image')} {done}, copies of {name} images or in one "
-                f"group with them, such as {pairs[0][0]} with {pairs[0][1]}"
-            )
+        for done, some in (
+            ("kept", [pair for pair in pairs if pair[0] in kept]),
+            ("left out", [pair for pair in pairs if pair[0] not in kept]),  # for that, or as a label conflict
+        ):
+            if some:
+                render.result(
+                    f"train and {name} overlap: {counted(len(some), 'image')} {done}, copies of {name} images or in one "
+                    f"group with them, such as {some[0][0]} with {some[0][1]}"
+                )
     in_test = any(path in kept for group in findings.conflicts for path in group)
     for what, groups, done in (
         ("equal files", findings.conflicts, f", left out{' save in the test set' * in_test}"),

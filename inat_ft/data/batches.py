@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inat_ft.data import augment
-from inat_ft.data.images import load_image
+from inat_ft.data.images import MAX_PIXELS, load_image
 from inat_ft.errors import DataError
 
 _AHEAD = 2
@@ -49,11 +49,11 @@ class ImageFiles:
         return torch.from_numpy(np.stack(list(self.pool.map(self._load, numbers.tolist()))))
 
     def _load(self, number: int) -> NDArray[np.uint8]:
-        try:
+        if self.problems is None:  # images of a manifest, for which `split` has set a limit
             return load_image(self.paths[number], self.size)
+        try:
+            return load_image(self.paths[number], self.size, MAX_PIXELS)
         except DataError as problem:
-            if self.problems is None:
-                raise
             self.problems[number] = problem
             return np.zeros((self.size, self.size, 3), np.uint8)
 

@@ -23,18 +23,18 @@ TickFor = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 def current_hashes(
-    manifest: Manifest, subsets: Sequence[str], cache: Path, policy: str, tick_for: TickFor
+    manifest: Manifest, subsets: Sequence[str], cache: Path | None, policy: str, tick_for: TickFor
 ) -> Sequence[str]:
     """The SHA-256 in hex of each image of a manifest, for these subsets as the files are now: what caches find them by.
 
-    A file is hashed once; after that its size and time of change speak for it, as they do in git's index. policy: error
-    raises DataError naming the first images that are gone or have other content than when split; ignore takes those that
-    changed as they are now, and those that are gone as they were.
+    A file is hashed once; after that its size and time of change speak for it, as they do in git's index. Without a cache
+    each is hashed. policy: error raises DataError naming the first images that are gone or have other content than when
+    split; ignore takes those that changed as they are now, and those that are gone as they were.
     """
     if policy == "error":
         require_root(manifest)
     name = hashlib.sha256(f"{manifest.fingerprint} {manifest.root}".encode()).hexdigest()[:24]
-    file = cache / "verified" / f"{name}.npy"
+    file = cache and cache / "verified" / f"{name}.npy"
     rows = np.concatenate([manifest.rows(subset) for subset in subsets])
     seen = _seen(file, len(manifest.paths))
     now = _stats(manifest, rows)
@@ -45,10 +45,11 @@ def current_hashes(
         changed = changed_rows(manifest, doubtful, tick)
     if changed and policy == "error":
         raise _refusal(manifest, changed)
-    seen[rows] = now
-    seen[list(changed)] = 0
-    with suppress(InatFtError), replacing(file) as temporary, temporary.open("wb") as out:
-        np.save(out, seen)  # where it cannot be written, the next run looks again: no reason not to train
+    if file:
+        seen[rows] = now
+        seen[list(changed)] = 0
+        with suppress(InatFtError), replacing(file) as temporary, temporary.open("wb") as out:
+            np.save(out, seen)  # where it cannot be written, the next run looks again: no reason not to train
     hashes = list(manifest.hashes)
     for row, name in changed.items():
         hashes[row] = name or hashes[row]
@@ -61,9 +62,10 @@ def _refusal(manifest: Manifest, changed: dict[int, str]) -> DataError:
     told = ", ".join(f"{counted(number, 'image')} {what}" for number, what in numbers if number)
     named = ", ".join(manifest.paths[row] for row in list(changed)[:_NAMED])
     more = f" and {len(changed) - _NAMED:,} more" if len(changed) > _NAMED else ""
+    as_they_are = "" if gone else "\ntrain on changed images as they are now: inat-ft train --set data.changed=ignore"
     return DataError(
         f"{told} since {manifest.path} was written: {named}{more}",
-        f"see what: inat-ft split --check {manifest.path}\nsplit again, or go on all the same: --set data.changed=ignore",
+        f"see what: inat-ft split --check {manifest.path}\nbring them back, or split again{as_they_are}",
     )
 
 
@@ -79,9 +81,10 @@ def _stats(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return found
 
 
-def _seen(file: Path, count: int) -> NDArray[np.int64]:
+def _seen(file: Path | None, count: int) -> NDArray[np.int64]:
+    nothing = np.zeros((count, 2), np.int64)
     try:
-        seen = np.load(file, allow_pickle=False)
+        seen = np.load(file, allow_pickle=False) if file else nothing
     except (OSError, ValueError):
-        return np.zeros((count, 2), np.int64)
-    return seen if seen.shape == (count, 2) else np.zeros((count, 2), np.int64)
+        return nothing
+    return seen if seen.shape == nothing.shape else nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ def check_manifest(manifest: Manifest, tick: Callable[[int, int], None]) -> Diff
     require_root(manifest)
     changed = changed_rows(manifest, np.arange(len(manifest.paths)), tick)
     differing = [manifest.paths[row] for row in changed]
-    missing = [path for path in differing if not (manifest.root / path).is_file()]
+    missing = [path for path in differing if not os.path.isfile(manifest.root / path)]  # nor where none may look
     gone = set(missing)
     present, left_out = _present(manifest), dict(manifest.left_out)
     known = {*manifest.paths, *left_out}

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from inat_ft.data.files import UNPRINTABLE, Files, is_ignored
+from inat_ft.data.files import UNPRINTABLE, Files, is_ignored, real_path
 from inat_ft.data.wording import is_plain
 from inat_ft.errors import DataError, UsageError
 
@@ -15,7 +15,7 @@ RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 _ROLES = {
-    "train": {"train", "training", "2021_train", "2021_train_mini"},
+    "train": {"train", "training", "train_mini", "2021_train", "2021_train_mini"},
     "val": {"val", "valid", "validation", "2021_valid"},
     "test": {"test", "testing"},
 }
@@ -39,7 +39,7 @@ class _Walk:
 
     def __init__(self, root: Path, rank: str | None, skip: Path | None) -> None:
         self.root, self.rank = root, rank
-        self.skip = skip.resolve() if skip else None
+        self.skip = real_path(skip) if skip else None
 
     def files(self) -> Files:
         top = self._inside(self.root)
@@ -114,7 +114,7 @@ class _Walk:
         return all(is_ignored(path.name) or path.suffix.lower() == ".csv" for path in folder.iterdir())
 
     def _is_skipped(self, entry: os.DirEntry[str]) -> bool:
-        return self.skip is not None and entry.name == self.skip.name and Path(entry.path).resolve() == self.skip
+        return self.skip is not None and entry.name == self.skip.name and real_path(entry.path) == self.skip
 
     def _add(self, files: Files, relative: str, label: str, subset: str) -> None:
         """Take up the files of a folder and of the folders in it, save hidden ones."""
@@ -160,6 +160,8 @@ def _expected() -> str:
 
 def _link_reason(root: Path, link: Path) -> str:
     """Why a link is left out, "" for one to a file in the folder."""
-    if not link.resolve().is_relative_to(root.resolve()):
+    if not real_path(link).is_relative_to(root.resolve()):
         return "a link out of the folder"
+    if not os.path.exists(link):
+        return "a link that leads nowhere"
     return "a link to a folder" if link.is_dir() else ""

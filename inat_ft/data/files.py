@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +39,11 @@ class Files:
     def leave(self, path: str, reason: str) -> None:
         """Leave one out, under a name that can be printed."""
         self.left_out.append((printable(path), reason))
+
+
+def real_path(path: Path | str) -> Path:
+    """Where a path leads when links are followed; Path.resolve() would raise on a link that leads to itself."""
+    return Path(os.path.realpath(path))
 
 
 def is_ignored(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -15,18 +16,37 @@ from inat_ft.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
     from torch import Tensor
 
-PIXELS_VERSION = "2"
+PIXELS_VERSION = "3"
 """Part of every cache key; changes whenever the same file would give other pixels."""
 
 MAX_PIXELS = 178_956_970
 """Largest width times height that is decoded, unless told otherwise: what fits into 512 MiB as RGB."""
 
 
-_FORMS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI")
-"""What is tried, in this order: Pillow knows more, but some take any bytes for an image and one starts Ghostscript."""
+_FORMS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
+"""What is tried, in this order: Pillow knows more, but some take any bytes for an image, one starts Ghostscript, and ICO
+decodes the picture in it before it tells how large that is."""
 
+_TURNED = {
+    2: (False, (2,)),
+    3: (False, (1, 2)),
+    4: (False, (1,)),
+    5: (True, ()),
+    6: (True, (2,)),
+    7: (True, (1, 2)),
+    8: (True, (1,)),
+}
+"""For each orientation of EXIF but the upright: whether rows and columns change places, and which are mirrored then.
+
+In dimensions of `[3, H, W]`."""
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+"""Tags of TIFF, and a value."""
+_WEBP_ANIMATED, _WEBP_ALPHA = 0x02, 0x10
+"""Flags in the header of a WebP."""
 
 _IN_PLAIN_WORDS = {
     "could not create decoder object": "its header cannot be read",
@@ -45,15 +65,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_image(path: Path, size: int) -> NDArray[np.uint8]:
+def load_image(path: Path, size: int, max_pixels: int = sys.maxsize) -> NDArray[np.uint8]:
     """The whole image (no crop) as uint8 `[size, size, 3]` RGB, resized bilinearly with antialiasing.
 
-    Raises DataError naming the file when it cannot be decoded.
+    Without a limit, since `split` has set one for the images of a manifest. Raises DataError naming the file when it cannot
+    be decoded.
     """
     from torchvision.transforms.v2.functional import resize
 
     try:
-        pixels = decode(path.read_bytes())
+        pixels = decode(path.read_bytes(), max_pixels)
     except (OSError, ImageProblem) as problem:
         reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
         raise DataError(
@@ -79,25 +100,40 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageProblem(f"more than {max_pixels:,} pixels: {width} x {height}")
-    if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
-        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        try:  # libjpeg directly: three times as fast as through Pillow, within one grey level
-            pixels: Tensor = decode_jpeg(buffer, ImageReadMode.RGB, apply_exif_orientation=True)
-            return pixels
-        except RuntimeError as error:
-            raise _problem(error) from None
     try:
-        array = np.array(_to_rgb(image))
+        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            # libjpeg directly: three times as fast as through Pillow, within one grey level
+            pixels: Tensor = decode_jpeg(buffer, ImageReadMode.RGB)
+        else:
+            pixels = torch.from_numpy(np.array(_to_rgb(image, data))).permute(2, 0, 1)
     except ImageProblem:
         raise
     except Exception as error:  # Pillow's decoders raise what they like on damaged files
         raise _problem(error) from None
-    return torch.from_numpy(array).permute(2, 0, 1)
+    return _upright(pixels, image.info.get("exif"))
 
 
-def _open(data: bytes) -> Image:
+def _upright(pixels: Tensor, exif: bytes | None) -> Tensor:
+    """Pixels `[3, H, W]` turned as EXIF says. XMP, which Pillow asks where EXIF is silent, does not count in browsers."""
+    from PIL import ExifTags, Image
+
+    if not exif:
+        return pixels
+    said = Image.Exif()
+    try:
+        said.load(exif)
+        swapped, mirrored = _TURNED[said[ExifTags.Base.Orientation]]
+    except Exception:  # none, upright, or damaged, of which Pillow raises what it likes
+        return pixels
+    return (pixels.transpose(1, 2) if swapped else pixels).flip(mirrored)
+
+
+def _open(data: bytes) -> ImageFile:
     from PIL import Image, UnidentifiedImageError
 
+    if data[12:16] == b"VP8X" and len(data) > 20 and data[20] & _WEBP_ANIMATED:
+        data = data[:20] + bytes([data[20] | _WEBP_ALPHA]) + data[21:]  # or what its frame leaves free would be black
     Image.MAX_IMAGE_PIXELS = None  # the size is checked by our own limit, right after the header has been read
     try:
         return Image.open(BytesIO(data), formats=_forms())
@@ -123,21 +159,59 @@ def _forms() -> list[str]:
     return [form for form in _FORMS if form in Image.OPEN]
 
 
-def _to_rgb(image: Image) -> Image:
-    from PIL import Image, ImageOps
+def _to_rgb(image: ImageFile, data: bytes) -> Image:
+    from PIL import Image
 
+    image.info.pop("xmp", None)  # a TIFF is turned by Pillow itself, which must not ask XMP
+    covered = image.tile[0][1] if image.format == "GIF" and image.tile else None
     image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scaling
-        wide = np.asarray(image).astype(np.int64)
-        wide[wide == image.info.get("transparency", -1)] = 65535
-        return Image.fromarray((np.clip(wide, 0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    picture = _on_white(image, data)
+    if covered:  # outside its first frame, Pillow fills an animation with the first colour of its palette
+        frame, picture = picture.crop(covered), Image.new("RGB", image.size, "white")
+        picture.paste(frame, covered)
+    return picture
+
+
+def _on_white(image: Image, data: bytes) -> Image:
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
     if image.mode == "F":
         raise ImageProblem("floating-point pixels have no agreed brightness")
+    if image.format == "PNG":
+        _scale_key(image, bits=data[24])
     if image.has_transparency_data:
         coloured = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
     return image.convert("RGB")
+
+
+def _eight_bits(image: Image) -> NDArray[np.uint8]:
+    """Grey of 12 or 16 bits in 8, to which Pillow would clip it instead of scaling."""
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    wide = np.asarray(image).astype(np.int64)
+    white, inverted = 65535, False
+    if isinstance(image, TiffImageFile):
+        if image.mode == "I":
+            raise ImageProblem("grey pixels that are signed or have 32 bits have no agreed brightness")
+        white, inverted = (
+            2 ** image.tag_v2[_BITS_PER_SAMPLE][0] - 1,
+            image.tag_v2.get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO,
+        )
+    wide[wide == image.info.get("transparency", -1)] = white
+    grey = (np.clip(wide, 0, white) * 255 // white).astype(np.uint8)
+    return 255 - grey if inverted else grey
+
+
+def _scale_key(image: Image, bits: int) -> None:
+    """The colour of a PNG that is transparent, as its pixels have been scaled to 8 bits."""
+    key = image.info.get("transparency")
+    if image.mode == "L" and isinstance(key, int):
+        image.info["transparency"] = key * 255 // (2**bits - 1)
+    elif image.mode == "RGB" and bits == 16 and key:
+        image.info["transparency"] = tuple(sample >> 8 for sample in key)
 
 
 def _problem(error: Exception) -> ImageProblem:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from inat_ft.data.files import UNPRINTABLE, Files
+from inat_ft.data.files import UNPRINTABLE, Files, real_path
 from inat_ft.data.wording import is_plain
 from inat_ft.errors import DataError
 
@@ -20,7 +20,9 @@ def read_listing(file: Path) -> Files:
     for line, row in read_rows(file, ("path", "label")):
         path, label, subset = _row(f"{file}, line {line}", row)
         if path in lines:
-            raise DataError(f"{file}, line {line}: {path} stands in line {lines[path]} already")
+            raise DataError(
+                f"{file}, line {line}: {path} stands in line {lines[path]} already", "remove one of the two"
+            )
         lines[path] = line
         files.classes.add(label)
         if not is_plain(path):
@@ -30,7 +32,7 @@ def read_listing(file: Path) -> Files:
         else:
             files.leave(path, "a link out of the folder")
     if not files.paths:
-        raise DataError(f"{file} lists no images")
+        raise DataError(f"{file} lists no images", "give it a line path,label for each")
     return files
 
 
@@ -44,7 +46,9 @@ def read_rows(file: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str
             reader = csv.reader(text)
             columns = [name.strip().lower() for name in next(reader, [])]
             _require_columns(file, columns, needed)
-            for values in filter(None, reader):
+            for values in reader:
+                if not "".join(values).strip() and len(values) < 2:
+                    continue
                 row = dict(zip(columns, map(str.strip, values), strict=False))
                 if len(values) > len(columns):
                     why = "more values than columns; put a value with a comma in it in double quotes"
@@ -53,14 +57,19 @@ def read_rows(file: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str
                     raise DataError(f"{file}, line {reader.line_num}: no value for {' and '.join(missing)}")
                 row["path"] = row["path"] and PurePosixPath(row["path"]).as_posix()
                 yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {file} as CSV: it is not UTF-8 ({error})", "save it as UTF-8") from None
+    except (OSError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DataError(f"cannot read {file} as CSV: {reason}") from None
 
 
 def _require_columns(file: Path, columns: list[str], needed: Sequence[str]) -> None:
     if not set(needed) <= set(columns):
-        raise DataError(f"{file} needs the columns {' and '.join(needed)}; it has: {', '.join(columns) or 'none'}")
+        raise DataError(
+            f"{file} needs the columns {' and '.join(needed)}; it has: {', '.join(columns) or 'none'}",
+            f"begin it with the line {','.join(needed)} and put commas between values, no semicolons or tabs",
+        )
     if twice := [name for number, name in enumerate(columns) if name and name in columns[:number]]:
         raise DataError(f"{file} has the column {twice[0]} twice", "rename or remove one of them")
 
@@ -74,8 +83,10 @@ def _row(where: str, row: dict[str, str]) -> tuple[str, str, str]:
     if subset not in ("", "train", "val", "test"):
         raise DataError(f"{where}: subset is {subset!r}, not train, val, test or empty")
     relative = PurePosixPath(path)
-    if relative.is_absolute() or ".." in relative.parts:
-        raise DataError(f"{where}: {path} must lie below the folder of the CSV")
+    if relative.is_absolute():
+        raise DataError(f"{where}: {path} is absolute", "name it relative to the folder of the CSV")
+    if ".." in relative.parts:
+        raise DataError(f"{where}: {path} must lie below the folder of the CSV", "put the CSV further up")
     return path, label, subset
 
 
@@ -89,9 +100,9 @@ class _Inside:
     def __call__(self, path: str) -> bool:
         folder = path.rpartition("/")[0]
         if folder not in self.known:
-            self.known[folder] = (self.root / folder).resolve().is_relative_to(self.root)
+            self.known[folder] = self._leads_inside(os.path.join(self.root, folder))
         whole = os.path.join(self.root, path)
         return self.known[folder] and not (os.path.islink(whole) and not self._leads_inside(whole))
 
     def _leads_inside(self, link: str) -> bool:
-        return Path(link).resolve().is_relative_to(self.root)
+        return real_path(link).is_relative_to(self.root)

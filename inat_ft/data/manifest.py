@@ -103,9 +103,11 @@ def _rows_text(manifest: Manifest) -> str:
 
 def require_place(path: Path) -> None:
     """Raise UsageError when a manifest cannot be written there, before images are scanned for nothing."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"--out {path} is a folder", "name a file, such as splits/photos.csv")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise UsageError(f"--out {path} is there already and is no file", "name another file with --out")
+    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     if not folder.is_dir():
         raise UsageError(f"cannot write --out {path}: {folder} is a file", "name a file in a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -119,7 +121,7 @@ def write_manifest(manifest: Manifest, force: bool = False) -> bool:
     """
     text = manifest_text(manifest).encode()
     if manifest.path.exists():
-        if manifest.path.is_file() and manifest.path.read_bytes() == text:
+        if manifest.path.read_bytes() == text:
             os.utime(manifest.path)  # now the newest, which `train` takes when it is not told otherwise
             return False
         if not force:
@@ -134,9 +136,9 @@ def write_manifest(manifest: Manifest, force: bool = False) -> bool:
 
 def read_manifest(path: Path, root: Path | None = None) -> Manifest:
     """Read a manifest. root: where the images are now, when they have moved. Raises UsageError or DataError."""
-    if not path.is_file():
-        raise UsageError(f"no such manifest: {path}", "make one: inat-ft split DATA")
     try:
+        if not path.is_file():
+            raise UsageError(f"no such manifest: {path}", "make one: inat-ft split DATA")
         with path.open("rb") as raw:
             first = raw.readline().decode()
             if not first.startswith(_MARK):
@@ -154,7 +156,9 @@ def read_manifest(path: Path, root: Path | None = None) -> Manifest:
                 next(reader)
                 columns = list(zip(*reader, strict=True))
         return _manifest(path, root, header, columns)
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError, KeyError, TypeError, StopIteration) as error:
+    except OSError as error:
+        raise DataError(f"cannot read the manifest {path}: {error.strerror}", "name one that can be read") from error
+    except (UnicodeDecodeError, csv.Error, ValueError, KeyError, TypeError, StopIteration) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"the manifest {path} is damaged: {reason}", "make it again: inat-ft split DATA") from error
 

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_DAMAGE = re.compile(
-    r"premature end of .*|\d{4,} extraneous bytes before marker \S+|found marker \S+ instead of RST\S*"
-    r"|bad Huffman code|bad arithmetic code|bad progression .*",
-    re.IGNORECASE,
-)
-"""Of its warnings those that mean lost pixels; others, such as a few bytes too many before a marker, do not."""
+_AT_THE_END = re.compile(r"Corrupt JPEG data: \d{1,3} extraneous bytes before marker 0xd9\n")
+"""What libjpeg says of a few bytes too many before the end, which some cameras write: the picture is complete by then."""
+
+_BEGIN, _SCAN = b"\xff\xd8", b"\xda"
+_ALONE = {bytes([code]) for code in (0x00, 0x01, 0xFF, *range(0xD0, 0xD9))}
+_PROGRESSIVE = {b"\xc2", b"\xca"}
+_ADDED = {bytes([code]) for code in (*range(0xE0, 0xF0), 0xFE)}
+"""Markers of JPEG: those without a length (and what is none), frames, and segments that say nothing of the pixels."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,34 @@ class Overheard:
         """Bytes printed so far."""
         return 0 if self.file is None else os.fstat(self.file).st_size
 
-    def damage_since(self, start: int) -> str:
-        """The first damage that was printed after so many bytes, by whatever thread; "" for none."""
+    def since(self, start: int) -> str:
+        """The first line that was printed after so many bytes, by whatever thread, and is not harmless; "" for none."""
         if self.file is None or self.size() == start:
             return ""
-        found = _DAMAGE.search(os.pread(self.file, 2**16, start).decode(errors="replace"))
-        return found.group() if found else ""
+        said = _AT_THE_END.sub("", os.pread(self.file, 2**16, start).decode(errors="replace"))
+        return said.partition("\n")[0].removeprefix("Corrupt JPEG data: ")
+
+
+def bare(jpeg: bytes) -> bytes:
+    """A JPEG without all that libjpeg may complain of before it comes to the picture: it prints its first warning only.
+
+    Left out are comments, what programs add (JFIF, EXIF, Adobe's: colours may differ) and bytes between the parts; scans of
+    a sequential picture get the parameters that those must have. Any other bytes come back as they are.
+    """
+    kept, at, sequential = [jpeg[:2]], 2, True
+    while jpeg.startswith(_BEGIN) and (at := jpeg.find(b"\xff", at)) >= 0 and (marker := jpeg[at + 1 : at + 2]):
+        if marker in _ALONE:
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+        if marker == _SCAN:
+            scan = jpeg[at : end - 3] + b"\x00\x3f\x00" if sequential else jpeg[at:end]
+            return b"".join([*kept, scan, jpeg[end:]])
+        sequential = sequential and marker not in _PROGRESSIVE
+        if marker not in _ADDED:
+            kept.append(jpeg[at:end])
+        at = end
+    return jpeg
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inat_ft.data.images import ImageProblem, damaged, decode
-from inat_ft.data.overheard import Overheard, overheard
+from inat_ft.data.overheard import Overheard, bare, overheard
 from inat_ft.data.threads import one_thread_each
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def scan(
                 data = _read(root / paths[place])
                 found.hashes[place] = hashlib.sha256(data).hexdigest()
                 image = decode(data, max_pixels)
-                if heard.damage_since(before):  # in this image, or in one that another thread decodes
+                if heard.since(before):  # in this image, or in one that another thread decodes
                     suspects.append(place)
             except ImageProblem as problem:
                 found.problems[place] = str(problem)
@@ -165,14 +165,18 @@ def scan(
 
 
 def _damage(file: Path, max_pixels: int, heard: Overheard) -> str:
-    """What is wrong with an image that can be decoded, when nothing else is; "" for nothing."""
-    before = heard.size()
+    """What is wrong with an image that can be decoded, when nothing else is; "" for nothing.
+
+    What is heard of a bare JPEG is damage: a picture whose data break off or lose step.
+    """
     try:
-        decode(_read(file), max_pixels)
+        data = bare(_read(file))
+        before = heard.size()
+        decode(data, max_pixels)
     except ImageProblem as problem:
         return str(problem)
-    what = heard.damage_since(before)
-    return str(damaged(what)) if what else ""
+    what = heard.since(before)
+    return str(damaged(what)) if what and data.startswith(b"\xff\xd8") else ""
 
 
 def _run(visit: Callable[[range], None], count: int, workers: int, tick: Callable[[int, int], None]) -> None:

@@ -17,7 +17,7 @@ def find_files(data: Path, classes_from: str | None = None, skip: Path | None = 
     manifest, which may lie in `data` and is no part of it.
     """
     if not data.exists():
-        raise UsageError(f"no such folder: {data}")
+        raise UsageError(f"no such folder: {data}", "name a folder of class folders, or a CSV (path,label)")
     if data.is_file():
         if data.suffix.lower() != ".csv":
             raise UsageError(f"{data} is neither a folder of images nor a .csv file (path,label[,subset])")

@@ -78,6 +78,7 @@ def make_manifest(
     gone = _leaking(pool, kin, options.leakage, findings) | _conflicting(pool, kin, findings)
     left_out += [(pool.paths[place], reason) for place, reason in sorted(gone.items())]
     keep = np.setdiff1d(np.arange(len(usable)), np.fromiter(gone, np.int64, len(gone)))
+    _require_left(pool, keep, gone)
     return _manifest(files, pool, keep, kin.units[keep], options, path, sorted(left_out), findings), findings
 
 
@@ -101,6 +102,16 @@ def _require_classes(files: Files, scanned: Scan, usable: NDArray[np.int64]) -> 
         bad += [(path, why) for path, why in files.left_out if missing[0] in path.split("/")]
         why = f": {bad[0][0]} ({bad[0][1]})" if bad else ""
         raise DataError(f"class '{missing[0]}' has no usable image{why}", "add images, or remove the class")
+
+
+def _require_left(pool: _Pool, keep: NDArray[np.int64], gone: dict[int, str]) -> None:
+    left = {pool.labels[place] for place in keep.tolist()}
+    for place, reason in sorted(gone.items()):
+        if pool.labels[place] not in left:
+            raise DataError(
+                f"class '{pool.labels[place]}' has no image left: {pool.paths[place]} is left out ({reason})",
+                "give each picture one label, add others, or remove the class",
+            )
 
 
 class _Pool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from inat_ft.config import ModelConfig
 from inat_ft.data.batches import Batches, ImageFiles, ImageInput
+from inat_ft.data.changes import current_hashes
 from inat_ft.data.manifest import Manifest, read_manifest
 from inat_ft.data.threads import decoders
 from inat_ft.engine.device import Compute, choose_compute
+from inat_ft.engine.feed import no_progress
 from inat_ft.engine.passes import evaluate
 from inat_ft.errors import DataError, RecordError, UsageError, WeightsError
 from inat_ft.evaluation.predictions import Predictions, from_probabilities
@@ -121,10 +123,10 @@ def predict_subset(
     root: Path | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Predictions, Manifest]:
-    """What a run's network says of a subset of the manifest it was trained with.
+    """What a run's network says of a subset of the manifest it was trained with, and that, with hashes as they are now.
 
     root: where the images are, when they have moved. Raises RecordError when the manifest is another one by now,
-    UsageError when the subset is empty.
+    UsageError when the subset is empty, DataError when its files changed, unless the run was told to ignore that.
     """
     manifest = manifest_of(record, directory, root)
     rows = manifest.rows(subset)
@@ -133,9 +135,16 @@ def predict_subset(
             f"{manifest.path} has no {subset} images",
             "reserve some and train again: inat-ft split DATA --test-fraction 0.2",
         )
+    hashes_now = current_hashes(manifest, (subset,), None, changes_allowed(record), no_progress)
+    manifest = replace(manifest, hashes=hashes_now)
     shares = predict_files(trained, [manifest.root / manifest.paths[row] for row in rows], tta, tick)
     paths, hashes = ([column[row] for row in rows] for column in (manifest.paths, manifest.hashes))
     return from_probabilities(trained.classes, paths, hashes, manifest.labels[rows], shares.numpy()), manifest
+
+
+def changes_allowed(record: RunRecord) -> str:
+    """What the run was told to do when image files changed since the split: error or ignore."""
+    return str((record.config.get("data") or {}).get("changed", "error"))
 
 
 def manifest_of(record: RunRecord, directory: Path, root: Path | None = None) -> Manifest:

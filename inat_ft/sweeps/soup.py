@@ -23,7 +23,7 @@ from inat_ft.engine.feed import no_progress
 from inat_ft.engine.passes import evaluate
 from inat_ft.engine.prefix import PLAIN, PrefixCache
 from inat_ft.errors import RecordError, UsageError
-from inat_ft.evaluation.predict import Trained, load_trained, manifest_of
+from inat_ft.evaluation.predict import Trained, changes_allowed, load_trained, manifest_of
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.models.net import Net
 from inat_ft.models.weights import read_state, save_model
@@ -132,11 +132,11 @@ class _Judge:
         self.manifest: Manifest = manifest_of(record, folder)
         self.rows = self.manifest.rows("val")
         pool = stack.enter_context(decoders())
-        policy = record.config.get("data", {}).get("changed", "error")
-        hashes = current_hashes(self.manifest, ("val",), cache, policy, no_progress)
+        hashes = current_hashes(self.manifest, ("val",), cache, changes_allowed(record), no_progress)
+        self.hashes = [hashes[row] for row in self.rows]
         pixels = Pixels(
             [self.manifest.root / self.manifest.paths[row] for row in self.rows],
-            [hashes[row] for row in self.rows],
+            self.hashes,
             torch.from_numpy(self.manifest.labels[self.rows]).to(compute.device),
             self.trained.preprocess.eval_size,
             cache,
@@ -207,7 +207,7 @@ def _write(
     predictions = from_probabilities(
         judge.trained.classes,
         [manifest.paths[row] for row in rows],
-        [manifest.hashes[row] for row in rows],
+        judge.hashes,
         manifest.labels[rows],
         judge.logits().double().softmax(1).cpu().numpy(),
     )

@@ -1,10 +1,17 @@
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from inat_ft.data.check import check_manifest
+from inat_ft.data.manifest import read_manifest, require_place
+from inat_ft.errors import DataError, UsageError
 from tests.conftest import make_images
 
 
@@ -27,6 +34,67 @@ def test_what_is_said_of_copies_is_what_was_done(cli, leaking: Path, leakage: st
     assert "label conflicts: 1 time equal files have several labels, left out save in the test set: test/class0" in out
 
 
+def test_of_copies_that_are_kept_those_with_two_labels_are_not_counted(cli, leaking: Path) -> None:
+    for label in ("class0", "class1"):
+        shutil.copy(leaking / "test" / "class0" / "002.png", leaking / "train" / label / "a.png")
+    out = cli("split", leaking, "--leakage", "keep", "--no-near").out
+    assert "overlap: 1 image kept" in out and "such as train/class0/leak.png" in out
+    assert "overlap: 2 images left out" in out and "such as train/class0/a.png" in out
+
+
+@contextmanager
+def forbidden(folder: Path) -> Iterator[None]:
+    """A folder that may not be entered; root, whom nothing is forbidden, becomes nobody for the while."""
+    mode, is_root = folder.stat().st_mode, os.geteuid() == 0
+    folder.chmod(0)
+    if is_root:
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.setresuid(0, 0, 0)
+        folder.chmod(mode)
+
+
+def test_what_may_not_be_read_is_told_and_is_no_fault(cli, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "photos", classes=2, each=6)
+    assert cli("split", data, "--no-near").code == 0
+    tmp_path.chmod(0o755)
+    here = Path("photos")  # in a folder that others may not enter from outside
+    manifest = replace(read_manifest(Path("splits/photos.csv")), root=here)
+    with forbidden(data / "class1"):
+        found = check_manifest(manifest, lambda done, total: None)
+    assert len(found.missing) == 6 and not found.changed and not found.new
+    with forbidden(Path("splits")):
+        with pytest.raises(DataError, match=r"cannot read the manifest .*: Permission denied"):
+            read_manifest(manifest.path)
+        for place in ("x.csv", "photos.csv", "more/x.csv"):
+            with pytest.raises(UsageError, match="is not writable"):
+                require_place(Path("splits") / place)
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "said"),
+    [
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        (
+            ">/dev/full",
+            1,
+            "inat-ft: cannot write the output: No space left on device\n  free some space, or send it elsewhere\n",
+        ),
+    ],
+)
+def test_streams_that_are_closed_or_full(images: Path, redirected: str, code: int, said: str) -> None:
+    line = f'"$@" split {images} --no-near --quiet {redirected}'
+    command = ["sh", "-c", line, "sh", sys.executable, "-m", "inat_ft"]
+    ran = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (code, said)
+    assert read_manifest(Path("splits/photos.csv")).counts()["class0"]["train"] == 16
+
+
 def test_copies_without_a_given_test_set_are_kept_on_one_side(cli, tmp_path: Path) -> None:
     data = make_images(tmp_path / "photos", classes=2, each=8)
     shutil.copy(data / "class0" / "000.png", data / "class0" / "copy.png")
@@ -40,7 +108,8 @@ def test_a_manifest_that_cannot_be_written_is_refused_before_the_scan(cli, tmp_p
     data = make_images(tmp_path / "photos", classes=2, each=4)
     (data / "class0" / "bad.png").write_bytes(b"x")
     Path("file").touch()
-    for out in ("file/x.csv", "file/more/x.csv", "photos"):
+    Path("pipe").symlink_to("/dev/null")
+    for out in ("file/x.csv", "file/more/x.csv", "photos", "/dev/null", "pipe"):
         ran = cli("split", data, "--out", out, "--strict")  # with --strict a scan would end in an error of its own
         assert ran.code == 2 and "--out" in ran.err and "bad.png" not in ran.err and "space" not in ran.err
     if Path("/proc/sys").is_dir():

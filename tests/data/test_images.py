@@ -1,10 +1,16 @@
+import struct
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, features
+import torch
+from PIL import Image, PngImagePlugin, features
 
+from inat_ft.data.batches import ImageFiles
 from inat_ft.data.images import ImageProblem, decode, load_image
 from inat_ft.errors import DataError
 
@@ -65,6 +71,74 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert decode(encoded(Image.fromarray(wide), "PNG"))[0].tolist() == [[0, 100, 255]]
 
 
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(bits: int, colours: int, row: bytes, width: int, key: tuple[int, ...]) -> bytes:
+    """A PNG of one row, in which the colour `key` is transparent; Pillow writes none such."""
+    header = struct.pack(">IIBBBBB", width, 1, bits, colours, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"tRNS", struct.pack(f">{len(key)}H", *key)), (b"IDAT", zlib.compress(b"\0" + row))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in [*parts, (b"IEND", b"")])
+
+
+@pytest.mark.parametrize(
+    ("data", "red"),
+    [
+        (png(2, 0, b"\x1b", 4, (1,)), [0, 255, 170, 255]),
+        (png(4, 0, b"\x3c\xf0", 4, (12,)), [51, 255, 255, 0]),
+        (png(8, 0, b"\x03\x0c", 2, (12,)), [3, 255]),
+        (png(16, 0, b"\x01\x02\x01\x03", 2, (0x0102,)), [255, 1]),
+        (
+            png(16, 2, struct.pack(">6H", 0x102, 0x304, 0x506, 0xC000, 0xC000, 0xC000), 2, (0x102, 0x304, 0x506)),
+            [255, 192],
+        ),
+        (png(16, 2, struct.pack(">3H", 0xC000, 0xC000, 0xC000), 1, (0xC0, 0xC0, 0xC0)), [192]),
+    ],
+)
+def test_the_transparent_colour_of_a_png_is_scaled_like_its_pixels(data: bytes, red: list[int]) -> None:
+    assert decode(data)[0].tolist() == [red]
+
+
+def tiff(bits: int, white_is_zero: bool, row: bytes, width: int, signed: bool = False) -> bytes:
+    """A TIFF of one grey row."""
+    tags = [
+        (256, width),
+        (257, 1),
+        (258, bits),
+        (259, 1),
+        (262, 0 if white_is_zero else 1),
+        (273, 8),
+        (277, 1),
+        (278, 1),
+    ]
+    tags += [(279, len(row)), (339, 2 if signed else 1)]
+    table = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(row)) + row + struct.pack("<H", len(tags)) + table + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("data", "grey"),
+    [
+        (tiff(8, True, b"\x00\xff", 2), [255, 0]),
+        (tiff(16, False, struct.pack("<2H", 65535, 257 * 7), 2), [255, 7]),
+        (tiff(16, True, struct.pack("<2H", 65535, 257 * 7), 2), [0, 248]),
+        (tiff(12, False, b"\xff\xf8\x00", 2), [255, 127]),
+    ],
+)
+def test_grey_of_a_tiff_is_as_bright_as_it_says(data: bytes, grey: list[int]) -> None:
+    assert decode(data)[0].tolist() == [grey]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [tiff(16, False, bytes(4), 2, signed=True), tiff(32, False, bytes(8), 2), tiff(32, False, bytes(8), 2, True)],
+)
+def test_grey_that_nobody_can_say_the_brightness_of_is_refused(data: bytes) -> None:
+    with pytest.raises(ImageProblem, match="no agreed brightness"):
+        decode(data)
+
+
 def test_transparency_lies_on_white() -> None:
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     half = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
@@ -82,19 +156,80 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
     assert np.abs(mean_colour(data) - RED).max() <= 30
 
 
+def test_what_the_first_frame_leaves_free_is_white() -> None:
+    frame = encoded(Image.new("P", (4, 4), 0), "GIF")
+    palette = frame.index(b",")
+    wide = (
+        frame[:6]
+        + struct.pack("<HH", 8, 8)
+        + frame[10:palette]
+        + b","
+        + struct.pack("<HH", 2, 2)
+        + frame[palette + 5 :]
+    )
+    picture = decode(wide)
+    assert picture.shape == (3, 8, 8)
+    assert picture[:, 2:6, 2:6].max() == 0 and int((picture == 255).sum()) == 3 * (64 - 16)
+    frames = [Image.new("RGBA", (20, 20)), Image.new("RGBA", (20, 20), (0, 255, 0, 255))]
+    frames[0].paste((255, 0, 0, 255), (0, 0, 10, 10))
+    picture = decode(encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True))
+    assert picture[:, 15, 15].tolist() == [255, 255, 255] and picture[:, 5, 5].tolist() == [255, 0, 0]
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_exif_rotation_is_applied(orientation: int, form: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [
+        ("JPEG", "RGB"),
+        ("JPEG", "CMYK"),
+        ("PNG", "RGB"),
+        ("PNG", "I;16"),
+        ("WEBP", "RGB"),
+        ("TIFF", "RGB"),
+        ("XMP", "RGB"),
+    ],
+)
+def test_exif_rotation_is_applied(orientation: int, form: str, mode: str) -> None:
     image = Image.new("RGB", (64, 32))
     image.paste((255, 255, 255), (0, 0, 16, 16))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(image, form, exif=exif, **({"quality": 95} if form == "JPEG" else {}))
-    from PIL import ImageOps
-
-    wanted = np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(data))).convert("RGB")).astype(int)
+    turned = {
+        2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a.transpose(1, 0, 2), 2), 8: np.rot90,
+    }.get(orientation, np.asarray)(np.asarray(image))  # fmt: skip
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 257)
+    data = encoded(image.convert(mode), form.replace("XMP", "JPEG"), exif=exif, quality=95, lossless=True)
+    if form == "XMP":  # as Lightroom and others write it, before EXIF
+        packet = b"http://ns.adobe.com/xap/1.0/\0<x/>"
+        data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(packet) + 2) + packet + data[2:]
     got = decode(data).permute(1, 2, 0).numpy().astype(int)
-    assert got.shape == wanted.shape and np.abs(got - wanted).max() <= 4
+    assert got.shape == turned.shape and np.abs(got - turned).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("form", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("WEBP", "RGB"), ("PNG", "RGB"), ("TIFF", "RGB")]
+)
+def test_of_xmp_no_rotation_is_taken_as_in_browsers(form: str, mode: str) -> None:
+    packet = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", packet)
+    options = {"PNG": {"pnginfo": info}, "TIFF": {"tiffinfo": {700: packet.encode()}}}.get(
+        form, {"xmp": packet.encode()}
+    )
+    data = encoded(red(mode), form, **options)
+    assert Image.open(BytesIO(data)).getexif()[0x0112] == 6, "Pillow does take it"
+    assert decode(data).shape == (3, 30, 40)
+
+
+def test_damaged_exif_turns_nothing() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(red(), "JPEG", exif=exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert decode(data.replace(b"MM\0*", b"MM\0\xff")).shape == (3, 30, 40)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +238,7 @@ def test_exif_rotation_is_applied(orientation: int, form: str) -> None:
         (b"", "empty"),
         (b"\xff\xd8\xff\xe0 not really", ""),
         (b"<html></html>", "no image"),
+        (b"RIFF\x84\0\0\0WEBPVP8X\x0a\0", "truncated or damaged"),
         (encoded(red(size=(200, 200)), "JPEG")[:-300], "truncated"),
         (encoded(Image.effect_noise((200, 200), 50), "PNG")[:-5000], ""),
         (encoded(Image.effect_noise((200, 200), 50), "WEBP")[:-500], ""),
@@ -118,8 +254,23 @@ def test_a_decompression_bomb_is_refused_by_its_header() -> None:
     data = encoded(Image.new("1", (20_000, 20_000)), "PNG")
     with pytest.raises(ImageProblem, match="more than 178,956,970 pixels: 20000 x 20000"):
         decode(data)
+    picture = encoded(Image.new("1", (2000, 2000)), "PNG")  # in an icon, which names another size
+    icon = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(picture), 22) + picture
+    with pytest.raises(ImageProblem, match="no image"):
+        decode(icon)
     with pytest.raises(ImageProblem, match="more than 100"):
         decode(encoded(red(), "PNG"), max_pixels=100)
+
+
+def test_the_limit_is_that_of_split_and_not_one_of_training(tmp_path: Path) -> None:
+    data, file = encoded(Image.new("1", (18_000, 10_000)), "PNG"), tmp_path / "large.png"
+    file.write_bytes(data)
+    assert load_image(file, 8).shape == (8, 8, 3)
+    with ThreadPoolExecutor(1) as pool:
+        assert ImageFiles([file], 8, pool).rows(torch.tensor([0])).shape == (1, 8, 8, 3)
+        problems: dict[int, DataError] = {}
+        ImageFiles([file], 8, pool, problems).rows(torch.tensor([0]))  # of nobody knows where
+    assert "more than 178,956,970 pixels" in problems[0].message
 
 
 def test_the_whole_image_is_resized_without_a_crop(tmp_path: Path) -> None:

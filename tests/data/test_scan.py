@@ -12,6 +12,7 @@ from PIL import Image, PngImagePlugin, features
 from sklearn.datasets import load_sample_images
 
 from inat_ft.data.images import ImageProblem, decode
+from inat_ft.data.overheard import bare
 from inat_ft.data.scan import scan
 from tests.conftest import make_images
 
@@ -45,6 +46,47 @@ def test_jpegs_with_lost_pixels_are_left_out_by_name_and_libjpeg_is_not_heard(cl
     left = {entry["path"]: entry["reason"] for entry in ran.json["left_out"]}
     assert left.keys() == {"class0/corrupt.jpg", "class1/half.jpg"}
     assert left["class1/half.jpg"] == "truncated or damaged: premature end of data segment"
+
+
+def parts(jpeg: bytes) -> tuple[int, int]:
+    """Where the first table and the picture's data begin."""
+    return jpeg.index(b"\xff\xdb"), jpeg.index(b"\xff\xda") + 14
+
+
+def warned_of(jpeg: bytes) -> dict[str, bytes]:
+    """The same picture, with each of the things that libjpeg warns of and that harm nothing."""
+    table, picture = parts(jpeg)
+    return {
+        "bytes before a table": jpeg[:table] + bytes(3) + jpeg[table:],
+        "JFIF 2": jpeg[:11] + b"\2\0" + jpeg[13:],
+        "Adobe's": jpeg[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x07" + jpeg[table:],
+        "parameters of a scan": jpeg[: picture - 3] + bytes(3) + jpeg[picture:],
+        "bytes before the end": jpeg[:-2] + bytes(30) + jpeg[-2:],
+    }
+
+
+def test_a_harmless_warning_hides_no_damage(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    whole = encoded("JPEG", quality=90)
+    for name, data in warned_of(whole).items():
+        decode(data)
+        assert capfd.readouterr().err, f"libjpeg does not warn of {name}"
+        (tmp_path / name).write_bytes(data)
+        (tmp_path / f"{name}, cut").write_bytes(data[: len(data) // 2] + b"\xff\xd9")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    found = scan(tmp_path, names, 10**8, 2, False, lambda done, total: None)
+    for name, problem in zip(names, found.problems, strict=True):
+        assert bool(problem) == name.endswith(", cut"), (name, problem)
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_rows": 2}, {"comment": b"x"}])
+def test_a_jpeg_without_what_is_added_has_the_same_picture(
+    options: dict[str, object], capfd: pytest.CaptureFixture
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    data = encoded("JPEG", quality=90, exif=exif, **options)
+    assert len(bare(data)) < len(data) and (decode(bare(data)) == decode(data)).all()
+    assert capfd.readouterr().err == "" and bare(data[:200]) == data[:200] and bare(b"\x89PNG") == b"\x89PNG"
 
 
 def test_python_goes_on_speaking_meanwhile_and_libjpeg_afterwards(damaged: Path, capfd: pytest.CaptureFixture) -> None:

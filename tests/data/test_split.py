@@ -164,16 +164,19 @@ class TestManifest:
 
 
 class TestLayouts:
-    def test_the_layout_of_inaturalist_12k_keeps_its_test_set(self, tmp_path: Path) -> None:
-        root = tmp_path / "inaturalist_12K"
-        make_images(root / "train", each=10, seed=1)
-        make_images(root / "val", each=4, seed=2)
+    @pytest.mark.parametrize(
+        ("train", "val"), [("train", "val"), ("train_mini", "val"), ("2021_train_mini", "2021_valid")]
+    )
+    def test_the_layout_of_inaturalist_keeps_its_test_set(self, tmp_path: Path, train: str, val: str) -> None:
+        root = tmp_path / "inaturalist"
+        make_images(root / train, each=10, seed=1)
+        make_images(root / val, each=4, seed=2)
         (root / ".DS_Store").write_bytes(b"x")
-        (root / "train" / "class0" / ".DS_Store").write_bytes(b"x")
-        (root / "train" / "class0" / "Thumbs.db").write_bytes(b"x")
+        (root / train / "class0" / ".DS_Store").write_bytes(b"x")
+        (root / train / "class0" / "Thumbs.db").write_bytes(b"x")
         manifest, _ = split(root)
         assert manifest.counts() == {f"class{n}": {"train": 8, "val": 2, "test": 4} for n in range(3)}
-        assert all(path.startswith("val/") for path in np.array(manifest.paths)[manifest.rows("test")])
+        assert all(path.startswith(f"{val}/") for path in np.array(manifest.paths)[manifest.rows("test")])
         assert manifest.left_out == []
 
     def test_three_given_subsets_are_kept(self, tmp_path: Path) -> None:
@@ -191,7 +194,7 @@ class TestLayouts:
     def test_a_csv_names_images_labels_and_subsets(self, tmp_path: Path) -> None:
         make_images(tmp_path / "d", classes=2, each=6)
         lines = [f"d/class{c}/{n:03d}.png,kind {c},{'test' if n < 2 else ''}" for c in range(2) for n in range(6)]
-        (tmp_path / "list.csv").write_text("path,label,subset\n" + "\n".join(lines))
+        (tmp_path / "list.csv").write_text("path,label,subset\n" + "\n".join(lines) + "\n  \n")
         manifest, _ = split(tmp_path / "list.csv")
         assert manifest.counts()["kind 1"] == {"train": 3, "val": 1, "test": 2}
 
@@ -200,13 +203,19 @@ class TestLayouts:
         [
             ("a,b\n1,2", "needs the columns path and label"),
             ("path,label\n../x,a", "must lie below"),
+            ("path,label\n/x,a", "/x is absolute"),
             ("path,label\nx,", "line 2"),
+            ("path,label\nx,a\nx,b", "line 3: x stands in line 2 already"),
+            ("path,label\n \n", "lists no images"),
+            ("path;label\nx;a", "needs the columns path and label; it has: path;label"),
+            ("path,label\n\xe4,a", "it is not UTF-8"),
         ],
     )
     def test_a_csv_that_is_wrong_is_refused(self, tmp_path: Path, text: str, message: str) -> None:
-        (tmp_path / "list.csv").write_text(text)
-        with pytest.raises(DataError, match=message):
+        (tmp_path / "list.csv").write_text(text, encoding="latin-1")
+        with pytest.raises(DataError, match=message) as caught:
             find_files(tmp_path / "list.csv")
+        assert caught.value.hint or message == "line 2"
 
     def test_classes_by_taxon(self, tmp_path: Path) -> None:
         for number, taxa in enumerate(
@@ -236,8 +245,14 @@ class TestLayouts:
         (data / "class0" / "link.png").symlink_to(outside / "class0" / "000.png")
         (data / "class1" / "folder").symlink_to(outside / "class0")
         (data / "class1" / "inside.png").symlink_to(data / "class1" / "000.png")
+        (data / "class1" / "loop.png").symlink_to(data / "class1" / "loop.png")
+        (data / "class1" / "gone.png").symlink_to(data / "class1" / "nothing.png")
         manifest, _ = split(data)
         reasons = dict(manifest.left_out)
+        assert reasons["class1/loop.png"] == reasons["class1/gone.png"] == "a link that leads nowhere"
+        rows = "".join(f"d/{path},a\n" for path in (*manifest.paths, "class1/loop.png"))
+        (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
+        assert dict(split(tmp_path / "list.csv")[0].left_out).keys() == {"d/class1/loop.png"}
         assert reasons["class0/link.png"] == "a link out of the folder"
         assert "class1/folder" in reasons and "class1/inside.png" in manifest.paths
 
@@ -304,6 +319,14 @@ class TestCopies:
         assert findings.conflicts == [["class0/000.png", "class1/same.png"]]
         assert not {"class0/000.png", "class1/same.png"} & set(manifest.paths)
 
+    def test_a_class_that_two_labels_have_emptied_names_them(self, tmp_path: Path) -> None:
+        data = make_images(tmp_path / "d", classes=2, each=8)
+        shutil.copytree(data / "class0", data / "other")
+        with pytest.raises(
+            DataError, match=r"'class0' has no image left: class0/000.png .*the same file is class0 and other"
+        ):
+            split(data)
+
     def test_groups_by_name_and_by_csv(self, tmp_path: Path) -> None:
         files = find_files(make_images(tmp_path / "d", classes=1, each=4))
         assert group_names(files, r"^(\d\d)") == ["00"] * 4
@@ -341,6 +364,11 @@ def test_check_says_what_changed(cli, tmp_path: Path) -> None:
 def test_wrong_usage_ends_with_two(cli, words: list[str]) -> None:
     ran = cli(*words)
     assert ran.code == 2 and "Traceback" not in ran.err and ran.out == ""
+
+
+def test_a_path_that_is_too_long_is_not_shown_whole(cli) -> None:
+    ran = cli("split", "a" * 5000)
+    assert ran.code == 1 and "File name too long" in ran.err and len(ran.err) < 600
 
 
 def test_strict_makes_a_bad_file_an_error(cli, tmp_path: Path) -> None:

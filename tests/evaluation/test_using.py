@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from inat_ft.data.images import load_image
-from inat_ft.errors import InatFtError, UsageError
+from inat_ft.data.images import load_image, sha256_of
+from inat_ft.data.manifest import read_manifest
+from inat_ft.errors import DataError, InatFtError, UsageError
 from inat_ft.evaluation.evaluate import evaluate_run
 from inat_ft.evaluation.export import export_onnx
+from inat_ft.evaluation.ledger import looks
 from inat_ft.evaluation.predictions import read_predictions
 from inat_ft.evaluation.unlabelled import predict_images
 from inat_ft.training import train
@@ -41,6 +44,29 @@ def test_predictions_are_those_of_an_evaluation(run: Path, images: Path, cli, tm
         rows = list(csv.DictReader(file))
     assert [row["predicted"] for row in rows] == [answer["predicted"] for answer in ran.json]
     assert sum(float(rows[0][f"p_class{label}"]) for label in range(3)) == pytest.approx(1)
+
+
+def test_test_images_that_changed_are_not_scored_as_those_that_were_split(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(images, tmp_path / "photos")
+    manifest, record = read_manifest(images.parent / "photos.csv"), run / "record.json"
+    before = looks(manifest.path, manifest.subset_fingerprint("test"))
+    first, second = (manifest.paths[row] for row in manifest.rows("test")[:2])
+    Image.new("RGB", (40, 40), "blue").save(tmp_path / "photos" / first)
+    with pytest.raises(DataError, match=f"1 image changed since .*: {first}") as caught:
+        evaluate_run(run, "test", root=tmp_path / "photos")
+    assert "data.changed=ignore" in caught.value.hint and not (run / "predictions-test.csv").exists()
+    assert looks(manifest.path, manifest.subset_fingerprint("test")) == before
+    record.write_text(record.read_text().replace('"changed": "error"', '"changed": "ignore"'))
+    evaluate_run(run, "test", root=tmp_path / "photos")
+    known = read_predictions(run / "predictions-test.csv")
+    assert known.hashes[known.paths.index(first)] == sha256_of(tmp_path / "photos" / first)
+    record.write_text(record.read_text().replace('"changed": "ignore"', '"changed": "error"'))
+    (tmp_path / "photos" / second).unlink()
+    with pytest.raises(DataError, match="1 image gone or unreadable, 1 image changed") as caught:
+        evaluate_run(run, "test", root=tmp_path / "photos")
+    assert "bring them back" in caught.value.hint and "ignore" not in caught.value.hint
 
 
 def test_what_cannot_be_predicted(run: Path, cli, tmp_path: Path) -> None:
