@@ -45,9 +45,9 @@ def start(settings) -> dict[str, torch.Tensor]:
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], prefix: str = "layer") -> float:
-    return math.sqrt(
-        sum(float((a[k].float() - b[k].float()).square().sum()) for k in a if k.startswith(prefix) and "num_" not in k)
-    )
+    """Of the parameters; statistics of BatchNorm go where the activations go."""
+    names = [name for name in a if name.startswith(prefix) and name.endswith(("weight", "bias"))]
+    return math.sqrt(sum(float((a[name] - b[name]).square().sum()) for name in names))
 
 
 class All(Strategy):
