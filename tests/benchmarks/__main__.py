@@ -6,8 +6,9 @@ The peers, the Hugging Face Trainer and fastai, take part where they are install
 
 Both are started as processes and everything counts: imports, decoding, caching, validation. The plain loop's time for
 many epochs is its process's own overhead plus the median of its measured epochs times their number (that is said in the
-table), the same for the sweep's 165. ResNet50 with random weights at 224 x 224, batches of 64, on 600 JPEGs of 800 x 600. Ours computes in bfloat16
-(--precision bf16): random weights amplify rounding, so `auto` would refuse it here; `auto` and `fp32` are measured as well.
+table), the same for the sweep's 165. ResNet50 with random weights at 224 x 224, batches of 64, on 600 JPEGs of 800 x 600.
+Ours computes in bfloat16 (--precision bf16): random weights amplify rounding, so `auto` would refuse it here; `auto` and
+`fp32` are measured as well.
 """
 
 import argparse
@@ -191,9 +192,7 @@ def main() -> None:
             folder,
         )
         print(f"{hardware()}, torch {torch.__version__}, {images} images, {EPOCHS} epochs", flush=True)
-        rows = measure(
-            folder, images, chosen.only, not chosen.no_peers, 1 if chosen.quick else 2, 1 if chosen.quick else 2
-        )
+        rows = measure(folder, images, chosen.only, not chosen.no_peers, 1 if chosen.quick else 2, rounds)
     if chosen.picture:
         draw(rows, chosen.picture)
     if chosen.json:
