@@ -10,6 +10,7 @@ import typer
 from inat_ft import __version__
 from inat_ft.cli import commands, render
 from inat_ft.cli.deferred import defer_compiler
+from inat_ft.cli.memory import keep_memory
 from inat_ft.errors import InatFtError, UsageError
 
 app = typer.Typer(
@@ -48,6 +49,7 @@ def run() -> None:
     debug = "--debug" in sys.argv or bool(os.environ.get("INAT_FT_DEBUG"))
     render.set_quiet(bool({"--quiet", "-q"} & set(sys.argv)) or not render.is_first())
     sys.argv[1:] = [word for word in sys.argv[1:] if word not in ("--debug", "--quiet", "-q")]
+    keep_memory()
     defer_compiler()
     try:
         app()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 import warnings
 from collections import deque
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
 THUMB = 32
 """Side of the thumbnails by which copies are recognised, in pixels."""
 
-_SAMPLES = 5
-"""Along each side of a cell of a thumbnail. With 3, one in seven copies at half the size is missed; with 5, none."""
+_SAMPLES = 4
+"""Along each side of a cell of a thumbnail. With 3, one in seven copies at half the size is missed; with 4, one in 100."""
 _CHUNK = 16
 _MAX_BYTES = 2**30
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Opening a pipe would wait for ever."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def phash(grey: NDArray[np.generic]) -> NDArray[np.uint64]:
 
 
 def small_picture(image: Tensor) -> Tensor:
-    """An image uint8 `[3, H, W]` as int16 `[32, 32, 3]`: in each cell the sum of 25 samples on a grid.
+    """An image uint8 `[3, H, W]` as int16 `[32, 32, 3]`: in each cell the sum of 16 samples on a grid.
 
     Averaging every pixel would cost a third of the decoding. By torch and not numpy, since it lets other threads run.
     """
@@ -98,18 +101,19 @@ def small_picture(image: Tensor) -> Tensor:
 
     pixels = image.permute(1, 2, 0)
     height, width, _ = pixels.shape
-    rows, columns = _sampled(height), _sampled(width).view(THUMB, _SAMPLES).T.reshape(-1)
+    rows, columns = _sampled(height)[0], _sampled(width)[1]
     heaps = pixels.index_select(0, rows).view(THUMB, _SAMPLES, 3 * width).sum(1, dtype=torch.int16)
     samples = heaps.view(THUMB, width, 3).index_select(1, columns).view(THUMB, _SAMPLES, 3 * THUMB)
     return samples.sum(1, dtype=torch.int16).view(THUMB, THUMB, 3)
 
 
 @lru_cache(1024)
-def _sampled(side: int) -> Tensor:
-    """Where along a side of so many pixels samples are taken, int64 `[160]`."""
+def _sampled(side: int) -> tuple[Tensor, Tensor]:
+    """Where along a side of so many pixels samples are taken, int64 `[128]`: cell by cell, and first of cells first."""
     import torch
 
-    return (2 * torch.arange(_SAMPLES * THUMB) + 1) * side // (2 * _SAMPLES * THUMB)
+    places = (2 * torch.arange(_SAMPLES * THUMB) + 1) * side // (2 * _SAMPLES * THUMB)
+    return places, places.view(THUMB, _SAMPLES).T.reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -194,12 +198,19 @@ def _run(visit: Callable[[range], None], count: int, workers: int, tick: Callabl
 
 def _read(file: Path) -> bytes:
     try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-            raise ImageProblem("no regular file")
-        if status.st_size > _MAX_BYTES:
-            raise ImageProblem(f"more than {_MAX_BYTES // 2**20:,} MiB")
-        return file.read_bytes()
+        handle = os.open(file, os.O_RDONLY | _NO_WAITING)
+        try:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageProblem("no regular file")
+            if status.st_size > _MAX_BYTES:
+                raise ImageProblem(f"more than {_MAX_BYTES // 2**20:,} MiB")
+            parts = []
+            while part := os.read(handle, status.st_size + 1):
+                parts.append(part)
+            return b"".join(parts)
+        finally:
+            os.close(handle)
     except OSError as error:
         raise ImageProblem(f"cannot be read: {error.strerror}") from None
 

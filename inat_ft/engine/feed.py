@@ -70,12 +70,13 @@ class _Views:
 class _Frozen:
     """A frozen prefix of so many stages, as long as what it makes of an image stays the same.
 
-    since: the last epoch before it in which something in it learned. kept: what keeping its output takes, and where it is
-    cut; None when it is computed whenever it is needed.
+    since: the last epoch before it in which something in it learned. cut: how much of it is computed in a form of its own:
+    all, unless that would not be exact. kept: what keeping that takes; None when it is computed whenever it is needed.
     """
 
     prefix: int
     since: int
+    cut: int
     kept: Estimate | None
     front: Front | None = None
     again: Callable[[Tensor], Tensor] | None = None
@@ -124,7 +125,7 @@ class Feed:
             source = _Views(
                 sources, (draws[:, 0] < 0.5).long() if self.augment == "flip" else (draws[:, 0] * self.views).long()
             )
-        return self._from_rows(source, self.train_pixels, frozen.kept.cut)
+        return self._from_rows(source, self.train_pixels, frozen.cut)
 
     def val(self, prefix: int, epoch: int) -> Batches:
         """Validation batches, never varied."""
@@ -132,7 +133,7 @@ class Feed:
         if frozen.kept is None:
             return self._from_images(frozen, self.val_pixels, "val", None, epoch)
         (source,) = self._rows(frozen, frozen.kept, self.val_pixels, "val", [PLAIN])
-        return self._from_rows(source, self.val_pixels, frozen.kept.cut)
+        return self._from_rows(source, self.val_pixels, frozen.cut)
 
     def _from_rows(self, source: Source, pixels: Pixels, cut: int) -> Batches:
         prepare = self.prefix_cache.activation(cut, pixels.size)
@@ -155,16 +156,18 @@ class Feed:
         """The frozen prefix of this epoch; whether its output is kept is decided when it is first met, and said."""
         since = self.plan.last_learned(prefix, epoch)
         if self._last is None or (self._last.prefix, self._last.since) != (prefix, since):
-            self._last = _Frozen(prefix, since, self._decision(prefix, epoch))
+            cut = prefix
+            if prefix and self.prefix_cache.compute.exact:
+                cut = self.prefix_cache.compute.ranks.agree(self.prefix_cache.exact_cut(prefix))
+            self._last = _Frozen(prefix, since, cut, self._decision(prefix, cut, epoch))
         return self._last
 
-    def _decision(self, prefix: int, epoch: int) -> Estimate | None:
+    def _decision(self, prefix: int, cut: int, epoch: int) -> Estimate | None:
         names = self.plan.net.stage_names
         views = len(self._cached_views())
         if prefix == 0 or self.mode in ("none", "packed") or views == 0:
             self._say(f"prefix cache: off, since {self._why_off(prefix)}" if self.mode != "none" else "cache: none")
             return None
-        cut = self._cut(prefix)
         if cut == 0:
             self._say("prefix cache: off, since the frozen layers' output hangs on the batch and fp32 is exact")
             return None
@@ -191,37 +194,30 @@ class Feed:
     ) -> list[Source]:
         """The prefix's output for each view of the images, computed where it is not there yet."""
         if subset not in frozen.rows:
-            front = self._front(frozen, kept.cut)
-            frozen.rows[subset] = []
+            front, sources = self._front(frozen), []
             for view in views:
                 name = f"frozen layers, {subset}" + ("" if view == PLAIN else f", {view.name}")
                 with self.progress(name) as tick:
-                    frozen.rows[subset].append(self.prefix_cache.rows(front, kept, pixels, view, tick, self._say))
+                    sources.append(self.prefix_cache.rows(front, kept, pixels, view, tick, self._say))
+            frozen.rows[subset] = sources
         return frozen.rows[subset]
 
     def _again(self, frozen: _Frozen, epoch: int) -> Callable[[Tensor], Tensor] | None:
         """The prefix as it is computed anew whenever it is needed; None: as it stands in the network."""
-        prefix, cut = frozen.prefix, self._cut(frozen.prefix)
-        if cut == 0:
-            return None
-        if frozen.again is None:
-            front, images = self._front(frozen, cut), len(self.train_pixels) + len(self.val_pixels)
+        if frozen.again is None and frozen.cut:
+            front, images = self._front(frozen), len(self.train_pixels) + len(self.val_pixels)
             times = self.plan.repeats(epoch) * images
-            module = self.prefix_cache.built(front, cut, self.train_pixels.size, times, self._say)
-            frozen.again = lambda inputs: self.plan.net.run(module(inputs.to(front.dtype)), cut, prefix)
+            module = self.prefix_cache.built(front, frozen.cut, self.train_pixels.size, times, self._say)
+            run = self.plan.net.run
+            frozen.again = lambda inputs: run(module(inputs.to(front.dtype)), frozen.cut, frozen.prefix)
         return frozen.again
 
-    def _cut(self, prefix: int) -> int:
-        """How much of a prefix is computed in a form of its own: all of it, unless that would not be exact."""
-        compute = self.prefix_cache.compute
-        return int(compute.ranks.agree(self.prefix_cache.exact_cut(prefix))) if compute.exact and prefix else prefix
-
-    def _front(self, frozen: _Frozen, cut: int) -> Front:
+    def _front(self, frozen: _Frozen) -> Front:
         if frozen.front is None:
             count = len(self.train_pixels)
             numbers = torch.linspace(0, count - 1, min(_CHECKED_IMAGES, count)).long()
             hashes = [self.train_pixels.hashes[number] for number in numbers.tolist()]
-            frozen.front = self.prefix_cache.front(cut, hashes, lambda: self._sample(numbers))
+            frozen.front = self.prefix_cache.front(frozen.cut, hashes, lambda: self._sample(numbers))
             if frozen.front.error is not None:
                 self._say(
                     f"prefix: computed in {frozen.front.form}; bf16 differs from fp32 by {frozen.front.error:.2%}"

@@ -1,0 +1,28 @@
+import subprocess
+import sys
+
+CODE = """
+import os, resource
+from inat_ft.cli.memory import keep_memory
+if {kept}: keep_memory()
+import numpy as np
+def take():
+    block = np.empty(2**26, np.uint8)
+    block[::4096] = 1
+take()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10): take()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(kept: bool, **environment: str) -> int:
+    code = CODE.format(kept=kept)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    return int(ran.stdout)
+
+
+def test_what_is_freed_is_taken_again_without_asking_the_system_unless_the_user_wants_otherwise() -> None:
+    asked = faults(kept=False)
+    assert faults(kept=True) < asked / 5
+    assert faults(kept=True, MALLOC_ARENA_MAX="4") > asked / 5
