@@ -1,7 +1,7 @@
 """Memory that is freed stays with the process, for the next step, instead of going back to the system page by page.
 
 A step of training frees and takes the same hundreds of MiB again. By default glibc gives large blocks back at once, and the
-system clears every page before it hands it out anew: a third of the time of full fine-tuning on a CPU.
+system clears every page before it hands it out anew: a quarter of the time of full fine-tuning on a CPU.
 """
 
 import ctypes
