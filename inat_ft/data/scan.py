@@ -31,6 +31,8 @@ THUMB = 32
 _SAMPLES = 4
 """Along each side of a cell of a thumbnail. With 3, one in seven copies at half the size is missed; with 4, one in 100."""
 _CHUNK = 16
+_FILL = 128
+"""Images that threads take at a time, and of which thumbnails are made at a time."""
 _MAX_BYTES = 2**30
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Opening a pipe would wait for ever."""
@@ -63,18 +65,21 @@ class Looks:
         """The rows of these images."""
         return Looks(self.phashes[places], self.thumbs[places], self.colours[places], self.ratios[places])
 
-    def fill(self, places: Sequence[int], small: Sequence[Tensor]) -> None:
-        """Fill in the rows of images of which there are small pictures.
+    def fill(self, places: Sequence[int], samples: Sequence[Tensor]) -> None:
+        """Fill in the rows of images, each of which has been sampled.
 
-        Many at once: each of them alone would make threads wait for each other.
+        Many at once: each of them alone would take five times as long, and other threads wait for it.
         """
         import torch
 
-        pictures = torch.stack(list(small)).numpy().astype(np.uint32)
-        pictures = (pictures + _SAMPLES**2 // 2) // _SAMPLES**2
-        self.colours[places] = (pictures.reshape(len(pictures), THUMB**2, 3).sum(1) + THUMB**2 // 2) // THUMB**2
-        red, green, blue = np.moveaxis(pictures, 3, 0)
+        sums = torch.stack(list(samples)).view(len(samples), _SAMPLES**2, -1).sum(1, dtype=torch.int16).numpy()
+        means = (sums.reshape(-1, THUMB**2, 3) + np.int16(_SAMPLES**2 // 2)) // np.int16(_SAMPLES**2)
+        channels = [np.ascontiguousarray(means[:, :, channel]).astype(np.int32) for channel in range(3)]
+        for number, channel in enumerate(channels):
+            self.colours[places, number] = (channel.sum(1) + THUMB**2 // 2) // THUMB**2
+        red, green, blue = channels
         grey = (299 * red + 587 * green + 114 * blue + 500) // 1000  # integers: the same anywhere
+        grey = grey.reshape(-1, THUMB, THUMB)
         self.thumbs[places] = grey
         self.phashes[places] = phash(grey)
 
@@ -92,28 +97,28 @@ def phash(grey: NDArray[np.generic]) -> NDArray[np.uint64]:
     return hashes
 
 
-def small_picture(image: Tensor) -> Tensor:
-    """An image uint8 `[3, H, W]` as int16 `[32, 32, 3]`: in each cell the sum of 16 samples on a grid.
+def sampled(image: Tensor) -> Tensor:
+    """The pixels of an image uint8 `[3, H, W]` that its thumbnail is made of: uint8 `[16 * 32 * 32, 3]`.
 
-    Averaging every pixel would cost a third of the decoding. By torch and not numpy, since it lets other threads run.
+    In each of 32 x 32 cells those on a grid of 4 x 4, the first of all cells first. Averaging every pixel would cost a third
+    of the decoding. By torch and not numpy, since it lets other threads run.
     """
     import torch
 
-    pixels = image.permute(1, 2, 0)
-    height, width, _ = pixels.shape
-    rows, columns = _sampled(height)[0], _sampled(width)[1]
-    heaps = pixels.index_select(0, rows).view(THUMB, _SAMPLES, 3 * width).sum(1, dtype=torch.int16)
-    samples = heaps.view(THUMB, width, 3).index_select(1, columns).view(THUMB, _SAMPLES, 3 * THUMB)
-    return samples.sum(1, dtype=torch.int16).view(THUMB, THUMB, 3)
+    _, height, width = image.shape
+    rows = _along(height).view(_SAMPLES, 1, THUMB, 1)
+    columns = _along(width).view(1, _SAMPLES, 1, THUMB)
+    numbers = torch.add(columns, rows, alpha=width).view(-1)
+    return image.permute(1, 2, 0).reshape(-1, 3).index_select(0, numbers)
 
 
 @lru_cache(1024)
-def _sampled(side: int) -> tuple[Tensor, Tensor]:
-    """Where along a side of so many pixels samples are taken, int64 `[128]`: cell by cell, and first of cells first."""
+def _along(side: int) -> Tensor:
+    """Where along a side of so many pixels samples are taken, int64 `[4 * 32]`: first of all cells first."""
     import torch
 
     places = (2 * torch.arange(_SAMPLES * THUMB) + 1) * side // (2 * _SAMPLES * THUMB)
-    return places, places.view(THUMB, _SAMPLES).T.reshape(-1)
+    return places.view(THUMB, _SAMPLES).T.reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -142,27 +147,33 @@ def scan(
     found = Scan([""] * count, [""] * count, Looks.blank(count if near else 0))
     suspects: list[int] = []
 
-    def visit(part: range) -> None:
-        small = {}
+    def visit(part: range) -> dict[int, Tensor]:
+        samples, before = {}, heard.size()
         for place in part:
             try:
-                before = heard.size()
                 data = _read(root / paths[place])
                 found.hashes[place] = hashlib.sha256(data).hexdigest()
                 image = decode(data, max_pixels)
                 if heard.since(before):  # in this image, or in one that another thread decodes
                     suspects.append(place)
+                    before = heard.size()
             except ImageProblem as problem:
                 found.problems[place] = str(problem)
                 continue
             if near:
-                small[place] = small_picture(image)
+                samples[place] = sampled(image)
                 found.looks.ratios[place] = image.shape[2] / image.shape[1]
-        if small:
-            found.looks.fill(list(small), list(small.values()))
+            del image  # its memory holds the next one
+        return samples
 
     with overheard() as heard, one_thread_each(), _silence():
-        _run(visit, count, workers, tick)
+        seen: dict[int, Tensor] = {}
+        for done, samples in _run(visit, count, workers):
+            seen |= samples
+            if seen and (len(seen) >= _FILL or done == count):
+                found.looks.fill(list(seen), list(seen.values()))
+                seen.clear()
+            tick(done, count)
         for place in suspects:
             found.problems[place] = _damage(root / paths[place], max_pixels, heard)
     return found
@@ -183,17 +194,20 @@ def _damage(file: Path, max_pixels: int, heard: Overheard) -> str:
     return str(damaged(what)) if what and data.startswith(b"\xff\xd8") else ""
 
 
-def _run(visit: Callable[[range], None], count: int, workers: int, tick: Callable[[int, int], None]) -> None:
-    """Visit `count` places with so many threads, a chunk at a time."""
+def _run(
+    visit: Callable[[range], dict[int, Tensor]], count: int, workers: int
+) -> Iterator[tuple[int, dict[int, Tensor]]]:
+    """Visit `count` places with so many threads, a chunk at a time; yields how many are done, and what they gave."""
     with ThreadPoolExecutor(workers, thread_name_prefix="scan") as pool:
-        waiting: deque[tuple[int, Future[None]]] = deque()
+        waiting: deque[tuple[int, Future[dict[int, Tensor]]]] = deque()
         for start in range(0, count, _CHUNK):
             part = range(start, min(start + _CHUNK, count))
             waiting.append((part.stop, pool.submit(visit, part)))
             if len(waiting) > 2 * workers:  # no more in flight than keeps the threads busy
-                _wait(waiting, tick, count)
-        while waiting:
-            _wait(waiting, tick, count)
+                done, future = waiting.popleft()
+                yield done, future.result()
+        for done, future in waiting:
+            yield done, future.result()
 
 
 def _read(file: Path) -> bytes:
@@ -205,9 +219,10 @@ def _read(file: Path) -> bytes:
                 raise ImageProblem("no regular file")
             if status.st_size > _MAX_BYTES:
                 raise ImageProblem(f"more than {_MAX_BYTES // 2**20:,} MiB")
-            parts = []
-            while part := os.read(handle, status.st_size + 1):
+            parts, missing = [], status.st_size
+            while missing > 0 and (part := os.read(handle, missing)):
                 parts.append(part)
+                missing -= len(part)
             return b"".join(parts)
         finally:
             os.close(handle)
@@ -221,9 +236,3 @@ def _silence() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _wait(waiting: deque[tuple[int, Future[None]]], tick: Callable[[int, int], None], count: int) -> None:
-    done, future = waiting.popleft()
-    future.result()
-    tick(done, count)

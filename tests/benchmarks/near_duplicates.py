@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from inat_ft.data.duplicates import near_copies
 from inat_ft.data.images import decode
-from inat_ft.data.scan import Looks, small_picture
+from inat_ft.data.scan import Looks, sampled
 from tests.benchmarks.told import tell
 
 
@@ -29,7 +29,7 @@ def looks(pictures):
         encoded.append(data.getvalue())
     found = Looks.blank(len(encoded))
     images = [decode(data) for data in encoded]
-    found.fill(range(len(images)), [small_picture(image) for image in images])
+    found.fill(range(len(images)), [sampled(image) for image in images])
     found.ratios[:] = [image.shape[2] / image.shape[1] for image in images]
     return found
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from inat_ft.data.scan import Looks, phash, small_picture
+from inat_ft.data.scan import Looks, phash, sampled
 
 
 @settings(max_examples=40, deadline=None)
@@ -25,6 +25,6 @@ def test_a_look_is_of_the_whole_picture_whatever_its_size() -> None:
     looks = Looks.blank(3)
     sizes = ((32, 32), (600, 800), (97, 33))
     pictures = [torch.from_numpy(np.array(Image.fromarray(grey).convert("RGB").resize((w, h), 0))) for h, w in sizes]
-    looks.fill(range(3), [small_picture(picture.permute(2, 0, 1)) for picture in pictures])
+    looks.fill(range(3), [sampled(picture.permute(2, 0, 1)) for picture in pictures])
     assert np.abs(looks.thumbs.astype(int) - grey).max() <= 8  # a step of the ramp
     assert (looks.colours == looks.colours[0]).all()
