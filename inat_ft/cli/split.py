@@ -108,6 +108,8 @@ def _split(
     files = find_files(data, classes_from, skip=out)
     check_fractions(files, chosen)
     groups = group_names(files, chosen.group_by, render.remark)
+    import torchvision.io  # noqa: F401  takes a second, which is no part of scanning
+
     with overheard(), render.progress("scanning") as tick:  # in this order: a bar keeps the stderr that it finds
         scanned = scan(files.root, files.paths, max_pixels, workers or num_cores(), chosen.near, tick)
     bad = [(path, why) for path, why in zip(files.paths, scanned.problems, strict=True) if why]
