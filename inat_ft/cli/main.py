@@ -3,9 +3,10 @@
 import errno
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from inat_ft import __version__
 from inat_ft.cli import commands, render
@@ -13,8 +14,26 @@ from inat_ft.cli.deferred import defer_compiler
 from inat_ft.cli.memory import keep_memory
 from inat_ft.errors import InatFtError, UsageError
 
+
+class _Commands(TyperGroup):
+    """Commands whose errors show the value that was given, which Typer leaves out."""
+
+    def invoke(self, ctx: Any) -> Any:
+        from pydantic import ValidationError
+
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if isinstance(error.__cause__, ValidationError):
+                finding = error.__cause__.errors()[0]
+                said, got = finding["msg"].removeprefix("Value error, "), repr(finding["input"])
+                error.message = said if got in said else f"{said[0].lower()}{said[1:]} (got {got})"
+            raise
+
+
 app = typer.Typer(
     name="inat-ft",
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

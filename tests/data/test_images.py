@@ -53,6 +53,17 @@ def test_ordinary_forms_give_their_colours(data: bytes, tolerance: int) -> None:
     assert np.abs(mean_colour(data) - RED).max() <= tolerance
 
 
+@pytest.mark.parametrize("transform", [0, 2])
+@pytest.mark.parametrize("adobe", [True, False])
+def test_jpegs_of_four_inks_are_as_pillow_makes_them(transform: int, adobe: bool) -> None:
+    inks = np.random.default_rng(0).integers(0, 256, (4, 4, 4), np.uint8).repeat(8, 0).repeat(8, 1)
+    data = encoded(Image.fromarray(inks, "CMYK"), "JPEG", quality=95)
+    marker = data.index(b"\xff\xee\0\x0eAdobe")
+    seen = data[:marker] + (data[marker : marker + 15] + bytes([transform])) * adobe + data[marker + 16 :]
+    expected = np.asarray(Image.open(BytesIO(seen)).convert("RGB"))
+    assert np.ptp(expected) > 200 and (decode(seen).permute(1, 2, 0).numpy() == expected).all()
+
+
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow cannot read AVIF")
 def test_avif() -> None:
     assert np.abs(mean_colour(encoded(red(), "AVIF")) - RED).max() <= 6

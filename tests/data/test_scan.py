@@ -19,15 +19,15 @@ from tests.conftest import make_images
 PHOTO = Image.fromarray(load_sample_images().images[0]).resize((320, 240))
 
 
-def encoded(form: str, **options: object) -> bytes:
+def encoded(form: str, mode: str = "RGB", **options: object) -> bytes:
     out = BytesIO()
-    PHOTO.save(out, form, **options)
+    PHOTO.convert(mode).save(out, form, **options)
     return out.getvalue()
 
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> Path:
-    """Whole images, two JPEGs that libjpeg decodes in part, and one that only has bytes too many."""
+    """Whole images, three JPEGs that libjpeg decodes in part, and one that only has bytes too many."""
     data = make_images(tmp_path / "photos", classes=2, each=6)
     whole = encoded("JPEG", quality=90)
     for number in range(40):
@@ -37,6 +37,9 @@ def damaged(tmp_path: Path) -> Path:
     (data / "class0" / "corrupt.jpg").write_bytes(whole[:middle] + noise + whole[middle + 2000 :])
     (data / "class1" / "half.jpg").write_bytes(whole[:middle] + b"\xff\xd9")
     (data / "class1" / "padded.jpg").write_bytes(whole[:-2] + b"\0\0\0\xff\xd9")
+    inks = encoded("JPEG", mode="CMYK", quality=90)
+    (data / "class1" / "inks.jpg").write_bytes(inks)
+    (data / "class1" / "half_the_inks.jpg").write_bytes(inks[: len(inks) // 2] + b"\xff\xd9")
     return data
 
 
@@ -44,7 +47,7 @@ def test_jpegs_with_lost_pixels_are_left_out_by_name_and_libjpeg_is_not_heard(cl
     ran = cli("split", damaged, "--no-near", "--workers", "4", "--json", "--quiet")
     assert ran.code == 0 and ran.err == ""
     left = {entry["path"]: entry["reason"] for entry in ran.json["left_out"]}
-    assert left.keys() == {"class0/corrupt.jpg", "class1/half.jpg"}
+    assert left.keys() == {"class0/corrupt.jpg", "class1/half.jpg", "class1/half_the_inks.jpg"}
     assert left["class1/half.jpg"] == "truncated or damaged: premature end of data segment"
 
 
@@ -99,6 +102,10 @@ def test_python_goes_on_speaking_meanwhile_and_libjpeg_afterwards(damaged: Path,
 
 
 def test_the_bar_is_seen_on_a_terminal(damaged: Path) -> None:
+    slow = BytesIO()
+    PHOTO.resize((4000, 3000)).save(slow, "JPEG", quality=90)
+    for number in range(24):
+        (damaged / "class0" / f"slow{number}.jpg").write_bytes(slow.getvalue() + bytes([number]))
     terminal, shown = os.openpty()
     command = [sys.executable, "-m", "inat_ft", "split", str(damaged), "--no-near"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=shown) as process:
@@ -109,7 +116,7 @@ def test_the_bar_is_seen_on_a_terminal(damaged: Path) -> None:
                 text += part
     os.close(terminal)
     assert process.returncode == 0
-    assert b"55/55" in text and b"premature" not in text
+    assert b"81/81" in text and b"premature" not in text
     assert text.count(b"scanning") > 4, "it was not drawn between the start and the end"
 
 

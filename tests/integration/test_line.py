@@ -96,7 +96,7 @@ def test_the_dry_run_shows_what_would_learn_and_trains_nothing(cli, manifest_fil
         (["--backbone", "resnet5O", "--weights", "none"], "unknown backbone 'resnet5O'"),
         (["--unfreeze-from", "layer9", "--mode", "partial", *SMALL], "unknown stage 'layer9' for resnet18"),
         (["--device", "cuda:7"], "CUDA device"),
-        (["--lr", "fast"], "Invalid value for '--lr'"),
+        (["--lr", "fast"], "(got 'fast')"),
         (["--augment", "much"], "data.augment: 'much' is not one of none, flip, standard"),
         (["--config", "none.yaml"], "no such file: none.yaml"),
         (["--resume", "runs/none"], "it has no config.yaml"),
@@ -109,6 +109,19 @@ def test_wrong_settings_end_with_two_and_one_clear_sentence(
     split = [] if "--resume" in words else ["--split", manifest_file]
     ran = cli("train", *split, *words)
     assert ran.code == 2 and said in ran.err and "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["split", "x", "--workers", "999"], "less than or equal to 256 (got '999')"),
+        (["split", "x", "--leakage", "foo"], "'foo' is not one of 'drop', 'keep', 'error'"),
+        (["sweep", "run", "--count", "many"], "(got 'many')"),
+    ],
+)
+def test_wrong_options_are_shown_as_they_were_given(cli, words: list[str], said: str) -> None:
+    ran = cli(*words)
+    assert ran.code == 2 and said in " ".join(ran.err.replace("│", " ").split()) and "Value error" not in ran.err
 
 
 def test_version_help_strategies_and_quiet(cli, manifest_file: Path) -> None:
