@@ -7,9 +7,9 @@ import os
 import stat
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -166,9 +166,9 @@ def scan(
             del image  # its memory holds the next one
         return samples
 
-    with overheard() as heard, one_thread_each(), _silence():
+    with overheard() as heard, one_thread_each(), _silence(), closing(_run(visit, count, workers)) as visits:
         seen: dict[int, Tensor] = {}
-        for done, samples in _run(visit, count, workers):
+        for done, samples in visits:
             seen |= samples
             if seen and (len(seen) >= _FILL or done == count):
                 found.looks.fill(list(seen), list(seen.values()))
@@ -196,7 +196,7 @@ def _damage(file: Path, max_pixels: int, heard: Overheard) -> str:
 
 def _run(
     visit: Callable[[range], dict[int, Tensor]], count: int, workers: int
-) -> Iterator[tuple[int, dict[int, Tensor]]]:
+) -> Generator[tuple[int, dict[int, Tensor]], None, None]:
     """Visit `count` places with so many threads, a chunk at a time; yields how many are done, and what they gave."""
     with ThreadPoolExecutor(workers, thread_name_prefix="scan") as pool:
         waiting: deque[tuple[int, Future[dict[int, Tensor]]]] = deque()
