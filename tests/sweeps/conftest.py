@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 WORKER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from inat_ft.sweeps.folder import open_sweep
 from inat_ft.sweeps.worker import work
@@ -15,7 +15,7 @@ log = Path(folder) / "log"
 def objective(job):
     settings = dict(job.overrides)
     with log.open("a") as out:
-        out.write(f"start {job.name}\\n")
+        out.write(f"start {os.getpid()}\\n")
     for epoch in range(1, 4):
         time.sleep(float(seconds) / 3)
         job.report(epoch, 0.5)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 import subprocess
 import time
@@ -195,10 +196,12 @@ def test_hyperband_ends_poor_trials_and_nothing_else_does(tmp_path: Path) -> Non
 
 def test_kill_9_loses_no_finished_trial_and_the_running_one_is_taken_up(tmp_path: Path, worker_command) -> None:
     sweep = create(parse_spec(SMALL), tmp_path, "killed")
-    victim, other = (subprocess.Popen(worker_command("killed", 0.6), stdout=subprocess.PIPE) for _ in range(2))
+    workers = [subprocess.Popen(worker_command("killed", 0.6), stdout=subprocess.PIPE) for _ in range(2)]
     log = tmp_path / "log"
     while not log.exists() or log.read_text().count("start") < 3:
         time.sleep(0.05)
+    third = int(re.findall(r"start (\d+)\n", log.read_text())[2])  # who has just begun, and finished one before
+    victim, other = sorted(workers, key=lambda worker: worker.pid != third)
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     out, _ = other.communicate(timeout=60)
