@@ -106,6 +106,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
             # libjpeg directly: three times as fast as through Pillow, within one grey level
             pixels: Tensor = decode_jpeg(buffer, ImageReadMode.RGB)
         else:
+            if image.format == "PNG":
+                _open(data).verify()  # Pillow decodes on where checksums are wrong
             pixels = torch.from_numpy(np.array(_to_rgb(image, data))).permute(2, 0, 1)
     except ImageProblem:
         raise

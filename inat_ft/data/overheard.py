@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_AT_THE_END = re.compile(r"Corrupt JPEG data: \d{1,3} extraneous bytes before marker 0xd9\n")
-"""What libjpeg says of a few bytes too many before the end, which some cameras write: the picture is complete by then."""
+_TOO_MANY = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+_FEW = 4
+"""Bytes before the end, which some cameras write. Where a picture lost step, there are more, as a rule."""
 
-_BEGIN, _SCAN = b"\xff\xd8", b"\xda"
+_BEGIN, _END, _SCAN = b"\xff\xd8", b"\xff\xd9", b"\xda"
 _ALONE = {bytes([code]) for code in (0x00, 0x01, 0xFF, *range(0xD0, 0xD9))}
 _PROGRESSIVE = {b"\xc2", b"\xca"}
 _ADDED = {bytes([code]) for code in (*range(0xE0, 0xF0), 0xFE)}
@@ -31,11 +32,19 @@ class Overheard:
         return 0 if self.file is None else os.fstat(self.file).st_size
 
     def since(self, start: int) -> str:
-        """The first line that was printed after so many bytes, by whatever thread, and is not harmless; "" for none."""
+        """The first line that was printed after so many bytes, by whatever thread; "" for none."""
         if self.file is None or self.size() == start:
             return ""
-        said = _AT_THE_END.sub("", os.pread(self.file, 2**16, start).decode(errors="replace"))
+        said = os.pread(self.file, 2**16, start).decode(errors="replace")
         return said.partition("\n")[0].removeprefix("Corrupt JPEG data: ")
+
+
+def of_padding(said: str, jpeg: bytes) -> bool:
+    """Whether libjpeg speaks of a few bytes, or equal ones, after a picture that is complete."""
+    too_many = _TOO_MANY.fullmatch(said)
+    end = jpeg.find(_END, jpeg.find(b"\xff" + _SCAN))
+    count = int(too_many[1]) if too_many else 0
+    return 0 < count <= _FEW or (0 < count <= end and len(set(jpeg[end - count : end])) == 1)
 
 
 def bare(jpeg: bytes) -> bytes:

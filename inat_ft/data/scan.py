@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inat_ft.data.images import ImageProblem, damaged, decode
-from inat_ft.data.overheard import Overheard, bare, overheard
+from inat_ft.data.overheard import Overheard, bare, of_padding, overheard
 from inat_ft.data.threads import one_thread_each
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _damage(file: Path, max_pixels: int, heard: Overheard) -> str:
     except ImageProblem as problem:
         return str(problem)
     what = heard.since(before)
-    return str(damaged(what)) if what and data.startswith(b"\xff\xd8") else ""
+    return str(damaged(what)) if what and data.startswith(b"\xff\xd8") and not of_padding(what, data) else ""
 
 
 def _run(
