@@ -25,9 +25,10 @@ _THUMBS = 1 << 12
 _MAX_GAIN = 1.35
 _RATIO_TOLERANCE = 0.03
 _MAX_TINT = 10.0
+_MAX_TINT_OF_A_PART = 16.0
 _FLAT = 0.5
 _SHARE = 0.12
-_WORST = 7.0
+_WORST = 4.0
 
 
 def exact_copies(hashes: Sequence[str]) -> NDArray[np.int64]:
@@ -85,11 +86,16 @@ def _measures(thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[n
 
 
 def _same_tint(first: NDArray[np.uint8], second: NDArray[np.uint8], contrast: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Whether two mean colours, uint8 `[P, 3]`, differ in brightness alone; the plainer the picture, the more exactly."""
-    a, b = first.astype(np.float32), second.astype(np.float32)
-    gain = (a * b).sum(1) / np.maximum((b * b).sum(1), 1)
-    rest = np.abs(a - gain[:, None] * b).max(1)
-    result: NDArray[np.bool_] = rest <= np.minimum(_MAX_TINT, 1 + contrast)
+    """Whether the colours of two pictures, uint8 `[P, 8, 8, 3]`, differ in brightness alone.
+
+    The plainer the picture, the more exactly on the whole; and each part of it, since a subject may be small.
+    """
+    a, b = (colours.reshape(len(colours), 64, 3).astype(np.float32) for colours in (first, second))
+    gain = (a * b).sum((1, 2)) / np.maximum((b * b).sum((1, 2)), 1)
+    rest = a - gain[:, None, None] * b
+    hue = np.abs(rest - rest.mean(2, keepdims=True)).max((1, 2))
+    on_the_whole = np.abs(rest.mean(1)).max(1) <= np.minimum(_MAX_TINT, 1 + contrast)
+    result: NDArray[np.bool_] = on_the_whole & (hue <= _MAX_TINT_OF_A_PART)
     return result
 
 

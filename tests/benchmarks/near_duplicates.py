@@ -12,12 +12,13 @@ import time
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance
+from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits, load_sample_images
 
 from inat_ft.data.duplicates import near_copies
 from inat_ft.data.images import decode
-from inat_ft.data.scan import Looks, sampled
+from inat_ft.data.scan import Looks, small_picture
 from tests.benchmarks.told import tell
 
 
@@ -29,7 +30,7 @@ def looks(pictures):
         encoded.append(data.getvalue())
     found = Looks.blank(len(encoded))
     images = [decode(data) for data in encoded]
-    found.fill(range(len(images)), [sampled(image) for image in images])
+    found.fill(range(len(images)), [small_picture(image) for image in images])
     found.ratios[:] = [image.shape[2] / image.shape[1] for image in images]
     return found
 
@@ -50,6 +51,21 @@ def again(picture, way):
     data = BytesIO()
     picture.save(data, "JPEG", quality=int(way.split()[-1]))
     return Image.open(data).convert("RGB")
+
+
+def textures(rng, count):
+    for _ in range(count):
+        grain = gaussian_filter(rng.normal(0, 1, (600, 800)), 2)
+        yield Image.fromarray((128 + 40 * grain / grain.std()).clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def balls(rng, count):
+    for number in range(count):
+        picture = Image.new("RGB", (480, 480), (250, 250, 250))
+        x, y = rng.integers(192, 200, 2)
+        colour = ((200, 30, 40), (30, 40, 200), (20, 110, 30))[number % 3]
+        ImageDraw.Draw(picture).ellipse([x, y, x + 90, y + 90], fill=colour)
+        yield picture
 
 
 def plain(rng, count, grain):
@@ -75,6 +91,14 @@ def main(quick: bool) -> None:
         found = sum((pairs == [place, place + count]).all(1).any() for place in range(count))
         copies[way] = round(found / count, 4)
         print(f"{way:32} {found:6} of {count:4}")
+    fine = list(textures(rng, 40))
+    pairs = near_copies(looks(fine + [picture.resize((400, 300), Image.Resampling.LANCZOS) for picture in fine]))
+    found = sum((pairs == [place, place + 40]).all(1).any() for place in range(40))
+    copies["fine texture, half size"] = round(found / 40, 4)
+    print(f"{'fine texture, half size':32} {found:6} of   40")
+    same_place = near_copies(looks(list(balls(rng, 90))))
+    apart = int((same_place[:, 0] % 3 != same_place[:, 1] % 3).sum())
+    print(f"balls of three colours in one place, 90: {apart} pairs of different colours merged")
     digits = [
         Image.fromarray((image * 255 / 16).astype(np.uint8)).resize((32, 32), Image.Resampling.NEAREST).convert("RGB")
         for image in load_digits().images[: 300 if quick else None]
@@ -102,7 +126,7 @@ def main(quick: bool) -> None:
         near_copies(random)
         seconds[count] = round(time.perf_counter() - started, 2)
         print(f"{count:32,} {seconds[count]:10.1f}")
-    tell(copies_found=copies, images_merged_wrongly=merged_share, search_s=seconds)
+    tell(copies_found=copies, images_merged_wrongly=merged_share, balls_merged_across_colours=apart, search_s=seconds)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
-from inat_ft.data.scan import Looks, phash, sampled
+from inat_ft.data.duplicates import near_copies
+from inat_ft.data.scan import Looks, phash, small_picture
 
 
 @settings(max_examples=40, deadline=None)
@@ -25,6 +27,36 @@ def test_a_look_is_of_the_whole_picture_whatever_its_size() -> None:
     looks = Looks.blank(3)
     sizes = ((32, 32), (600, 800), (97, 33))
     pictures = [torch.from_numpy(np.array(Image.fromarray(grey).convert("RGB").resize((w, h), 0))) for h, w in sizes]
-    looks.fill(range(3), [sampled(picture.permute(2, 0, 1)) for picture in pictures])
+    looks.fill(range(3), [small_picture(picture.permute(2, 0, 1)) for picture in pictures])
     assert np.abs(looks.thumbs.astype(int) - grey).max() <= 8  # a step of the ramp
-    assert (looks.colours == looks.colours[0]).all()
+    assert np.abs(looks.colours.astype(int) - looks.colours[0]).max() <= 8
+
+
+def looks_of(pictures: list[np.ndarray]) -> Looks:
+    looks = Looks.blank(len(pictures))
+    looks.fill(
+        range(len(pictures)), [small_picture(torch.from_numpy(picture).permute(2, 0, 1)) for picture in pictures]
+    )
+    return looks
+
+
+def test_copies_of_a_fine_texture_at_another_size_are_found() -> None:
+    rng = np.random.default_rng(0)
+    pictures = []
+    for _ in range(20):  # such as grass: hardly any contrast remains in a thumbnail
+        grain = gaussian_filter(rng.normal(0, 1, (700, 600)), 2)
+        picture = Image.fromarray((128 + 40 * grain / grain.std()).clip(0, 255).astype(np.uint8)).convert("RGB")
+        pictures += [picture, picture.resize((300, 350), Image.Resampling.LANCZOS)]
+    pairs = near_copies(looks_of([np.array(picture) for picture in pictures]))
+    assert pairs.tolist() == [[place, place + 1] for place in range(0, 40, 2)]
+
+
+def test_a_small_subject_of_another_colour_makes_another_picture() -> None:
+    rng = np.random.default_rng(0)
+    pictures = []
+    for colour in ((200, 30, 40), (30, 40, 200), (20, 110, 30)):
+        picture = np.full((480, 480, 3), 250) + rng.normal(0, 2, (480, 480, 3))
+        picture[150:240, 230:330] = colour
+        pictures += [picture.clip(0, 255).astype(np.uint8)]
+    again = Image.fromarray(pictures[0]).resize((300, 300))
+    assert near_copies(looks_of([*pictures, np.array(again)])).tolist() == [[0, 3]]
