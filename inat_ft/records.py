@@ -19,6 +19,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 SCHEMA_VERSION = 1
 
 
+_FileName = Annotated[str, Field(pattern=r"^[^\x00]+$")]
+
+
 class _Part(BaseModel):
     """Part of a record: frozen; unknown keys are kept, since other code bases write what they like."""
 
@@ -89,7 +92,7 @@ class Evaluation(_Part):
 class SplitInfo(_Part):
     """The data that a run saw."""
 
-    manifest: str
+    manifest: _FileName
     """Path of the manifest, relative to the record."""
     fingerprint: str
     """Of the manifest."""
@@ -121,7 +124,7 @@ class RunRecord(_Part):
     """UTC, ISO 8601."""
     test_accuracy: Share | None = None
     """Share of the test images that are right; null until the run has been evaluated on the test set."""
-    num_test: Annotated[int, Field(ge=1)] | None = None
+    num_test: Annotated[int, Field(ge=1, le=10**9)] | None = None
     """Images that `test_accuracy` was measured on."""
     val_accuracy: Share | None = None
     """Of the best epoch, which it also chose."""
@@ -149,7 +152,7 @@ class RunRecord(_Part):
     """Of the pretrained weights that the run started from."""
     val: Evaluation | None = None
     test: Evaluation | None = None
-    predictions: dict[str, str] = {}
+    predictions: dict[str, _FileName] = {}
     """CSV of predictions by subset (path,true,predicted[,p_<class>...]), relative to the record."""
     notes: list[str] = []
 
@@ -158,11 +161,13 @@ def read_record(path: Path) -> tuple[RunRecord, Path]:
     """The record at `path` (a run directory or a JSON file) and the file it came from. Raises RecordError or UsageError."""
     file = path / "record.json" if path.is_dir() else path
     try:
+        if file.exists() and not file.is_file():
+            raise RecordError(f"{file} is no regular file")
         text = file.read_text(encoding="utf-8")
         raw = json.loads(text)
     except FileNotFoundError:
         raise _no_record(path) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of numbers too long and lists too deep, too
         raise RecordError(f"cannot read {file} as JSON: {error}") from None
     if not isinstance(raw, dict):
         raise RecordError(f"{file} holds a {type(raw).__name__}, not a record")

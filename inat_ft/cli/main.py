@@ -14,6 +14,8 @@ from inat_ft.cli.deferred import defer_compiler
 from inat_ft.cli.memory import keep_memory
 from inat_ft.errors import InatFtError, UsageError
 
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+
 
 class _Commands(TyperGroup):
     """Commands whose errors show the value that was given, which Typer leaves out."""
@@ -101,7 +103,7 @@ def _explained(error: Exception) -> InatFtError:
     if isinstance(error, OSError) and error.filename is None and is_full(error):
         _drop_output()
         return InatFtError(f"cannot write the output: {error.strerror}", "free some space, or send it elsewhere")
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG) and error.filename:
+    if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
         return InatFtError(f"cannot use {error.filename}: {error.strerror}", "name another place, or have it allowed")
     return InatFtError(
         f"{type(error).__name__}: {error}", "this is a fault of inat-ft; `inat-ft --debug ...` shows where"

@@ -91,6 +91,8 @@ def _extract(archive: Path, work: Path, inside: str, tick: Tick, max_bytes: int)
 def _harmless(member: zipfile.ZipInfo) -> PurePosixPath:
     """Where a member goes, if it is a plain file or folder below the archive's own root."""
     name, kind = PurePosixPath(member.filename), stat.S_IFMT(member.external_attr >> 16)
+    if "\0" in member.orig_filename:
+        raise BadArchive(f"the archive holds a name that no file can have: {member.orig_filename!r}")
     bad_name = name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename
     if bad_name or not name.parts:
         raise BadArchive(f"the archive holds a name that leads out of its folder: {member.filename!r}")

@@ -115,7 +115,12 @@ class _Draw:
             in_groups = np.floor(self._count(place[~alone]) * share + 0.5).astype(np.int64)
             got = self._take_groups(groups, code, np.minimum(in_groups, need), spare)
             need, spare = need - got, spare - got
-        got = self._take_singles(singles, code, need)
+        held = np.zeros_like(need)  # groups that remain, by class
+        for group in groups:
+            if self.subsets[group.places[0]] == UNDECIDED:
+                held[list(group.counts)] += 1
+        free = np.maximum(self._count(singles) + held - leave, 0)  # a group cannot serve two subsets
+        got = self._take_singles(singles, code, np.minimum(need, free))
         need, spare = need - got, spare - got
         if groups and (need > 0).any():
             got = self._take_groups(groups, code, need, spare)

@@ -85,6 +85,7 @@ def _seen(file: Path | None, count: int) -> NDArray[np.int64]:
     nothing = np.zeros((count, 2), np.int64)
     try:
         seen = np.load(file, allow_pickle=False) if file else nothing
-    except (OSError, ValueError):
+    except Exception:  # of a damaged file numpy raises what it likes
         return nothing
-    return seen if seen.shape == nothing.shape else nothing
+    is_whole = isinstance(seen, np.ndarray) and seen.shape == nothing.shape and seen.dtype == nothing.dtype
+    return seen if is_whole else nothing

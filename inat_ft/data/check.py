@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from inat_ft.data.files import Files
 from inat_ft.data.images import MAX_PIXELS, sha256_of
 from inat_ft.data.manifest import Manifest
 from inat_ft.data.scan import scan
@@ -34,29 +35,38 @@ class Differences:
 
 
 def check_manifest(manifest: Manifest, tick: Callable[[int, int], None]) -> Differences:
-    """Compare every image with the disk, and look for new ones, among them files that were unusable and are not any more.
+    """Compare every image with the disk, and labels with the CSV that they came from.
 
-    Raises DataError when the folder of the images is gone.
+    New images are looked for, too, among them files that were unusable and are not any more. Raises DataError when the
+    folder of the images is gone.
     """
     require_root(manifest)
     changed = changed_rows(manifest, np.arange(len(manifest.paths)), tick)
     differing = [manifest.paths[row] for row in changed]
     missing = [path for path in differing if not os.path.isfile(manifest.root / path)]  # nor where none may look
     gone = set(missing)
-    present, left_out = _present(manifest), dict(manifest.left_out)
+    files, left_out = _present(manifest), dict(manifest.left_out)
+    present = files.paths if files else []
+    if files and files.csv:
+        labels = dict(zip(files.paths, files.labels, strict=True))
+        own = zip(manifest.paths, manifest.labels.tolist(), strict=True)
+        differing += [
+            path for path, label in own if labels.get(path, manifest.classes[label]) != manifest.classes[label]
+        ]
     known = {*manifest.paths, *left_out}
     mended = _usable(manifest, [path for path in present if path in left_out], left_out)
     new = [path for path in present if path not in known or path in mended]
-    return Differences(missing, [path for path in differing if path not in gone], new)
+    return Differences(missing, [path for path in dict.fromkeys(differing) if path not in gone], new)
 
 
-def _present(manifest: Manifest) -> list[str]:
+def _present(manifest: Manifest) -> Files | None:
+    """What is there to be split now, as far as that can be told."""
     if manifest.made.get("layout") == "CSV" and "csv" not in manifest.made:  # written before its name was kept
-        return []
+        return None
     try:
-        return find_files(manifest.root / manifest.made.get("csv", ""), skip=manifest.path).paths
+        return find_files(manifest.root / manifest.made.get("csv", ""), skip=manifest.path)
     except InatFtError:  # with its images missing it need not look like a data set any more
-        return []
+        return None
 
 
 def _usable(manifest: Manifest, paths: list[str], reasons: dict[str, str]) -> set[str]:

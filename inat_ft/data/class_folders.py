@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from inat_ft.data.files import UNPRINTABLE, Files, is_ignored, real_path
@@ -19,6 +21,8 @@ _ROLES = {
     "val": {"val", "valid", "validation", "2021_valid"},
     "test": {"test", "testing"},
 }
+_BELOW = "_"
+"""Stands between taxa, and in no name of one."""
 _TAXON = re.compile(r"\d{5}_" + "_".join(["([^_]+)"] * 7))
 
 
@@ -42,6 +46,14 @@ class _Walk:
         self.skip = real_path(skip) if skip else None
 
     def files(self) -> Files:
+        files = self._files()
+        if self.rank:
+            named = _named(files.classes)
+            files.labels = [named[label] for label in files.labels]
+            files.classes = set(named.values())
+        return files
+
+    def _files(self) -> Files:
         top = self._inside(self.root)
         roles = self._roles(top)
         if not roles:
@@ -120,8 +132,9 @@ class _Walk:
         """Take up the files of a folder and of the folders in it, save hidden ones."""
         match = _TAXON.fullmatch(relative.rsplit("/", 1)[-1]) if self.rank else None
         if match:
-            ranks = dict(zip(RANKS, match.groups(), strict=True))
-            label = f"{ranks['genus']} {ranks['species']}" if self.rank == "species" else ranks[str(self.rank)]
+            above = RANKS.index(str(self.rank))
+            taxon = match[above + 1] if self.rank != "species" else f"{match[above]} {match[above + 1]}"
+            label = _BELOW.join((*match.groups()[:above], taxon))
         if label and is_plain(relative):
             files.classes.add(label)
         try:
@@ -152,6 +165,18 @@ class _Walk:
         for path in folder.iterdir():
             if path.suffix.lower() in _SUFFIXES and not is_ignored(path.name) and path.is_file():
                 files.leave(path.relative_to(self.root).as_posix(), "outside the class folders")
+
+
+def _named(taxa: Iterable[str]) -> dict[str, str]:
+    """What taxa, each written with all above it, are called: by what is above, too, where others have the same name."""
+    names = {taxon: taxon.split(_BELOW) for taxon in taxa}
+    met = Counter(name[-1] for name in names.values())
+    near = Counter(tuple(name[-2:]) for name in names.values())
+    named = {}
+    for taxon, name in names.items():
+        above = name[-2:-1] if near[tuple(name[-2:])] == 1 else name[:-1]
+        named[taxon] = name[-1] if met[name[-1]] == 1 else f"{name[-1]} ({' '.join(above)})"
+    return named
 
 
 def _expected() -> str:

@@ -73,6 +73,10 @@ def fetch_inat12k(
     gets remarks for a person. Raises DataError when the archive cannot be had, is not what it should be, or the disk is full.
     """
     folder, archive = to / _INSIDE, to / "nature_12K.zip"
+    if (counts := _counts(folder)) and sum(counts.values()) == _whole(folder):  # even where nothing may be written
+        return Fetched(folder, sum(counts.values()), False, _other_classes(counts))
+    if (folder.is_symlink() and not folder.exists()) or (folder.exists() and not folder.is_dir()):
+        raise DataError(f"{folder} is no folder", "remove it, or name another place with --to")
     with locked(folder, lambda: say(f"another process is fetching {folder}: waiting for it")):
         new = not folder.is_dir() or not any(folder.iterdir())
         number = sum(_counts(folder).values())
@@ -129,6 +133,8 @@ def _subsets_without_images(folder: Path) -> str:
 def _require_subsets(folder: Path) -> None:
     if empty := _subsets_without_images(folder):
         raise BadArchive(f"{empty} no class folders with images")
+    if (folder / _NOTE).is_dir():
+        raise BadArchive(f"it holds a folder {_NOTE}")
     (folder / _NOTE).write_text(json.dumps({"images": sum(_counts(folder).values())}) + "\n")
 
 

@@ -123,6 +123,11 @@ class _Download:
             raise _Interrupted(f"no connection ({_reason(error.reason)})") from None
         except (http.client.HTTPException, OSError) as error:
             raise _Interrupted(f"the connection broke off ({_reason(error)})") from None
+        except ValueError as error:
+            raise DataError(
+                f"cannot fetch {self.url}: the server sent on to an address that is none ({_reason(error)})",
+                "check the address, or use another mirror",
+            ) from None
 
     def _refused(self, code: int, reason: str) -> None:
         if code == _RANGE_NOT_SATISFIABLE:
@@ -138,7 +143,7 @@ class _Download:
         """What the answer holds, and from which byte on. The part and its notes are made to fit it."""
         tag, modified = answer.headers.get("ETag") or "", answer.headers.get("Last-Modified") or ""
         if answer.status == http.HTTPStatus.PARTIAL_CONTENT:
-            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "").strip())
+            span = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", answer.headers.get("Content-Range", "").strip())
             version = _Version(self.url, tag, modified, _number(span and span[2]))
             if not known or not span or int(span[1]) != start or version.contradicts(known):
                 self.start_again()
@@ -207,8 +212,9 @@ def download(
     soon when there is no network, and UsageError for an address or a hash that cannot be one.
     """
     _require_address(url)
-    wanted = (sha256 or sha256_prefix or "").lower()
-    if not re.fullmatch(r"([0-9a-f]{8,64})?", wanted):
+    given = sha256 if sha256 is not None else sha256_prefix
+    wanted = (given or "").lower()
+    if given is not None and not re.fullmatch(r"[0-9a-f]{8,64}", wanted):
         raise UsageError(f"'{wanted}' is no SHA-256", "give its 64 hexadecimal digits, or at least the first 8")
     if to.is_dir():
         raise UsageError(f"{to} is a folder, not a file to download into", "name a file")
@@ -235,6 +241,7 @@ def _require_address(url: str) -> None:
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        (parts.hostname or "").encode("idna")
     except ValueError:
         good = False
     if not good or not url.isascii() or re.search(r"[\s\x00-\x1f\x7f]", url):
@@ -274,7 +281,7 @@ def _reason(error: object) -> str:
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text and text.isdecimal() else -1
+    return int(text) if text and re.fullmatch("[0-9]{1,18}", text) else -1
 
 
 def _is_right(file: Path, sha256: str, size: int | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import sys
 from functools import cache
@@ -43,8 +44,9 @@ _TURNED = {
 
 In dimensions of `[3, H, W]`."""
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
-"""Tags of TIFF, and a value."""
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANES = 258, 262, 284
+_WHITE_IS_ZERO, _SEPARATE = 0, 2
+"""Tags of TIFF, and values."""
 _WEBP_ANIMATED, _WEBP_ALPHA = 0x02, 0x10
 """Flags in the header of a WebP."""
 
@@ -60,7 +62,9 @@ class ImageProblem(Exception):
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """SHA-256 of a file's bytes, in hex. Raises OSError where there is no regular file: a pipe would be waited for."""
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -74,6 +78,8 @@ def load_image(path: Path, size: int, max_pixels: int = sys.maxsize) -> NDArray[
     from torchvision.transforms.v2.functional import resize
 
     try:
+        if path.exists() and not path.is_file():
+            raise ImageProblem("no regular file")
         pixels = decode(path.read_bytes(), max_pixels)
     except (OSError, ImageProblem) as problem:
         reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
@@ -109,9 +115,11 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
             if image.format == "PNG":
                 _open(data).verify()  # Pillow decodes on where checksums are wrong
             pixels = torch.from_numpy(np.array(_to_rgb(image, data))).permute(2, 0, 1)
-    except ImageProblem:
+    except (ImageProblem, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise what they like on damaged files
+        if "can't allocate memory" in str(error):  # torch's way to say it
+            raise MemoryError from None
         raise _problem(error) from None
     return _upright(pixels, image.info.get("exif"))
 
@@ -164,6 +172,8 @@ def _forms() -> list[str]:
 def _to_rgb(image: ImageFile, data: bytes) -> Image:
     from PIL import Image
 
+    if image.format == "TIFF" and _is_misread(image):
+        raise ImageProblem("TIFF of 16 bits in separate planes is not understood")
     image.info.pop("xmp", None)  # a TIFF is turned by Pillow itself, which must not ask XMP
     covered = image.tile[0][1] if image.format == "GIF" and image.tile else None
     image.load()
@@ -172,6 +182,15 @@ def _to_rgb(image: ImageFile, data: bytes) -> Image:
         frame, picture = picture.crop(covered), Image.new("RGB", image.size, "white")
         picture.paste(frame, covered)
     return picture
+
+
+def _is_misread(image: ImageFile) -> bool:
+    """Whether Pillow would take 16 bits for 8."""
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    assert isinstance(image, TiffImageFile)
+    is_wide = max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8
+    return is_wide and image.tag_v2.get(_PLANES) == _SEPARATE and image.tile[0][0] == "raw"
 
 
 def _on_white(image: Image, data: bytes) -> Image:
@@ -183,6 +202,8 @@ def _on_white(image: Image, data: bytes) -> Image:
         raise ImageProblem("floating-point pixels have no agreed brightness")
     if image.format == "PNG":
         _scale_key(image, bits=data[24])
+    if image.format == "BMP" and image.mode == "RGBA" and not np.asarray(image)[..., 3].any():
+        return image.convert("RGB")  # some programs leave the bytes for transparency empty
     if image.has_transparency_data:
         coloured = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
@@ -218,7 +239,7 @@ def _scale_key(image: Image, bits: int) -> None:
 
 def _problem(error: Exception) -> ImageProblem:
     """What a decoder says, without what hangs on its build: it goes into manifests."""
-    words = (str(error).splitlines() or [type(error).__name__])[0]
+    words = (str(error).splitlines() or ["its data make no sense"])[0]
     if ".cpp:" in words:  # function, file and line stand before what torchvision has to say
         words = words.partition(".cpp:")[2].partition(", ")[2]
     if any(word in words.lower() for word in ("truncated", "premature", "incomplete")):

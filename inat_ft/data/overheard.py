@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import BinaryIO
 
 _TOO_MANY = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _FEW = 4
@@ -69,16 +70,22 @@ def bare(jpeg: bytes) -> bytes:
     return jpeg
 
 
+def _nowhere() -> BinaryIO:
+    """A file without a name: in memory where the system can, since disks may be full."""
+    return open(os.memfd_create("heard"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
+
+
 @contextmanager
 def overheard() -> Iterator[Overheard]:
     """Listen to what C libraries print to stderr, instead of showing it; Python's own stderr leads where it did."""
     try:
         real = os.dup(2)
-    except OSError:  # closed
+        heard = _nowhere()
+    except OSError:  # stderr is closed, or there is no folder for temporary files
         yield Overheard(None)
         return
     python = sys.stderr
-    with tempfile.TemporaryFile() as heard, open(os.dup(real), "w", encoding="utf-8", errors="replace") as kept:
+    with heard, open(os.dup(real), "w", encoding="utf-8", errors="replace") as kept:
         os.dup2(heard.fileno(), 2)
         if python is sys.__stderr__:
             sys.stderr = kept

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from inat_ft.data.images import ImageProblem, damaged, decode
 from inat_ft.data.overheard import Overheard, bare, of_padding, overheard
 from inat_ft.data.threads import one_thread_each
+from inat_ft.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,6 +166,9 @@ def scan(
             except ImageProblem as problem:
                 found.problems[place] = str(problem)
                 continue
+            except MemoryError:
+                hint = "decode fewer at once with --workers 1, or leave it out with --max-pixels"
+                raise DataError(f"there is not enough memory to decode {root / paths[place]}", hint) from None
             if near:
                 small[place] = small_picture(image)
                 found.looks.ratios[place] = image.shape[2] / image.shape[1]

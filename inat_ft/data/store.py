@@ -107,12 +107,18 @@ class Store:
     def read(self, hashes: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """All rows, memory-mapped and read-only `[M, *row_shape]`, and the row of each hash `[N]`.
 
-        Raises KeyError when a hash has no row.
+        Raises DataError when a hash has no row, or the store is cleared at this moment.
         """
-        index = {digest: row for row, digest in enumerate(self._index())}
-        positions = np.fromiter((index[bytes.fromhex(name)] for name in hashes), np.int64, len(hashes))
-        shape = (len(index), *self.row_shape)
-        return np.memmap(self.folder / "rows.bin", self.dtype, "r", shape=shape), positions
+        try:
+            with (self.folder / "rows.bin").open("rb") as opened:
+                index = {digest: row for row, digest in enumerate(self._index())}
+                positions = np.fromiter((index[bytes.fromhex(name)] for name in hashes), np.int64, len(hashes))
+                rows = np.memmap(opened, self.dtype, "r", shape=(len(index), *self.row_shape))
+                if os.path.samestat(os.fstat(opened.fileno()), os.stat(self.folder / "rows.bin")):
+                    return rows, positions  # else the index is of rows that have come in the place of these
+        except (FileNotFoundError, KeyError):
+            pass
+        raise DataError(f"the cache {self.folder} was cleared while it was being read", "run the same command again")
 
     def _index(self) -> list[bytes]:
         """The digests of all rows that count."""
@@ -184,9 +190,8 @@ def _read_key(description: Path) -> dict[str, Any]:
 
 
 def clear_store(store: StoreSize) -> None:
-    """Remove a store, after the process that writes to it, if any, is done."""
+    """Remove a store, after the process that writes to it, if any, is done. The lock stays, since others may wait for it."""
     with FileLock(store.folder / "lock"):
         (store.folder / "index.bin").unlink(missing_ok=True)  # first: from here on no row counts
         (store.folder / "rows.bin").unlink(missing_ok=True)
         (store.folder / "key.json").unlink(missing_ok=True)
-    shutil.rmtree(store.folder, ignore_errors=True)

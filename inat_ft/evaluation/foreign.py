@@ -160,7 +160,7 @@ def _json_rows(file: Path) -> list[dict[str, Any]]:
             loaded = [json.loads(line) for line in text.splitlines() if line.strip()]  # one object a line
     except FileNotFoundError:
         raise UsageError(f"no such file: {file}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"cannot read {file} as JSON: {error}") from None
     rows = loaded if isinstance(loaded, list) else [loaded]
     if not rows or not all(isinstance(row, dict) for row in rows):

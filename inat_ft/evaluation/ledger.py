@@ -20,7 +20,7 @@ def ledger_file(manifest: Path) -> Path:
 def looks(manifest: Path, fingerprint: str) -> list[dict[str, object]]:
     """All looks so far at the test set with this fingerprint, the oldest first. A damaged line counts as none."""
     try:
-        lines = ledger_file(manifest).read_text(encoding="utf-8").splitlines()
+        lines = ledger_file(manifest).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
     found = []

@@ -63,6 +63,8 @@ def write_predictions(file: Path, predictions: Predictions) -> None:
 
 def read_predictions(file: Path) -> Predictions:
     """Read the CSV, ours or another program's. Raises RecordError naming file, line and value."""
+    if file.exists() and not file.is_file():
+        raise RecordError(f"{file} is no regular file")
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.reader(lines)

@@ -35,8 +35,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpicklers and parsers raise what they like on a damaged file
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"cannot read weights from {path}: {cause}", "it must be a state dict of tensors") from error
+        raise _unreadable(path, error) from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -45,13 +44,22 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
 
 
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return WeightsError(f"cannot read weights from {path}: {cause}", "it must be a state dict of tensors")
+
+
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a .safetensors file; empty for other files."""
+    """The metadata of a .safetensors file; empty for other files. Raises WeightsError for a damaged one."""
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return dict(header.get("__metadata__") or {})
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as opened:
+            return dict(opened.metadata() or {})
+    except Exception as error:  # parsers raise what they like on a damaged file
+        raise _unreadable(path, error) from error
 
 
 def fetch_weights(url: str, name: str = "") -> dict[str, Tensor]:

@@ -167,6 +167,16 @@ def test_check_finds_files_that_have_become_images(cli, leaking: Path) -> None:
     assert found == {"missing": [], "changed": [], "new": ["train/class0/bad.png"]}
 
 
+def test_check_finds_labels_that_a_csv_has_changed(cli, tmp_path: Path) -> None:
+    make_images(tmp_path / "photos", classes=1, each=8)
+    rows = "".join(f"photos/class0/{number:03d}.png,{'ab'[number % 2]}\n" for number in range(8))
+    Path("list.csv").write_text(f"path,label\n{rows}")
+    assert cli("split", "list.csv").code == 0
+    Path("list.csv").write_text(f"path,label\n{rows}".replace("003.png,b", "003.png,a"))
+    ran = cli("split", "--check", "splits/list.csv", "--json")
+    assert ran.code == 1 and ran.json == {"missing": [], "changed": ["photos/class0/003.png"], "new": []}
+
+
 def test_check_finds_new_rows_of_a_csv(cli, tmp_path: Path) -> None:
     make_images(tmp_path / "photos", classes=1, each=8)
     rows = [f"photos/class0/{number:03d}.png,a\n" for number in range(8)]

@@ -86,6 +86,10 @@ def test_a_name_that_leads_out_is_refused(place: Path, name: str) -> None:
     refused(zipped([*GOOD, (name, b"evil")]), place, "leads out of its folder")
 
 
+def test_a_name_that_no_file_can_have_is_refused(place: Path) -> None:
+    refused(zipped([*GOOD, ("d/aXXb", b"cut")]).replace(b"d/aXXb", b"d/a\0\0b"), place, "a name that no file can have")
+
+
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
 def test_links_and_devices_are_refused(place: Path, kind: int) -> None:
     refused(zipped([*GOOD, ("d/l", b"/etc/passwd")], kind=kind), place, "a link or device")

@@ -1,3 +1,4 @@
+import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -52,6 +53,24 @@ def test_changed_pixels_that_are_accepted_are_not_cached_as_the_old_ones(manifes
     shutil.rmtree(manifest.root)
     shutil.copytree(images, manifest.root)
     assert (packed(manifest, hashes(manifest, "error"), row) == load_image(file, 32)).all()
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\3\4", b"\x93NUMPY\1\0v\0(((((((", b"noise"])
+def test_where_what_was_seen_is_damaged_all_is_looked_at_again(manifest: Manifest, damage: bytes) -> None:
+    assert list(hashes(manifest, "error")) == list(manifest.hashes)
+    (file,) = Path("cache/verified").iterdir()
+    file.write_bytes(damage)
+    assert list(hashes(manifest, "error")) == list(manifest.hashes) and file.read_bytes() != damage
+
+
+def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(manifest: Manifest) -> None:
+    file = manifest.root / manifest.paths[int(manifest.rows("train")[0])]
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(DataError, match="1 image gone or unreadable"):
+        hashes(manifest, "error")
+    with pytest.raises(DataError, match="no regular file"):
+        load_image(file, 32)
 
 
 def test_what_is_gone_and_what_changed_is_told_apart(manifest: Manifest) -> None:

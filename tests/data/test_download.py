@@ -197,6 +197,8 @@ def test_no_server_and_no_such_host_are_errors(tmp_path: Path) -> None:
         "http://h:port/x",
         "http://h/a b",
         "http://h/ä",
+        "http://a..b/x",
+        f"http://{'a' * 64}/x",
     ],
 )
 def test_what_is_no_web_address_is_refused(tmp_path: Path, url: str) -> None:

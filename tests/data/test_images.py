@@ -53,6 +53,27 @@ def test_ordinary_forms_give_their_colours(data: bytes, tolerance: int) -> None:
     assert np.abs(mean_colour(data) - RED).max() <= tolerance
 
 
+def test_bytes_for_transparency_that_a_bmp_leaves_empty_are_none() -> None:
+    masks = struct.pack("<4L", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<LllHHLLllLL", 108, 2, 1, 1, 32, 3, 8, 0, 0, 0, 0) + masks + bytes(52)
+    for alpha, green in ((0, 200), (255, 200)):
+        pixels = bytes([10, 200, 30, alpha]) * 2
+        data = b"BM" + struct.pack("<LHHL", 14 + len(header) + 8, 0, 0, 14 + len(header)) + header + pixels
+        assert decode(data)[:, 0, 0].tolist() == [30, green, 10]
+
+
+def test_a_tiff_that_pillow_misreads_is_refused() -> None:
+    entries = (
+        (256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 3, 200), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 3, 206),
+        (277, 3, 1, 3), (278, 3, 1, 2), (279, 4, 3, 218), (284, 3, 1, 2),
+    )  # fmt: skip
+    table = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHLL", *entry) for entry in entries) + bytes(4)
+    data = (struct.pack("<2sHL", b"II", 42, 8) + table).ljust(200, b"\0")
+    data += struct.pack("<3H3L3L", 16, 16, 16, 230, 238, 246, 8, 8, 8) + bytes(24)
+    with pytest.raises(ImageProblem, match="16 bits in separate planes"):
+        decode(data)
+
+
 @pytest.mark.parametrize("transform", [0, 2])
 @pytest.mark.parametrize("adobe", [True, False])
 def test_jpegs_of_four_inks_are_as_pillow_makes_them(transform: int, adobe: bool) -> None:

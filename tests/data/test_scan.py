@@ -68,6 +68,22 @@ def warned_of(jpeg: bytes) -> dict[str, bytes]:
     }
 
 
+def test_jpegs_that_lost_step_and_pngs_that_end_in_zeros_are_left_out(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    whole, still = encoded("JPEG", quality=85), encoded("PNG")
+    names = [f"{number}.jpg" for number in range(40)]
+    for name in names:
+        place = rng.randrange(800, len(whole) - 1500)
+        noise = rng.randbytes(60).replace(b"\xff", b"\xfe")
+        (tmp_path / name).write_bytes(whole[:place] + noise + whole[place + 60 :])
+    for cut in (len(still) // 2, len(still) - 2000):
+        (tmp_path / f"{cut}.png").write_bytes(still[:cut] + bytes(len(still) - cut))
+        names.append(f"{cut}.png")
+    found = scan(tmp_path, names, 10**8, 2, False, lambda done, total: None)
+    assert all(found.problems[40:])
+    assert sum(not problem for problem in found.problems) < 8, "libjpeg is silent on few"
+
+
 def test_a_harmless_warning_hides_no_damage(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     whole = encoded("JPEG", quality=90)
     for name, data in warned_of(whole).items():

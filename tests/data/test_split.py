@@ -227,6 +227,21 @@ class TestLayouts:
         assert split(tmp_path / "d", classes_from="kingdom")[0].classes == ("Animalia", "Plantae")
         assert split(tmp_path / "d", classes_from="species")[0].classes == ("Corvus corax", "E f")
 
+    def test_taxa_of_one_name_are_told_apart(self, tmp_path: Path) -> None:
+        taxa = (
+            "Animalia_Chordata_Aves_Suliformes_Sulidae_Morus_bassanus",
+            "Plantae_Tracheophyta_Magnoliopsida_Rosales_Moraceae_Morus_alba",
+            "Plantae_Tracheophyta_Magnoliopsida_Rosales_Moraceae_Morus_nigra",
+            "Plantae_Tracheophyta_Magnoliopsida_Rosales_Moraceae_Ficus_carica",
+        )
+        for number, name in enumerate(taxa):
+            folder = make_images(tmp_path / f"x{number}", classes=1, each=5, seed=number) / "class0"
+            (tmp_path / "d").mkdir(exist_ok=True)
+            shutil.move(folder, tmp_path / "d" / f"{number:05d}_{name}")
+        manifest = split(tmp_path / "d", classes_from="genus")[0]
+        assert manifest.classes == ("Ficus", "Morus (Moraceae)", "Morus (Sulidae)")
+        assert np.bincount(manifest.labels).tolist() == [5, 10, 5]
+
     @pytest.mark.parametrize("make", ["missing", "empty", "flat", "file"])
     def test_what_is_no_image_folder_is_named(self, tmp_path: Path, make: str) -> None:
         data = tmp_path / "d"

@@ -4,10 +4,12 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from inat_ft.data.store import clear_store, list_stores, open_store
 from inat_ft.errors import DataError
@@ -132,6 +134,32 @@ def test_stores_are_listed_and_cleared(tmp_path: Path) -> None:
     assert (found.kind, found.rows, found.key) == ("packed", 40, {"size": 3})
     clear_store(found)
     assert list_stores(tmp_path) == [] and len(store(tmp_path).missing(HASHES)) == 40
+
+
+def test_rows_that_take_the_place_of_cleared_ones_are_not_read_by_the_old_index(tmp_path: Path) -> None:
+    store(tmp_path).ensure(HASHES[:3], make, silent)
+    real, backwards = np.memmap, HASHES[2::-1]
+
+    def late(*words, **options):  # another process clears and fills the store meanwhile
+        clear_store(list_stores(tmp_path)[0])
+        store(tmp_path).ensure(backwards, lambda missing: iter([content([2, 1, 0])]), silent)
+        return real(*words, **options)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match="was cleared while it was being read"):
+        patch.setattr(np, "memmap", late)
+        store(tmp_path).read(HASHES[:3])
+    assert (rows(tmp_path, HASHES[:3]) == content(range(3))).all()
+
+
+def test_a_builder_that_waits_while_the_store_is_cleared_fills_it(tmp_path: Path) -> None:
+    store(tmp_path).ensure(HASHES[:3], make, silent)
+    with ThreadPoolExecutor(2) as pool, FileLock(store(tmp_path).folder / "lock"):
+        clearing = pool.submit(clear_store, list_stores(tmp_path)[0])
+        building = pool.submit(store(tmp_path).ensure, HASHES[:9], make, silent)
+        time.sleep(0.2)
+    assert clearing.result() is None and building.result() in (6, 9)
+    assert store(tmp_path).ensure(HASHES[:9], make, silent) in (0, 9)  # cleared last, or filled last
+    assert (rows(tmp_path, HASHES[:9]) == content(range(9))).all()
 
 
 def test_a_waiting_process_goes_on_when_the_writer_is_killed(tmp_path: Path) -> None:

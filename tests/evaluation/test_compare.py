@@ -262,6 +262,10 @@ def test_an_unfinished_training_and_a_misspelt_key_are_told(tmp_path: Path) -> N
         ('{"name": "A", "schema_version": 7}', "schema_version 7 is unknown"),
         ("[1]", "holds a list"),
         ("{", "as JSON"),
+        ("[" * 200_000, "as JSON"),
+        ('{"name": "A", "test_accuracy": ' + "9" * 5000 + "}", "as JSON"),
+        ('{"name": "A", "test_accuracy": 0.5, "num_test": ' + "9" * 24 + "}", "num_test: "),
+        ('{"name": "A", "test_accuracy": 0.5, "predictions": {"test": "a\\u0000b"}}', "predictions"),
     ],
 )
 def test_a_wrong_record_is_refused_with_key_and_value(tmp_path: Path, content: str, message: str) -> None:

@@ -82,6 +82,15 @@ def test_position_embeddings_are_resampled_and_extra_tokens_stay() -> None:
     assert fit_positions("fc.weight", embedding, torch.Size([1, 38, 8])) is embedding
 
 
+@pytest.mark.parametrize(
+    "damage", [b"", b"\xff" * 8, (5).to_bytes(8, "little") + b"[1,2]", (2**40).to_bytes(8, "little")]
+)
+def test_weights_whose_header_is_damaged_are_refused(tmp_path, damage: bytes) -> None:
+    (tmp_path / "w.safetensors").write_bytes(damage)
+    with pytest.raises(WeightsError, match="cannot read weights from"):
+        read_metadata(tmp_path / "w.safetensors")
+
+
 def test_weights_with_gaps_are_refused(tmp_path) -> None:
     state = build_model(model_config("resnet18"), 3, 0, 32).net.state()
     state["layer1.0.conv1.weight"][0] = float("nan")
