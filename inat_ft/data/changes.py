@@ -83,8 +83,11 @@ def _stats(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _seen(file: Path | None, count: int) -> NDArray[np.int64]:
     nothing = np.zeros((count, 2), np.int64)
+    if not file:
+        return nothing
     try:
-        seen = np.load(file, allow_pickle=False) if file else nothing
+        with file.open("rb") as opened:
+            seen = np.load(opened, allow_pickle=False)
     except Exception:  # of a damaged file numpy raises what it likes
         return nothing
     is_whole = isinstance(seen, np.ndarray) and seen.shape == nothing.shape and seen.dtype == nothing.dtype
