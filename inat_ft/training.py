@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from inat_ft.config import RunConfig, TrackConfig
 from inat_ft.data.manifest import Manifest
 from inat_ft.data.threads import decoders
-from inat_ft.engine.checkpoint import load_training, save_training
+from inat_ft.engine.checkpoint import CheckpointError, load_training, save_training
 from inat_ft.engine.environment import environment, peak_memory_mib
 from inat_ft.engine.feed import Feed
 from inat_ft.engine.fit import Training, fit
@@ -79,7 +79,7 @@ def train(
         try:
             record = run.train()
         except BaseException as stop:
-            if (directory / "resume.pt").exists():
+            if (directory / "resume.pt").exists() and not isinstance(stop, CheckpointError):
                 stop.add_note(f"go on: inat-ft train --resume {directory}")
             raise
         finally:

@@ -81,7 +81,7 @@ def _require_all(subsets: NDArray[np.uint8], labels: _Ints, classes: Sequence[st
             name = classes[int(np.flatnonzero(counts == 0)[0])]
             raise DataError(
                 f"class '{name}' has too few images, or too few groups of them, for {SUBSETS[code]}: none would be left",
-                "add images, remove the class, or choose other fractions",
+                "add images, remove the class, choose other fractions, or keep near copies apart with --no-near",
             )
 
 

@@ -40,10 +40,14 @@ def save_training(file: Path, training: Training, net: Net, plan: Plan, identity
         torch.save(content, out)
 
 
+class CheckpointError(InatFtError):
+    """There is no going on from a checkpoint."""
+
+
 def load_training(file: Path, training: Training, net: Net, plan: Plan, config: OptimConfig, identity: str) -> None:
     """Bring network and training to where the file says they were. Nothing happens when there is no such file.
 
-    Raises InatFtError when the file is damaged or belongs to a run with other settings, data or weights.
+    Raises CheckpointError when the file is damaged or belongs to a run with other settings, data or weights.
     """
     if not file.exists():
         return
@@ -51,9 +55,12 @@ def load_training(file: Path, training: Training, net: Net, plan: Plan, config: 
         content = torch.load(file, map_location=next(net.parameters()).device, weights_only=True)
         known = content["identity"]
     except Exception as error:  # unpicklers raise what they like on a damaged file
-        raise InatFtError(f"cannot read the checkpoint {file}: {error}", "start again under another --name") from error
+        cause = str(error) or "it is not whole"
+        raise CheckpointError(
+            f"cannot read the checkpoint {file}: {cause}", "start again under another --name"
+        ) from error
     if content["version"] != _VERSION or known != identity:
-        raise InatFtError(
+        raise CheckpointError(
             f"{file} was made with other settings, images or weights than the run has now",
             "start again under another --name",
         )

@@ -211,6 +211,24 @@ def test_a_finished_run_is_returned_as_it_is(config, places) -> None:
     assert again == record
 
 
+@pytest.mark.parametrize("left", [b"", b"PK\3\4 not whole"])
+def test_from_a_damaged_checkpoint_there_is_no_going_on(config, places, left: bytes) -> None:
+    seen = []
+
+    def interrupt(epoch) -> None:
+        seen.append(epoch)
+        if len(seen) == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted) as first:
+        train(config(name="a"), places, Listener(on_epoch=interrupt))
+    assert first.value.__notes__ == [f"go on: inat-ft train --resume {places.runs / 'a'}"]
+    (places.runs / "a" / "resume.pt").write_bytes(left)
+    with pytest.raises(InatFtError, match=r"cannot read the checkpoint .*: .") as caught:
+        train(config(name="a"), places, resume=places.runs / "a")
+    assert caught.value.hint == "start again under another --name" and not hasattr(caught.value, "__notes__")
+
+
 def test_a_checkpoint_of_other_settings_is_refused(config, places) -> None:
     def interrupt(epoch) -> None:
         raise Interrupted
