@@ -113,7 +113,7 @@ class _Download:
             headers |= {"If-Range": known.condition} if known.condition else {}
         request = urllib.request.Request(self.url, headers=headers)
         try:
-            with _opener().open(request, timeout=self.timeout_s) as answer:
+            with self._answer(request) as answer:
                 version, start = self._begin(answer, known, start)
                 self._receive(answer, version.total, start)
         except urllib.error.HTTPError as error:
@@ -123,11 +123,16 @@ class _Download:
             raise _Interrupted(f"no connection ({_reason(error.reason)})") from None
         except (http.client.HTTPException, OSError) as error:
             raise _Interrupted(f"the connection broke off ({_reason(error)})") from None
-        except ValueError as error:
+
+    def _answer(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        try:
+            answer: http.client.HTTPResponse = _opener().open(request, timeout=self.timeout_s)
+        except ValueError as error:  # a UnicodeError is one
             raise DataError(
-                f"cannot fetch {self.url}: the server sent on to an address that is none ({_reason(error)})",
+                f"cannot fetch {self.url}: the server sent on to an address, or a length, that is none ({_reason(error)})",
                 "check the address, or use another mirror",
             ) from None
+        return answer
 
     def _refused(self, code: int, reason: str) -> None:
         if code == _RANGE_NOT_SATISFIABLE:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from inat_ft.data.scan import Looks
+from inat_ft.data.looks import Looks
 
 MAX_BITS = 7
 _CROWD = 256

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from inat_ft.data.duplicates import components, exact_copies, near_copies
 from inat_ft.data.files import Files
 from inat_ft.data.listing import read_rows
-from inat_ft.data.scan import Looks
+from inat_ft.data.looks import Looks
 from inat_ft.data.wording import counted, printable
 from inat_ft.errors import DataError, UsageError
 

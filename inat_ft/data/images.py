@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
+import stat
 import sys
 from functools import cache
 from io import BytesIO
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
     from torch import Tensor
 
-PIXELS_VERSION = "3"
+PIXELS_VERSION = "4"
 """Part of every cache key; changes whenever the same file would give other pixels."""
 
 MAX_PIXELS = 178_956_970
@@ -56,6 +58,10 @@ _IN_PLAIN_WORDS = {
 }
 """Of what decoders say."""
 
+_MAX_BYTES = 2**30
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Opening a pipe would wait for ever."""
+
 
 class ImageProblem(Exception):
     """Why a file is no usable image, in a few words."""
@@ -69,6 +75,27 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_file(file: Path) -> bytes:
+    """The bytes of a regular file of at most 1 GiB. Raises ImageProblem for anything else."""
+    try:
+        handle = os.open(file, os.O_RDONLY | _NO_WAITING)
+        try:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageProblem("no regular file")
+            if status.st_size > _MAX_BYTES:
+                raise ImageProblem(f"more than {_MAX_BYTES // 2**20:,} MiB")
+            parts, missing = [], status.st_size
+            while missing > 0 and (part := os.read(handle, missing)):
+                parts.append(part)
+                missing -= len(part)
+            return b"".join(parts)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise ImageProblem(f"cannot be read: {error.strerror}") from None
+
+
 def load_image(path: Path, size: int, max_pixels: int = sys.maxsize) -> NDArray[np.uint8]:
     """The whole image (no crop) as uint8 `[size, size, 3]` RGB, resized bilinearly with antialiasing.
 
@@ -78,13 +105,11 @@ def load_image(path: Path, size: int, max_pixels: int = sys.maxsize) -> NDArray[
     from torchvision.transforms.v2.functional import resize
 
     try:
-        if path.exists() and not path.is_file():
-            raise ImageProblem("no regular file")
-        pixels = decode(path.read_bytes(), max_pixels)
-    except (OSError, ImageProblem) as problem:
-        reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
+        pixels = decode(read_file(path), max_pixels)
+    except ImageProblem as problem:
         raise DataError(
-            f"cannot read the image {path}: {reason}", "split again to leave it out: inat-ft split DATA"
+            f"cannot read the image {path}: {str(problem).removeprefix('cannot be read: ')}",
+            "split again to leave it out: inat-ft split DATA",
         ) from None
     resized: Tensor = resize(pixels, [size, size], antialias=True)
     array: NDArray[np.uint8] = resized.permute(1, 2, 0).contiguous().numpy()

@@ -119,8 +119,8 @@ def _last_with_places(net: nn.Module, images: Tensor) -> tuple[nn.Module, _Layou
     def look(module: nn.Module, inputs: Any, output: object) -> None:
         calls[module] += 1
         layout = None if isinstance(module, nn.Linear) else _layout(output, len(images))  # queries and keys are no maps
-        if layout is not None:
-            seen.append((module, output, layout))  # type: ignore[arg-type]
+        if layout is not None and isinstance(output, Tensor):
+            seen.append((module, output, layout))
 
     handles = [module.register_forward_hook(look) for module in net.modules()]
     try:

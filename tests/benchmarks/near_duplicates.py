@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from inat_ft.data.duplicates import near_copies
 from inat_ft.data.images import decode
-from inat_ft.data.scan import Looks, small_picture
+from inat_ft.data.looks import Looks, small_picture
 from tests.benchmarks.told import tell
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from inat_ft.data.files import Files
+from inat_ft.data.looks import Looks
 from inat_ft.data.manifest import read_manifest, write_manifest
-from inat_ft.data.scan import Looks, Scan
+from inat_ft.data.scan import Scan
 from inat_ft.data.split import Options, make_manifest
 from tests.benchmarks.told import tell
 

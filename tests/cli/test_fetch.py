@@ -4,6 +4,8 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,17 @@ def server():
         yield made
 
 
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """A folder in which nothing can be made; root is not held by its permissions."""
+    mode = folder.stat().st_mode
+    folder.chmod(0o555)
+    try:
+        yield
+    finally:
+        folder.chmod(mode)
+
+
 def left(folder: str) -> list[str]:
     return sorted(path.name for path in Path(folder).iterdir() if not path.name.endswith(".lock"))
 
@@ -62,6 +75,25 @@ def test_images_that_are_gone_are_missed(server: Server, cli) -> None:
     assert ran.code == 1 and "29 of 30 images" in ran.err and "remove data/inaturalist_12K" in ran.err
     Path("data/inaturalist_12K/.fetched.json").write_text("{")  # as good as none: what is there must do
     assert cli("fetch", "inat12k", "--url", server.url).out == "data/inaturalist_12K: 29 images, already complete\n"
+
+
+def test_a_complete_data_set_is_left_alone_where_nothing_may_be_written(server: Server, cli) -> None:
+    assert cli("fetch", "inat12k", "--url", server.url).code == 0
+    Path("data/inaturalist_12K.lock").unlink(missing_ok=True)
+    before = sorted(Path("data").iterdir())
+    with read_only(Path("data")):
+        assert "already complete" in cli("fetch", "inat12k", "--url", server.url).out
+    assert sorted(Path("data").iterdir()) == before and len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "make", [lambda folder: folder.write_text("mine"), lambda folder: folder.symlink_to("nowhere")]
+)
+def test_what_is_in_the_place_of_the_folder_is_found_before_the_download(server: Server, cli, make) -> None:
+    Path("data").mkdir()
+    make(Path("data/inaturalist_12K"))
+    ran = cli("fetch", "inat12k", "--url", server.url)
+    assert ran.code == 1 and "data/inaturalist_12K is no folder" in ran.err and not server.requests
 
 
 def test_an_archive_that_is_there_is_used_and_kept_on_demand(server: Server, cli) -> None:
@@ -93,6 +125,7 @@ def test_a_killed_fetch_goes_on(server: Server, cli) -> None:
         (nature()[:-3000], "damaged"),
         (nature(**{"inaturalist_12K/train/Aves/" + "x" * 300: b"x"}), "a name that no file can have"),
         (b"<html>log in</html>", "not a zip file"),
+        (nature(**{"inaturalist_12K/.fetched.json/x": b"x"}), "holds a folder .fetched.json"),
         (nature(classes=()), "train/ and val/ have no class folders"),
     ],
 )

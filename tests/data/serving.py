@@ -12,9 +12,9 @@ class Server:
     """Serves `body` at every path. Of `faults` one is used up by each request; then it serves well.
 
     Faults: a status code; `drop` (a third, then the connection ends), `stall` (a third, then silence), `slow`, `long` and
-    `short` (a Content-Length that lies by 1,000), `garbage` (one that is no number), `shifted` (another part than asked
-    for), `capped` (at most 50,000 bytes a part), `other` (first, body and tag become those of another version), `to:URL`
-    (a redirection).
+    `short` (a Content-Length that lies by 1,000), `garbage` (one that is no number), `digits` (one of 5,000 digits),
+    `shifted` (another part than asked for), `capped` (at most 50,000 bytes a part), `other` (first, body and tag become
+    those of another version), `to:URL` (a redirection).
     """
 
     def __init__(self, body: bytes) -> None:
@@ -80,7 +80,9 @@ class Server:
         if start >= 0:
             handler.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(self.body)}")
         lie = {"long": 1000, "short": -1000}.get(fault, 0)
-        handler.send_header("Content-Length", "many" if fault == "garbage" else str(stop - max(start, 0) + lie))
+        handler.send_header(
+            "Content-Length", {"garbage": "many", "digits": "9" * 5000}.get(fault) or str(stop - max(start, 0) + lie)
+        )
         handler.end_headers()
 
     def send(self, handler: BaseHTTPRequestHandler, fault: str, rest: bytes) -> None:

@@ -145,8 +145,9 @@ def test_a_length_that_is_too_short_is_noticed(server, tmp_path: Path) -> None:
     assert get(server, tmp_path / "f").read_bytes() == BODY
 
 
-def test_a_length_that_is_no_number_is_done_without(server, tmp_path: Path) -> None:
-    server.faults = ["garbage"]
+@pytest.mark.parametrize("fault", ["garbage", "digits"])
+def test_a_length_that_is_no_number_is_done_without(server, tmp_path: Path, fault: str) -> None:
+    server.faults = [fault]
     assert get(server, tmp_path / "f", sha256=SHA256).read_bytes() == BODY
 
 
@@ -220,6 +221,18 @@ def test_a_redirection_leads_to_the_web_only(server, tmp_path: Path) -> None:
             get(server, tmp_path / "g")
         assert "\n" not in caught.value.message
     assert not (tmp_path / "g").exists()
+
+
+@pytest.mark.parametrize("place", ["http://a..b/x", "http://[bad/x"])
+def test_a_redirection_to_no_address_is_an_error(server, tmp_path: Path, place: str) -> None:
+    server.faults = [f"to:{place}"]
+    with pytest.raises(DataError, match="sent on to an address"):
+        get(server, tmp_path / "f")
+
+
+def test_an_empty_hash_checks_nothing_and_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'' is no SHA-256"):
+        download("http://127.0.0.1:9/x", tmp_path / "f", sha256="")
 
 
 def test_a_wrong_hash_leaves_nothing_behind(server, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import time
 import numpy as np
 
 from inat_ft.data.duplicates import components, near_copies
-from inat_ft.data.scan import Looks
+from inat_ft.data.looks import Looks
 
 
 def crowd(count: int, copies: int) -> Looks:

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from inat_ft.data.duplicates import near_copies
-from inat_ft.data.scan import Looks, phash, small_picture
+from inat_ft.data.looks import Looks, phash, small_picture
 
 
 @settings(max_examples=40, deadline=None)

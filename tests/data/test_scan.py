@@ -14,6 +14,7 @@ from sklearn.datasets import load_sample_images
 from inat_ft.data.images import ImageProblem, decode
 from inat_ft.data.overheard import bare
 from inat_ft.data.scan import scan
+from inat_ft.errors import DataError
 from tests.conftest import make_images
 
 PHOTO = Image.fromarray(load_sample_images().images[0]).resize((320, 240))
@@ -134,6 +135,25 @@ def test_the_bar_is_seen_on_a_terminal(damaged: Path) -> None:
     assert process.returncode == 0
     assert b"81/81" in text and b"premature" not in text
     assert text.count(b"scanning") > 4, "it was not drawn between the start and the end"
+
+
+def test_out_of_memory_is_no_fault_of_the_image(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*words: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr("torchvision.io.decode_jpeg", full)
+    with pytest.raises(DataError, match=r"not enough memory to decode .*whole0.jpg"):
+        scan(damaged, ["class0/whole0.jpg"], 10**8, 2, False, lambda done, total: None)
+
+
+def test_without_a_place_to_listen_the_scan_goes_on(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*words: object, **options: object) -> None:
+        raise FileNotFoundError("no usable temporary directory")
+
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr("tempfile.TemporaryFile", nowhere)
+    found = scan(damaged, ["class0/whole0.jpg"], 10**8, 2, False, lambda done, total: None)
+    assert found.problems == [""] and found.hashes[0]
 
 
 def with_a_long_comment() -> bytes:

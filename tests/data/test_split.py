@@ -13,8 +13,9 @@ from sklearn.datasets import load_sample_images
 
 from inat_ft.data.files import Files
 from inat_ft.data.grouping import group_names
+from inat_ft.data.looks import Looks
 from inat_ft.data.manifest import Manifest, find_manifest, read_manifest, write_manifest
-from inat_ft.data.scan import Looks, Scan, scan
+from inat_ft.data.scan import Scan, scan
 from inat_ft.data.sources import find_files
 from inat_ft.data.split import Options, make_manifest
 from inat_ft.errors import DataError, UsageError
@@ -71,6 +72,14 @@ class TestStratification:
             if by_path[path]:
                 sides.setdefault(by_path[path], set()).add(int(subset))
         assert all(len(side) == 1 for side in sides.values())
+
+    def test_single_images_are_left_for_the_subsets_that_a_group_cannot_serve(self) -> None:
+        labels, groups = ["a"] * 10 + ["b"] * 10, ["burst"] * 8 + [""] * 12
+        for seed in range(10):
+            files, scanned = invented(labels, groups)
+            options = Options(test_fraction=0.2, seed=seed, near=False)
+            manifest, _ = make_manifest(files, scanned, options, Path("m.csv"), groups)
+            assert manifest.counts()["a"] == {"train": 8, "val": 1, "test": 1}
 
     def test_a_class_with_one_image_is_an_error_that_names_it(self) -> None:
         files, scanned = invented(["a", "a", "a", "lonely"], [])

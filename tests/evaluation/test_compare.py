@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import re
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 from inat_ft.errors import RecordError, UsageError
 from inat_ft.evaluation.compare import compare, gain
-from inat_ft.evaluation.predictions import Predictions, write_predictions
+from inat_ft.evaluation.ledger import count_look, ledger_file, looks
+from inat_ft.evaluation.predictions import Predictions, read_predictions, write_predictions
 from inat_ft.evaluation.report import write_report
 from inat_ft.records import RunRecord, read_record
 
@@ -272,6 +274,15 @@ def test_a_wrong_record_is_refused_with_key_and_value(tmp_path: Path, content: s
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(RecordError, match=message):
         read_record(tmp_path / "r.json")
+
+
+def test_a_pipe_is_not_waited_for_and_noise_is_no_look(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for read in (read_record, read_predictions):
+        with pytest.raises(RecordError, match="is no regular file"):
+            read(tmp_path / "pipe")
+    ledger_file(tmp_path / "m.csv").write_bytes(b"\xff\xfe\x00\n" * 9)
+    assert looks(tmp_path / "m.csv", "x") == [] and count_look(tmp_path / "m.csv", "x", "run", 0.5) == 1
 
 
 def test_wrong_usage(tmp_path: Path) -> None:
