@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+import inat_ft.cli.main
+from inat_ft.cli import render
 from inat_ft.config import RunConfig
 from inat_ft.settings import load_config
 from inat_ft.training import Places
@@ -100,5 +103,29 @@ def cli(tmp_path: Path):
         command = [sys.executable, "-m", "inat_ft", *map(str, words)]
         env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         return Ran(subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, check=False))
+
+    return run
+
+
+@pytest.fixture
+def invoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the command line inside the test process: fast, for tests in which no property of a process matters."""
+    monkeypatch.setattr("inat_ft.cli.main.keep_memory", lambda: None)
+    monkeypatch.setattr("inat_ft.cli.main.defer_compiler", lambda: None)
+
+    def run(*words: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["inat-ft", *map(str, words)])
+        terminate = signal.getsignal(signal.SIGTERM)
+        capsys.readouterr()
+        code = 0
+        try:
+            inat_ft.cli.main.run()
+        except SystemExit as stopped:
+            code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
+        finally:
+            signal.signal(signal.SIGTERM, terminate)
+            render.set_quiet(False)
+        out, err = capsys.readouterr()
+        return Ran(subprocess.CompletedProcess([], code, out, err))
 
     return run
