@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ from torch import nn
 
 from inat_ft.config import OptimConfig
 from inat_ft.data.batches import Batches, Resident
+from inat_ft.data.manifest import read_manifest, write_manifest
 from inat_ft.engine.advice import advise
 from inat_ft.engine.device import Compute, reproducible
 from inat_ft.engine.passes import Pass, Recipe, evaluate, step
 from inat_ft.engine.plan import make_plan
+from inat_ft.errors import UsageError
 from inat_ft.records import Advice, Epoch, read_record
 from inat_ft.strategies import Group, Strategy
 from inat_ft.testing import tiny_net
