@@ -240,7 +240,7 @@ def _stoppable() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     except KeyboardInterrupt as stopped:
@@ -249,6 +249,8 @@ def _stoppable() -> Iterator[None]:
         )
         render.warn("; ".join(["stopped", *notes]))
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _advise(record: "RunRecord") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
@@ -32,7 +33,7 @@ def layer_ids(classifier: nn.Module, head_name: str) -> dict[str, int]:
     normalization belongs to the last one. Without repeated modules, each weight is a layer.
     """
     matcher: Any = getattr(classifier, "group_matcher", None)
-    if matcher is not None:
+    if matcher is not None and find_spec("timm"):
         from timm.models import group_parameters
 
         return dict(group_parameters(classifier, matcher(coarse=False), reverse=True))

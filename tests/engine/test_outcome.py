@@ -83,7 +83,7 @@ class TestNotFinite:
 
 class TestAdvice:
     def history(self, *losses: float, accuracy: float = 0.5) -> list[Epoch]:
-        return [Epoch(epoch=n, train_loss=loss, val_accuracy=accuracy) for n, loss in enumerate(losses, 1)]
+        return [Epoch(epoch=n, train_loss=loss, val_accuracy=accuracy, val_loss=1) for n, loss in enumerate(losses, 1)]
 
     def test_few_steps_and_a_falling_loss_are_reasons(self) -> None:
         assert advise(self.history(2.0, 1.5), 10, False) == [Advice.FEW_STEPS, Advice.LOSS_STILL_FALLING]
@@ -91,6 +91,7 @@ class TestAdvice:
         assert advise(self.history(2.0, 1.5), 10, True) == [Advice.FEW_STEPS]
         assert advise(self.history(2.0, 1.99), 1000, False) == advise(self.history(2.0), 1000, False) == []
         assert advise(self.history(2.0, 1.5, accuracy=1.0), 10, False) == []
+        assert advise([*self.history(2.0), Epoch(epoch=2, train_loss=1.0)], 10, False) == []  # its warning says enough
 
     def test_a_short_run_says_it_with_numbers_and_the_next_command(self, invoke, manifest_file) -> None:
         words = ["train", "--split", manifest_file, "--backbone", "resnet18", "--weights", "none", "--mode", "head"]
