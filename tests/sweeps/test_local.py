@@ -62,11 +62,10 @@ def test_a_sweep_ends_when_the_space_is_used_up(tmp_path: Path) -> None:
     assert sweep.command(best.point) == "inat-ft train --set optim.epochs=2 --set model.dropout=0.2"
 
 
-@pytest.mark.parametrize("lr", [{"values": [0.1, 0.2]}, {"min": 0.01, "max": 0.1}])
 def test_a_trial_keeps_the_epoch_that_is_best_by_the_metric_of_its_sweep(tmp_path: Path, manifest_file) -> None:
     fixed = {
         "data.split": str(manifest_file), "data.image_size": 32, "model.backbone": "cnn", "model.filters": 16,
-        "optim.lr": 0.03, "optim.epochs": 6, "stop.patience": 0, "compute.precision": "fp32",
+        "optim.lr": 0.003, "optim.epochs": 6, "stop.patience": 0, "compute.precision": "fp32",
     }  # fmt: skip
     parameters = {**{name: {"value": value} for name, value in fixed.items()}, "dropout": {"values": [0.0, 0.1]}}
     sweep = small(tmp_path, metric={"name": "val_loss", "goal": "minimize"}, parameters=parameters)
@@ -86,6 +85,7 @@ def test_an_epoch_without_a_finite_loss_is_reported_as_such(tmp_path: Path) -> N
     assert math.isnan(metric_of(record, "val_loss"))
 
 
+@pytest.mark.parametrize("lr", [{"values": [0.1, 0.2]}, {"min": 0.01, "max": 0.1}])
 def test_a_trial_has_only_what_counts_for_its_mode(tmp_path: Path, lr) -> None:
     parameters = {"mode": {"values": ["head", "partial"]}, "unfreeze_from": {"values": ["layer3", "layer4"]}, "lr": lr}
     metric = {"name": "val_accuracy", "goal": "maximize"}
