@@ -46,7 +46,7 @@ class DataConfig(Section):
     augment: Literal["none", "flip", "standard"] = "none"
     """none; flip (left-right at random); standard (random resized crop, flip, colour jitter). Training images only."""
     views: Annotated[int, Field(ge=0, le=64)] = 0
-    """With augment=standard: how many fixed variations of each image may be cached; 0 varies anew in every epoch."""
+    """With augment=standard: number of fixed variations of each image, cached or not; 0: new ones in every epoch."""
     balance: Literal["none", "weights", "sampler"] = "none"
     """Against class imbalance: weights in the loss, or a sampler that draws every class equally often."""
     changed: Literal["error", "ignore"] = "error"
@@ -83,19 +83,19 @@ class OptimConfig(Section):
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """adam, adamw, or sgd (with Nesterov momentum)."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Weight decay, on weights and not on biases or normalisation."""
+    """Weight decay; biases, normalization, position embeddings, tokens and layer scales are spared."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of sgd."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target spread evenly over all classes."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or a half cosine down to zero."""
+    """Learning rate after the warm-up: constant, or a half cosine that reaches zero after the last step."""
     warmup_epochs: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """Epochs over which the learning rate rises linearly from zero."""
+    """Epochs over which the learning rate rises linearly; the last of their steps has the full rate."""
     restart: bool = False
     """Begin the schedule anew, warm-up included, whenever something else begins to learn."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor on the learning rate for each layer further from the head, such as 0.95."""
+    """Factor on the learning rate for each layer (block) further from the head, such as 0.75."""
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
     """Longest gradient, as one vector, that a step takes as it is; longer ones are shortened. 0 never does."""
     mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
@@ -121,12 +121,14 @@ class OptimConfig(Section):
 
 
 class StopConfig(Section):
-    """When to end before the last epoch."""
+    """When to stop before the last epoch, and which epoch's weights to keep."""
 
+    monitor: Literal["val_accuracy", "val_loss", "train_accuracy", "train_loss"] = "val_accuracy"
+    """Metric that decides which epoch is best; ties are broken by the lower validation loss."""
     patience: Annotated[int, Field(ge=0, le=10_000)] = 3
-    """Epochs without a better validation accuracy before training stops; 0 never stops."""
+    """Epochs without improvement of the monitored metric before training stops; 0 never stops."""
     min_delta: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Rise in validation accuracy that counts as better."""
+    """Change of the monitored metric beyond which it counts as improved."""
 
 
 class TrackConfig(Section):
@@ -154,7 +156,7 @@ class ComputeConfig(Section):
     compile: bool = False
     """Compile what learns with torch.compile: worth its minute for long trainings on a GPU."""
     deterministic: bool = False
-    """Only algorithms that give the same bits each time, on a GPU too (slower there; a CPU always does)."""
+    """Use only deterministic algorithms: the same bits in every run, on a GPU too (slower there; a CPU always does)."""
 
 
 class RunConfig(Section):

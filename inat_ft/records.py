@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,15 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, strict=False)
 
 
+class Advice(StrEnum):
+    """Why more training may help a run."""
+
+    FEW_STEPS = "few_steps"
+    """It took few optimizer steps."""
+    LOSS_STILL_FALLING = "loss_still_falling"
+    """The training loss was still falling in the last epoch."""
+
+
 class Epoch(_Part):
     """What one pass over the training images came to. The history may come from other tools, so only `epoch` is a must."""
 
@@ -38,7 +48,7 @@ class Epoch(_Part):
     train_accuracy: Share | None = None
     """Share of training images that were right while learning."""
     val_loss: float | None = None
-    """Mean over the validation images, in nats."""
+    """Mean over the validation images, in nats; null where it is not finite."""
     val_accuracy: Share | None = None
     """Share of validation images that are right after the epoch."""
     lr: float | None = None
@@ -127,7 +137,7 @@ class RunRecord(_Part):
     num_test: Annotated[int, Field(ge=1, le=10**9)] | None = None
     """Images that `test_accuracy` was measured on."""
     val_accuracy: Share | None = None
-    """Of the best epoch, which it also chose."""
+    """Of the best epoch: the best by the monitored metric (`stop.monitor`), then by the validation loss."""
     classes: list[str] = []
     config: dict[str, Any] = {}
     """The resolved configuration; `inat-ft train --config` takes it back."""
@@ -136,6 +146,10 @@ class RunRecord(_Part):
     history: list[Epoch] = []
     best_epoch: Annotated[int, Field(ge=1)] | None = None
     stopped_early: bool = False
+    optimizer_steps: Annotated[int, Field(ge=0)] | None = None
+    """Optimizer steps in all epochs together."""
+    advice: list[Advice] = []
+    """Why more training may help."""
     parameters: Parameters | None = None
     seconds: dict[str, float] = {}
     """Wall time by part: data, prefix, training, validation, total."""

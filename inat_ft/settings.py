@@ -48,6 +48,7 @@ SHORT_KEYS = {
     "alpha": "optim.alpha",
     "accumulate": "optim.accumulate",
     "patience": "stop.patience",
+    "monitor": "stop.monitor",
     "device": "compute.device",
     "precision": "compute.precision",
     "workers": "compute.workers",

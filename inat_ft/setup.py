@@ -73,6 +73,11 @@ def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("s
     compute = choose_compute(config.compute.device, config.compute.precision)
     split = Path(config.data.split).expanduser() if config.data.split else find_manifest(splits)
     manifest = read_manifest(split, Path(config.data.root).expanduser() if config.data.root else None)
+    if len(manifest.classes) < 2:
+        raise UsageError(
+            f"{split} has a single class, {', '.join(manifest.classes)}: a classifier needs two or more",
+            "add a folder of images for another class, and split again: inat-ft split DATA",
+        )
     for subset in ("train", "val"):
         if not len(manifest.rows(subset)):
             raise UsageError(f"{split} has no images in {subset}", "split again: inat-ft split DATA")

@@ -11,15 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
 from inat_ft.config import RunConfig, TrackConfig
 from inat_ft.data.manifest import Manifest
 from inat_ft.data.threads import decoders
+from inat_ft.engine.advice import advise
 from inat_ft.engine.checkpoint import CheckpointError, load_training, save_training
+from inat_ft.engine.device import reproducible
 from inat_ft.engine.environment import environment, peak_memory_mib
 from inat_ft.engine.feed import Feed
 from inat_ft.engine.fit import Training, fit
@@ -40,11 +44,23 @@ __all__ = ["Listener", "Places", "Setup", "find_lr", "let_go", "prepare", "split
 
 def find_lr(config: RunConfig, places: Places, listener: Listener | None = None) -> LrRange:
     """A learning-rate range test of what the configuration would train. Nothing is written but the caches."""
-    listener, setup = listener or Listener(), prepare(config)
-    with decoders(config.compute.workers) as pool:
+    listener = listener or Listener()
+    with reproducible(config.compute.deterministic), decoders(config.compute.workers) as pool:
+        setup = prepare(config)
+        listener = _shared(setup, listener)
         feed = feed_for(setup, places, listener, pool)
         recipe = make_recipe(setup, listener.say)
         return range_test(setup.plan.net, feed, setup.plan, recipe, setup.compute, config.seed)
+
+
+def _shared(setup: Setup, listener: Listener) -> Listener:
+    """Make the network look at the batches of all processes; return the listener of this one, silent but for the first."""
+    ranks = setup.compute.ranks
+    left = share_layers(setup.plan.net, ranks.rows) if ranks.size > 1 else []
+    listener = listener if ranks.is_first else Listener()
+    if left:
+        listener.say(f"warning: {', '.join(left)} looks at each process's share of a batch, not at the whole batch")
+    return listener
 
 
 def train(
@@ -55,17 +71,16 @@ def train(
     resume: a run directory whose training goes on where it stopped; a finished one is returned as it is. Raises an
     InatFtError for whatever the user can mend; the directory then holds all that is needed to go on.
     """
-    listener = listener or Listener()
     if resume is not None and (resume / "record.json").exists():
         return read_record(resume)[0], resume
-    if config.compute.deterministic:
-        torch.use_deterministic_algorithms(True)
+    with reproducible(config.compute.deterministic):
+        return _train(config, places, listener or Listener(), resume)
+
+
+def _train(config: RunConfig, places: Places, listener: Listener, resume: Path | None) -> tuple[RunRecord, Path]:
     started = time.perf_counter()
     setup = prepare(config)
-    ranks = setup.compute.ranks
-    left = share_layers(setup.plan.net, ranks.rows) if ranks.size > 1 else []
-    if not ranks.is_first:
-        listener = Listener()
+    ranks, listener = setup.compute.ranks, _shared(setup, listener)
     tracker = tracker_for(config.track if ranks.is_first else TrackConfig())  # before there is a folder
     new = _new_directory(setup.config, places.runs) if resume is None and ranks.is_first else None
     with _claimed(Path(ranks.agree(resume or new)), ranks) as directory:
@@ -73,8 +88,6 @@ def train(
         record = None
         for remark in setup.remarks:
             listener.say(f"warning: {remark}")
-        if left:
-            listener.say(f"warning: {', '.join(left)} looks at each process's share of a batch, not at the whole batch")
         tracker.start(setup.config, directory.name, directory)
         try:
             record = run.train()
@@ -172,24 +185,16 @@ class _Run:
         with decoders(config.compute.workers) as pool:
             with self._timed("checking"):
                 feed = feed_for(setup, self.places, self.listener, pool)
-            training = Training(EarlyStop(config.stop.patience, config.stop.min_delta))
+            stop = config.stop
+            training = Training(EarlyStop(stop.patience, stop.min_delta, stop.monitor))
             file, identity = self.directory / "resume.pt", self._identity(config)
             net, plan = setup.plan.net, setup.plan
             recipe = make_recipe(setup, self.listener.say)  # before the checkpoint: it remembers the start
             load_training(file, training, net, plan, config.optim, identity)
             with self._timed("training"):
-                fit(
-                    net,
-                    feed,
-                    plan,
-                    recipe,
-                    setup.compute,
-                    config.seed,
-                    training,
-                    self.listener.on_step,
-                    self._on_epoch,
-                    lambda state: self._save(file, state, identity),
-                )
+                listener, compute = self.listener, setup.compute
+                save = partial(self._save, file, identity)
+                fit(net, feed, plan, recipe, compute, config.seed, training, listener.on_step, self._on_epoch, save)
         return self._finish(config, training, feed)
 
     def _on_epoch(self, epoch: Epoch) -> bool | None:
@@ -203,7 +208,7 @@ class _Run:
         whole = [parts, self.setup.manifest.fingerprint, self.setup.model.weights_sha256]
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
-    def _save(self, file: Path, training: Training, identity: str) -> None:
+    def _save(self, file: Path, identity: str, training: Training) -> None:
         if not self.writes:
             return
         save_training(file, training, self.setup.plan.net, self.setup.plan, identity)
@@ -234,7 +239,8 @@ class _Run:
             manifest.labels[rows],
             probabilities,
         )
-        write_predictions(self.directory / "predictions-val.csv", predictions)
+        if np.isfinite(probabilities).all():  # else the run has said that the network's output is not finite
+            write_predictions(self.directory / "predictions-val.csv", predictions)
         save_model(
             self.directory / "model.safetensors", setup.plan.net, config, setup.model.preprocess, manifest.classes
         )
@@ -268,7 +274,9 @@ class _Run:
             },
             environment=environment(setup.compute),
             weights_sha256=setup.model.weights_sha256,
-            predictions={"val": "predictions-val.csv"},
+            predictions={"val": file.name} if (file := self.directory / "predictions-val.csv").exists() else {},
+            optimizer_steps=training.steps,
+            advice=advise(training.history, training.steps, bool(training.stopped)),
         )
 
     @contextmanager

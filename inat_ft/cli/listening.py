@@ -46,9 +46,10 @@ class _Epochs:
     def end(self, epoch: "Epoch") -> None:
         self.close()
         self.bar, self.shown, self.close, self.done = None, "", lambda: None, epoch.epoch
+        val_loss = "not finite" if epoch.val_loss is None else f"{epoch.val_loss:.4f}"
         render.remark(
             f"epoch {epoch.epoch}/{self.total}  train loss {epoch.train_loss:.4f} accuracy {epoch.train_accuracy:.4f}  "
-            f"val loss {epoch.val_loss:.4f} accuracy {epoch.val_accuracy:.4f}  {epoch.seconds:.1f} s"
+            f"val loss {val_loss} accuracy {epoch.val_accuracy:.4f}  {epoch.seconds:.1f} s"
         )
 
 

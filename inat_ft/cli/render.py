@@ -1,6 +1,7 @@
 """How things look in a terminal: the home of rich. Results go to stdout, everything else to stderr."""
 
 import json
+import math
 import os
 import re
 import sys
@@ -66,8 +67,16 @@ def _shown(text: str) -> str:
 
 
 def as_json(value: Any) -> None:
-    """The result for a script: JSON alone on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+    """Print the result for a script: JSON alone on stdout. JSON has no NaN and no infinity: they become null."""
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_first() -> bool:

@@ -1,6 +1,8 @@
 """`inat-ft train`: flags become overrides, the rest is the engine's."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from inat_ft.settings import Override
     from inat_ft.training import Setup
 
+_MORE_EPOCHS = 30
 _TUNE, _DATA, _LEARN, _RUN = "What learns", "Images", "How it learns", "The run"
 
 
@@ -56,7 +59,8 @@ def train(
         str | None, _flag("--augment", "none, flip, or standard (crop, flip, colours). [default: none]", _DATA)
     ] = None,
     views: Annotated[
-        int | None, _flag("--views", "With --augment standard: cache so many fixed variations. [default: 0]", _DATA)
+        int | None,
+        _flag("--views", "With --augment standard: number of fixed variations of an image. [default: 0]", _DATA),
     ] = None,
     balance: Annotated[
         str | None, _flag("--balance", "Against class imbalance: none, weights, sampler. [default: none]", _DATA)
@@ -77,7 +81,7 @@ def train(
     ] = None,
     layer_decay: Annotated[
         float | None,
-        _flag("--layer-decay", "Factor on the rate for each layer further from the head. [default: 1]", _LEARN),
+        _flag("--layer-decay", "Factor on the rate for each block further from the head. [default: 1]", _LEARN),
     ] = None,
     clip_norm: Annotated[float | None, _flag("--clip-norm", "Longest gradient; 0 is any. [default: 0]", _LEARN)] = None,
     mixup: Annotated[
@@ -100,7 +104,16 @@ def train(
     ] = None,
     patience: Annotated[
         int | None,
-        _flag("--patience", "Epochs without a better validation accuracy; 0 never stops. [default: 3]", _LEARN),
+        _flag("--patience", "Epochs without improvement before training stops; 0 disables. [default: 3]", _LEARN),
+    ] = None,
+    monitor: Annotated[
+        str | None,
+        _flag(
+            "--monitor",
+            "Metric of early stopping and the best epoch: val_accuracy, val_loss, train_accuracy or train_loss. "
+            "[default: val_accuracy]",
+            _LEARN,
+        ),
     ] = None,
     seed: Annotated[int | None, _flag("--seed", "Same seed, same result; 0 or more. [default: 0]", _RUN)] = None,
     seeds: Annotated[
@@ -209,21 +222,52 @@ def _train(config: "RunConfig", resume: Path | None, runs_dir: Path, cache_dir: 
     from inat_ft.data.places import cache_folder
     from inat_ft.training import Places, train
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)  # what torchrun and schedulers send: leave in order, and say how to go on
-    try:
+    with _stoppable():
         record, directory = train(config, Places(runs_dir, cache_folder(cache_dir)), listener(config), resume)
-    except KeyboardInterrupt as stopped:
-        render.warn("; ".join(["stopped", *getattr(stopped, "__notes__", ())]))
-        raise
     if not render.is_first():
         return
+    _advise(record)
     if json:
         render.as_json({**record.model_dump(mode="json"), "directory": directory.as_posix()})
     else:
         _show_run(record, directory)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Leave in order at Ctrl-C, and at SIGTERM, which torchrun and schedulers send, and say how to continue."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        notes = getattr(
+            stopped, "__notes__", ["no epoch was finished, so nothing was saved; run the same command again"]
+        )
+        render.warn("; ".join(["stopped", *notes]))
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _advise(record: "RunRecord") -> None:
+    """Say on stderr why more training may help, and what to try."""
+    from inat_ft.records import Advice
+
+    reasons = []
+    if Advice.FEW_STEPS in record.advice:
+        reasons.append(f"{record.optimizer_steps} optimizer step{'s' * (record.optimizer_steps != 1)} in all")
+    if Advice.LOSS_STILL_FALLING in record.advice:
+        before, last = (epoch.train_loss for epoch in record.history[-2:])
+        reasons.append(f"the training loss was still falling ({before:.4f} to {last:.4f} in the last epoch)")
+    if reasons:
+        stop = record.config["stop"]["patience"] and record.stopped_early
+        epochs = min(10_000, max(_MORE_EPOCHS, 3 * len(record.history)))
+        longer = f"--epochs {epochs}{' --patience 0' if stop else ''}"
+        render.remark(f"{'; '.join(reasons)}: try the same command with {longer}, or with --find-lr")
 
 
 def _train_seeds(config: "RunConfig", seeds: int, runs_dir: Path, cache_dir: Path | None, json: bool) -> None:
@@ -238,7 +282,11 @@ def _train_seeds(config: "RunConfig", seeds: int, runs_dir: Path, cache_dir: Pat
         render.remark(f"seed {seed}")
         name = f"{config.name}-seed{seed}" if config.name else None
         let_go()
-        runs.append(train(config.model_copy(update={"seed": seed, "name": name}), places, listener(config)))
+        with _stoppable():
+            runs.append(train(config.model_copy(update={"seed": seed, "name": name}), places, listener(config)))
+    if not render.is_first():
+        return
+    _advise(runs[0][0])
     accuracies = [record.val_accuracy or 0.0 for record, _ in runs]
     if json:
         directories = [directory.as_posix() for _, directory in runs]
@@ -264,6 +312,8 @@ def _find_lr(config: "RunConfig", runs_dir: Path, cache_dir: Path | None, json: 
     from inat_ft.training import Places, find_lr
 
     found = find_lr(config, Places(runs_dir, cache_folder(cache_dir)), listener(config))
+    if not render.is_first():
+        return
     stem = config.name or f"{config.model.backbone.replace(':', '-')}-{config.strategy.name}"
     picture = draw_lr_range(found.lrs, found.losses, found.smooth, found.suggestion, runs_dir / f"{stem}-lr-range")
     if json:
@@ -289,7 +339,12 @@ def _show_run(record: "RunRecord", directory: Path) -> None:
     accuracy = record.val_accuracy or 0.0
     epochs = f"epoch {record.best_epoch} of {len(record.history)}"
     early = ", stopped early" if record.stopped_early else ""
-    render.result(f"best: {epochs}{early}, validation accuracy {accuracy:.4f} in {record.seconds['total']:.1f} s")
+    monitor = record.config["stop"].get("monitor", "val_accuracy")
+    value = getattr(record.history[(record.best_epoch or 1) - 1], monitor)
+    shown = "" if monitor == "val_accuracy" else f", {monitor} {'not finite' if value is None else f'{value:.4f}'}"
+    render.result(
+        f"best: {epochs}{early}{shown}, validation accuracy {accuracy:.4f} in {record.seconds['total']:.1f} s"
+    )
     render.result(f"run:  {directory}")
     render.remark(f"next: inat-ft eval {directory}")
 

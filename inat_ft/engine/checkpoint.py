@@ -14,7 +14,7 @@ from inat_ft.errors import InatFtError
 from inat_ft.models.net import Net
 from inat_ft.records import Epoch, replacing
 
-_VERSION = 1
+_VERSION = 2
 
 
 def save_training(file: Path, training: Training, net: Net, plan: Plan, identity: str) -> None:
@@ -26,6 +26,7 @@ def save_training(file: Path, training: Training, net: Net, plan: Plan, identity
         "version": _VERSION,
         "identity": identity,
         "epoch": training.epoch,
+        "steps": training.steps,
         "weights": training.as_trained or {name: state[name] for name in plan.changing_state()},
         "average": training.average,
         "optimizer": training.optimizer.state_dict(),
@@ -66,12 +67,12 @@ def load_training(file: Path, training: Training, net: Net, plan: Plan, config: 
         )
     restore(net, content["weights"])
     training.average = {name: tensor if tensor.ndim else tensor.cpu() for name, tensor in content["average"].items()}
-    training.epoch = content["epoch"]
+    training.epoch, training.steps = content["epoch"], content["steps"]
     learning = plan.epochs[training.epoch - 1]
     net.learn(learning.parameters)
     training.optimizer = make_optimizer(learning, config)
     training.optimizer.load_state_dict(content["optimizer"])
     training.history = [Epoch.model_validate(epoch) for epoch in content["history"]]
-    training.stop.best, training.stop.waited = content["stop"]["best"], content["stop"]["waited"]
+    training.stop.best, training.stop.waited = tuple(content["stop"]["best"]), content["stop"]["waited"]
     training.best, training.best_epoch = content["best"], content["best_epoch"]
     training.best_logits, training.stopped = content["best_logits"].cpu(), content["stopped"]

@@ -13,6 +13,8 @@ import torch
 from inat_ft.engine.ranks import ALONE, Ranks, join, local_rank
 from inat_ft.errors import UsageError
 
+_CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -93,6 +95,28 @@ def is_out_of_memory(error: BaseException) -> bool:
 def has_compiler() -> bool:
     """Whether there is a C++ compiler, which torch.compile needs."""
     return any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++", "cl")))
+
+
+@contextmanager
+def reproducible(deterministic: bool) -> Iterator[None]:
+    """Leave torch's random state as it is found, and use only deterministic algorithms inside, if asked to."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices), _deterministic() if deterministic else nullcontext():
+        yield
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    workspace = os.environ.get(_CUBLAS_WORKSPACE)
+    os.environ.setdefault(_CUBLAS_WORKSPACE, ":4096:8")  # read when CUDA starts; cuBLAS is not deterministic without it
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        if workspace is None:
+            del os.environ[_CUBLAS_WORKSPACE]
 
 
 @contextmanager

@@ -36,14 +36,16 @@ FLIPPED = View("flipped", "flip", lambda hashes: torch.zeros(len(hashes), 8))
 
 
 def fixed_view(number: int) -> View:
-    """One fixed variation of each image, which the image's content decides."""
+    """Return one fixed variation of each image, which depends on the image's content."""
+    return View(f"standard {number}", "standard", lambda hashes: _fixed_draws(hashes, [number] * len(hashes)))
 
-    def draws(hashes: Sequence[str]) -> Tensor:
-        digests = (hashlib.sha256(f"{name} {number}".encode()).digest() for name in hashes)
-        words = np.stack([np.frombuffer(digest, "<u4") for digest in digests])
-        return torch.from_numpy((words / 2**32).astype(np.float32))
 
-    return View(f"standard {number}", "standard", draws)
+def _fixed_draws(hashes: Sequence[str], numbers: Sequence[int]) -> Tensor:
+    """Return what `augment.standard` does to each image in its variation of this number, `[N, 8]` float32."""
+    pairs = zip(hashes, numbers, strict=True)
+    digests = (hashlib.sha256(f"{name} {number}".encode()).digest() for name, number in pairs)
+    words = np.stack([np.frombuffer(digest, "<u4") for digest in digests])
+    return torch.from_numpy((words / 2**32).astype(np.float32))
 
 
 @dataclass
@@ -87,8 +89,9 @@ class _Frozen:
 class Feed:
     """Batches for each epoch of a plan.
 
-    mode: the configured cache (auto, none, packed, prefix). views: how many fixed variations of an image may be cached
-    with the augmentation `standard`; 0 never caches then. image_weights: draw images by them instead of each once.
+    mode: the configured cache (auto, none, packed, prefix). views: number of fixed variations of an image with the
+    augmentation `standard`, whether they are cached or not; 0: new ones in every epoch, which are never cached.
+    image_weights: draw images by them instead of each once.
     """
 
     plan: Plan
@@ -112,19 +115,18 @@ class Feed:
 
     def train(self, prefix: int, epoch: int) -> Batches:
         """Training batches of an epoch."""
-        draws = None
+        draws = choice = None
         if self.augment != "none":
             draws = augment.draw(len(self.train_pixels), epoch_generator(self.seed, epoch, "augment"))
+            choice = (draws[:, 0] < 0.5).long() if self.augment == "flip" else (draws[:, 0] * self.views).long()
         frozen = self._frozen(prefix, epoch)
         if frozen.kept is None:
+            if choice is not None and self.augment == "standard" and self.views:
+                draws = _fixed_draws(self.train_pixels.hashes, choice.tolist())
             device_draws = None if draws is None else draws.to(self.train_pixels.labels.device)
             return self._from_images(frozen, self.train_pixels, "train", device_draws, epoch)
         sources = self._rows(frozen, frozen.kept, self.train_pixels, "train", self._cached_views())
-        source = sources[0]
-        if draws is not None:
-            source = _Views(
-                sources, (draws[:, 0] < 0.5).long() if self.augment == "flip" else (draws[:, 0] * self.views).long()
-            )
+        source = sources[0] if choice is None else _Views(sources, choice)
         return self._from_rows(source, self.train_pixels, frozen.cut)
 
     def val(self, prefix: int, epoch: int) -> Batches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -43,6 +44,8 @@ class Training:
     stop: EarlyStop
     epoch: int = 0
     """Epochs done."""
+    steps: int = 0
+    """Optimizer steps done."""
     optimizer: Optimizer | None = None
     history: list[Epoch] = field(default_factory=list)
     average: dict[str, Tensor] = field(default_factory=dict)
@@ -72,20 +75,20 @@ def fit(
 ) -> Training:
     """Train until the last epoch, until patience is at its end or `on_epoch` says so, then restore the best weights.
 
-    The best epoch is the first of those with the highest validation accuracy. `save` is called after every epoch with
-    all that is needed to go on. Raises InatFtError when the loss is not finite.
+    The best epoch is the first of those with the best monitored metric and, among these, the lowest validation loss.
+    `save` is called after every epoch with all that is needed to resume. Raises InatFtError when the training loss is not
+    finite.
     """
     names = plan.changing_state()
     ahead = epochs(net, data, plan, recipe, compute, seed, training, on_step)
     for epoch, logits in ahead if not training.stopped else ():
-        best_before = max((past.val_accuracy or 0.0 for past in training.history), default=-1.0)
+        best = training.history[training.best_epoch - 1] if training.best_epoch else None
         training.history.append(epoch)
         if plan.changes(epoch.epoch - 1):
             training.stop.start_anew()
-        accuracy = epoch.val_accuracy or 0.0
-        if accuracy > best_before:
+        if best is None or training.stop.score(epoch) > training.stop.score(best):
             training.best, training.best_epoch, training.best_logits = copies(net, names), epoch.epoch, logits.cpu()
-        if training.stop.update(accuracy):
+        if training.stop.update(epoch):
             training.stopped = "patience"
         if compute.ranks.agree(on_epoch(epoch)) and not training.stopped:
             training.stopped = "asked"
@@ -133,6 +136,7 @@ def epochs(
 
     def after(done: int, total: int, loss: float | None, accuracy: float | None) -> None:
         average.after_step()
+        training.steps += 1
         on_step(done, total, loss, accuracy)
 
     while training.epoch < len(plan.epochs):
@@ -155,12 +159,17 @@ def epochs(
         _take_average(net, plan, average, training, on)
         val_loss, val_accuracy, logits = evaluate(net, val, compute, prefix)
         training.epoch += 1
+        if not math.isfinite(val_loss):
+            recipe.say(
+                f"warning: the validation loss is {val_loss} after epoch {training.epoch}, so the network's output is not "
+                "finite; try a lower learning rate: --lr"
+            )
         yield (
             Epoch(
                 epoch=training.epoch,
                 train_loss=loss,
                 train_accuracy=accuracy,
-                val_loss=val_loss,
+                val_loss=val_loss if math.isfinite(val_loss) else None,
                 val_accuracy=val_accuracy,
                 lr=rate.lr,
                 seconds=time.perf_counter() - started,

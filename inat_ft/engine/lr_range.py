@@ -13,7 +13,7 @@ from torch import Tensor
 from inat_ft.engine.device import Compute
 from inat_ft.engine.fit import Data, copies, epoch_generator, restore, seed_layers
 from inat_ft.engine.optimizer import make_optimizer
-from inat_ft.engine.passes import Pass, Recipe, step
+from inat_ft.engine.passes import Pass, Recipe, own_batches, step
 from inat_ft.engine.plan import Plan
 from inat_ft.models.net import Net
 
@@ -56,11 +56,12 @@ def range_test(
     lrs: list[float] = []
     losses: list[float] = []
     with on.alone():
-        for inputs, labels in _endless(on, data, seed):
+        for size, inputs, labels in _endless(on, recipe, data, seed):
             lrs.append(_LOWEST * (_HIGHEST / _LOWEST) ** (len(lrs) / (steps - 1)))
             for group in optimizer.param_groups:
                 group["lr"] = lrs[-1] * group["lr_scale"]
-            losses.append(float(step(on, recipe, optimizer, inputs, labels, len(labels))[0]) / len(labels))
+            loss, _ = compute.ranks.sum(step(on, recipe, optimizer, inputs, labels, size)).tolist()
+            losses.append(loss / size)
             if len(lrs) == steps or not losses[-1] <= _EXPLODED * losses[0]:
                 break
     restore(net, before)
@@ -68,9 +69,9 @@ def range_test(
     return LrRange(lrs, losses, smooth.tolist(), steepest(lrs, smooth.tolist()))
 
 
-def _endless(on: Pass, data: Data, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(on: Pass, recipe: Recipe, data: Data, seed: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     for epoch in itertools.count():
-        yield from on.batches(data.order(epoch_generator(seed, epoch, "order")))
+        yield from own_batches(on, recipe, data.order(epoch_generator(seed, epoch, "order")))
 
 
 def steepest(lrs: list[float], losses: list[float]) -> float | None:

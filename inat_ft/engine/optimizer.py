@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import groupby
+from typing import assert_never
 
 import torch
 from torch import nn
@@ -13,16 +14,18 @@ from torch.optim import Optimizer
 from inat_ft.config import OptimConfig
 from inat_ft.engine.plan import Learning
 
+_ROUNDING = 1e-9
+
 
 def make_optimizer(learning: Learning, config: OptimConfig, before: Optimizer | None = None) -> Optimizer:
-    """An optimiser of just what learns, one group per learning rate and kind of decay.
+    """Return an optimizer of just what learns, with one parameter group per learning rate and kind of decay.
 
-    The state of parameters that already learned with `before` is taken over. Weight decay is for weights of two or more
-    dimensions: biases and normalisation stay free of it (He et al. 2018, arXiv 1812.01187).
+    The state of parameters that already learned with `before` is taken over. Weight decay spares biases, normalization
+    (He et al. 2018, arXiv 1812.01187), embeddings of positions and tokens, and layer scales, as timm's does.
     """
 
     def kind(pair: tuple[nn.Parameter, float]) -> tuple[float, bool]:
-        return pair[1], pair[0].ndim > 1
+        return pair[1], id(pair[0]) not in learning.no_weight_decay
 
     groups = [
         {
@@ -42,11 +45,16 @@ def make_optimizer(learning: Learning, config: OptimConfig, before: Optimizer | 
 
 
 def _make(groups: list[dict[str, object]], config: OptimConfig) -> Optimizer:
-    if config.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=config.lr, fused=True)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+    match config.optimizer:
+        case "adam":
+            return torch.optim.Adam(groups, lr=config.lr, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        case "sgd":
+            nesterov = config.momentum > 0
+            return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
+        case unknown:
+            assert_never(unknown)
 
 
 @dataclass
@@ -60,18 +68,22 @@ class Rate:
     lr: float = 0.0
     """The run's rate as last set."""
 
-    def __call__(self, share: float) -> None:
-        """Set each group's rate for the moment when a share of the epoch, in 0..1, is done."""
-        self.lr = self.config.lr * lr_factor(self.config, self.since + share, self.epochs)
+    def __call__(self, step: int, steps: int) -> None:
+        """Set each group's rate for a step of an epoch of `steps`, counted from 0."""
+        self.lr = self.config.lr * lr_factor(self.config, self.since + step / steps, self.epochs, 1 / steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["lr_scale"]
 
 
-def lr_factor(config: OptimConfig, epoch: float, epochs: int) -> float:
-    """Share of the full learning rate, in 0..1: a linear warm-up, then constant or a half cosine down to 0."""
+def lr_factor(config: OptimConfig, epoch: float, epochs: int, step: float) -> float:
+    """Return the share of the full learning rate for the step that begins at `epoch` and takes `step` epochs.
+
+    A linear warm-up, whose last step has the full rate; then constant, or a half cosine that starts at 1 and would be 0
+    after the last step, as in torch and Hugging Face's transformers. No step has a rate of 0.
+    """
     warmup = min(config.warmup_epochs, epochs)
-    if epoch < warmup:
-        return epoch / warmup
+    if epoch < warmup - _ROUNDING:
+        return min(1.0, (epoch + step) / warmup)
     if config.schedule == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - warmup) / max(epochs - warmup, 1e-9))))
+    return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup)))

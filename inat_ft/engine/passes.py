@@ -15,13 +15,15 @@ from torch.optim import Optimizer
 from inat_ft.config import OptimConfig
 from inat_ft.data.batches import Batches
 from inat_ft.engine.device import Compute, has_compiler, is_out_of_memory, threads
+from inat_ft.engine.ranks import Ranks
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.models.net import Net
 
 OnStep = Callable[[int, int, float | None, float | None], None]
 """Called with (images done, images in all, loss, accuracy) now and then; the last two are None but now and then."""
 
-_REPORT_EVERY = 20
+_REPORT_EVERY = 50
+"""Steps between two figures of the progress, on a GPU, which must be waited for."""
 
 
 @dataclass
@@ -49,6 +51,10 @@ class Recipe:
             raise InatFtError("out of memory, with two images at a time", "try a smaller --image-size or backbone")
         self.parts = min(2 * self.parts, rows // 2)
         self.say(f"memory: a batch of {rows} images is computed in {self.parts} parts, since it does not fit at once")
+
+    def num_parts(self, size: int, ranks: Ranks) -> int:
+        """Return into how many micro-batches a batch is split: each has two images, and one for each process, at least."""
+        return max(1, min(self.parts, size // max(2, ranks.size)))
 
     def learned(self, net: Net, prefix: int) -> Callable[[Tensor], Tensor] | None:
         """What comes after a prefix, compiled once for all epochs in which the prefix is the same; None: not compiled.
@@ -102,50 +108,69 @@ class Pass:
 
 
 def learn(
-    on: Pass, recipe: Recipe, optimizer: Optimizer, order: Tensor, set_rate: Callable[[float], None], after: OnStep
+    on: Pass, recipe: Recipe, optimizer: Optimizer, order: Tensor, set_rate: Callable[[int, int], None], after: OnStep
 ) -> tuple[float, float]:
     """One pass of learning. Returns the mean loss in nats per image and the share that was right.
 
-    set_rate(share): called before each step with the share of the pass that will be done after it, in 0..1; after: called
-    after each step. Loss and accuracy are summed on the device; a GPU is waited for once, at the end.
+    set_rate(step, steps): called before each step, counted from 0; after: called after each step. Loss and accuracy are
+    summed on the device; a GPU is waited for now and then, for the progress, and at the end.
     """
     on.net.train()
     total = torch.zeros(2, device=on.compute.device)
-    sizes = [len(numbers) for numbers in on.batches.numbers(order)]
+    ranks, every = on.compute.ranks, 1 if on.compute.device.type == "cpu" else _REPORT_EVERY
+    steps = len(on.batches.numbers(order))
     done = 0
     with on.alone():
-        batches = on.batches(order, on.compute.ranks.share)
-        for index, (size, (inputs, labels)) in enumerate(zip(sizes, batches, strict=True)):
-            set_rate((index + 1) / len(sizes))
+        for index, (size, inputs, labels) in enumerate(own_batches(on, recipe, order)):
+            set_rate(index, steps)
             total += step(on, recipe, optimizer, inputs, labels, size)
             done += size
-            shown = index % _REPORT_EVERY == 0 and on.compute.device.type == "cpu"
-            loss, accuracy = (total * on.compute.ranks.size / done).tolist() if shown else (None, None)
+            loss, accuracy = (total * ranks.size / done).tolist() if index % every == 0 else (None, None)
             after(done, len(order), loss, accuracy)
-    loss, accuracy = (on.compute.ranks.sum(total) / done).tolist()
+    loss, accuracy = (ranks.sum(total) / done).tolist()
     if not math.isfinite(loss):
         raise InatFtError(f"the loss is {loss}: training has diverged", "try a lower learning rate: --lr")
     return loss, accuracy
 
 
-def step(on: Pass, recipe: Recipe, optimizer: Optimizer, inputs: Tensor, labels: Tensor, size: int) -> Tensor:
-    """One step on this process's share of a batch of `size` images.
+def own_batches(on: Pass, recipe: Recipe, order: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield, for each batch of the whole training, its size and what `step` takes of it in this process.
 
-    Returns the share's summed loss and number of right answers, `[2]` on the device.
+    Images are blended with others of the whole batch, so that every process needs all of it.
     """
-    inputs, targets = recipe.mix(inputs, labels) if recipe.mix else (inputs, labels)
+    ranks = on.compute.ranks
+
+    def wanted(size: int) -> slice | Tensor:
+        return slice(size) if recipe.mix or ranks.size == 1 else ranks.own_rows(size, recipe.num_parts(size, ranks))
+
+    sizes = map(len, on.batches.numbers(order))
+    for size, (inputs, labels) in zip(sizes, on.batches(order, wanted), strict=True):
+        yield size, inputs, labels
+
+
+def step(on: Pass, recipe: Recipe, optimizer: Optimizer, inputs: Tensor, labels: Tensor, size: int) -> Tensor:
+    """Take one step on this process's rows of a batch of `size` images; on all rows where they are to be blended.
+
+    Returns the rows' summed loss and number of right answers, `[2]` on the device.
+    """
+    ranks, targets = on.compute.ranks, labels
+    if recipe.mix:
+        inputs, targets = recipe.mix(inputs, labels)
+        if ranks.size > 1:
+            own = ranks.own_rows(size, recipe.num_parts(size, ranks)).to(labels.device)
+            inputs, labels, targets = inputs[own], labels[own], targets[own]
     while True:
         try:
             sums = _gradients(on, recipe, inputs, labels, targets, size)
             break
         except (RuntimeError, MemoryError) as error:
-            if on.compute.ranks.size > 1 or not is_out_of_memory(error):
+            if ranks.size > 1 or not is_out_of_memory(error):
                 raise
         optimizer.zero_grad(set_to_none=True)
         recipe.split_further(len(labels))
         on.compute.free_memory()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    on.compute.ranks.sum_gradients(parameters)
+    ranks.sum_gradients(parameters)
     for parameter, (start, strength) in recipe.start.items():
         if parameter.grad is not None:
             parameter.grad.add_(parameter.detach() - start, alpha=strength)
@@ -157,23 +182,34 @@ def step(on: Pass, recipe: Recipe, optimizer: Optimizer, inputs: Tensor, labels:
 
 
 def _gradients(on: Pass, recipe: Recipe, inputs: Tensor, labels: Tensor, targets: Tensor, size: int) -> Tensor:
-    parts = max(1, min(recipe.parts, len(labels) // 2))
-    sums = torch.zeros(2, device=labels.device)
-    at = on.compute.ranks.share(size).start or 0
-    for x, y, target in zip(*(each.tensor_split(parts) for each in (inputs, labels, targets)), strict=True):
-        on.compute.ranks.rows.start, on.compute.ranks.rows.total = at, size
+    """Add up the gradients of the mean loss over the batch, micro-batch by micro-batch.
+
+    The mean is that of `nn.CrossEntropyLoss`: with class weights and labels that are not blended, the sum is divided by
+    the sum of the labels' weights over the whole batch.
+    """
+    ranks, sums = on.compute.ranks, torch.zeros(2, device=labels.device)
+    divisor: Tensor | int = size
+    if recipe.class_weights is not None and targets.ndim == 1:
+        divisor = ranks.sum(recipe.class_weights[labels].sum())
+    start = 0
+    for whole, own in ranks.micro_batches(size, recipe.num_parts(size, ranks)):
+        rows = slice(start, start := start + len(own))
+        x, y, target = inputs[rows], labels[rows], targets[rows]
+        ranks.rows.start, ranks.rows.total = own.start - whole.start, len(whole)
         logits = on.logits(x)
         smoothing = recipe.config.label_smoothing
         loss = F.cross_entropy(logits, target, recipe.class_weights, label_smoothing=smoothing, reduction="sum")
-        torch.autograd.backward(loss / size)
+        torch.autograd.backward(loss / divisor)
         sums += torch.stack([loss.detach(), (logits.detach().argmax(1) == y).sum()])
-        at += len(y)
     return sums
 
 
 @torch.no_grad()
 def evaluate(net: Net, batches: Batches, compute: Compute, prefix: int = 0) -> tuple[float, float, Tensor]:
-    """Mean loss in nats, share that is right, and the logits `[N, C]` float32 on the device, in the rows' order."""
+    """Return the mean loss in nats, the accuracy, and the logits `[N, C]` float32 on the device, in the rows' order.
+
+    An image whose logits are not finite is not right.
+    """
     net.eval()
     on, ranks = Pass(net, batches, max(prefix, batches.start), compute), compute.ranks
     order = torch.arange(batches.num_images)
@@ -182,7 +218,7 @@ def evaluate(net: Net, batches: Batches, compute: Compute, prefix: int = 0) -> t
         mine = torch.cat(own) if own else torch.zeros(0, net.num_classes, device=batches.labels.device)
         logits = torch.cat(ranks.gather(mine, ranks.shares(len(order))))
         loss = F.cross_entropy(logits, batches.labels)
-        right = (logits.argmax(1) == batches.labels).float().mean()
+        right = ((logits.argmax(1) == batches.labels) & logits.isfinite().all(1)).float().mean()
     value, accuracy = torch.stack([loss, right]).tolist()
     return value, accuracy, logits
 

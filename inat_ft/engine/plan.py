@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from torch import nn
 
@@ -17,9 +19,13 @@ from inat_ft.strategies.base import Group, Strategy
 
 @dataclass(frozen=True)
 class Learning:
-    """What learns in one epoch: parameters and, for each, its multiple of the learning rate."""
+    """What learns in one epoch: parameters and, for each, its multiple of the learning rate.
+
+    no_weight_decay: ids of the parameters that weight decay spares.
+    """
 
     scales: tuple[tuple[nn.Parameter, float], ...]
+    no_weight_decay: frozenset[int] = frozenset()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -51,44 +57,63 @@ class Plan:
         """How many numbers learn in at least one epoch."""
         return sum(parameter.numel() for parameter in self.net.parameters() if id(parameter) in self.learned)
 
-    def frozen_prefix(self, epoch: int, since_start: bool = False) -> int:
-        """Number of leading stages in which nothing learns in this epoch; since_start: nor in any epoch before it."""
-        first = 0 if since_start else epoch
-        return min(self._prefix(number) for number in range(first, epoch + 1))
-
-    def _prefix(self, epoch: int) -> int:
-        learning = {id(parameter) for parameter in self.epochs[epoch].parameters}
+    @cached_property
+    def _prefixes(self) -> list[int]:
+        """Number of leading stages in which nothing learns, by epoch."""
+        stages: dict[int, int] = {}
         for number, stage in enumerate(self.net.stages.values()):
-            if any(id(parameter) in learning for parameter in stage.parameters()):
-                return number
-        return len(self.net.stages)
+            for parameter in stage.parameters():
+                stages.setdefault(id(parameter), number)
+        num_stages = len(self.net.stages)
+        return [min(stages.get(id(p), num_stages) for p in epoch.parameters) for epoch in self.epochs]
+
+    @cached_property
+    def _shortest_prefixes(self) -> list[int]:
+        """The shortest of the prefixes so far, by epoch."""
+        return list(accumulate(self._prefixes, min))
+
+    @cached_property
+    def _last_learned(self) -> list[list[int]]:
+        """By epoch, then by length of the prefix: the last epoch before it in which something in the prefix learned."""
+        rows = [[0] * (len(self.net.stages) + 1)]
+        for number, first in enumerate(self._prefixes, 1):
+            rows.append([number if first < length else last for length, last in enumerate(rows[-1])])
+        return rows
+
+    @cached_property
+    def _phases(self) -> list[int]:
+        """The epochs in which something else begins to learn, the first included."""
+        changed = [
+            number for number in range(1, len(self.epochs)) if not self.epochs[number].same_as(self.epochs[number - 1])
+        ]
+        return [0, *changed]
+
+    def frozen_prefix(self, epoch: int, since_start: bool = False) -> int:
+        """Return the number of leading stages in which nothing learns in this epoch; since_start: nor in any before it."""
+        return self._shortest_prefixes[epoch] if since_start else self._prefixes[epoch]
 
     def last_learned(self, prefix: int, epoch: int) -> int:
-        """The last epoch before this one, counted from 1, in which something in so many stages learned; 0: none.
+        """Return the last epoch before this one, counted from 1, in which something in the prefix learned; 0: none.
 
-        What a frozen prefix makes of an image stays the same as long as this does.
+        What a frozen prefix computes for an image stays the same as long as this does.
         """
-        return next((number for number in range(epoch, 0, -1) if self._prefix(number - 1) < prefix), 0)
+        return self._last_learned[epoch][prefix]
 
     def repeats(self, epoch: int) -> int:
-        """For how many epochs from this one on at least as long a prefix stays frozen, this one included."""
+        """Return for how many epochs from this one on, itself included, at least as long a prefix stays frozen."""
         prefix, last = self.frozen_prefix(epoch), epoch
         while last < len(self.epochs) and self.frozen_prefix(last) >= prefix:
             last += 1
         return last - epoch
 
     def changes(self, epoch: int) -> bool:
-        """Whether something else learns in this epoch than in the one before."""
-        return epoch > 0 and not self.epochs[epoch].same_as(self.epochs[epoch - 1])
+        """Return whether something else learns in this epoch than in the one before."""
+        return epoch > 0 and self.stretch(epoch)[0] == epoch
 
     def stretch(self, epoch: int) -> tuple[int, int]:
-        """The first and the last (excluded) of the epochs around this one in which the same learns."""
-        first, last = epoch, epoch + 1
-        while first > 0 and not self.changes(first):
-            first -= 1
-        while last < len(self.epochs) and not self.changes(last):
-            last += 1
-        return first, last
+        """Return the first and the last (excluded) of the epochs around this one in which the same learns."""
+        place = bisect_right(self._phases, epoch)
+        return self._phases[place - 1], (*self._phases, len(self.epochs))[place]
 
     def changing_state(self) -> list[str]:
         """Names, in the network's own state, of every tensor that training may change."""
@@ -102,25 +127,36 @@ class Plan:
 def make_plan(strategy: Strategy, net: Net, epochs: int, layer_decay: float = 1.0) -> Plan:
     """Ask the strategy for all epochs.
 
-    layer_decay: factor on every rate for each layer that lies between it and the end. Raises PluginError naming the
-    strategy when it breaks the contract.
+    layer_decay: factor on the learning rate for each layer further from the head, where a layer is a block, as in timm.
+    Raises PluginError naming the strategy when it breaks the contract.
     """
     factors = {key: layer_decay**depth for key, depth in _depths(net).items()} if layer_decay < 1 else {}
-    return Plan(net, tuple(_learning(strategy, net, epoch, factors) for epoch in range(epochs)))
+    spared = frozenset(
+        id(parameter)
+        for name, parameter in net.named_parameters()
+        if parameter.ndim <= 1 or net.origin(name) in net.no_weight_decay
+    )
+    return Plan(net, tuple(_learning(strategy, net, epoch, factors, spared) for epoch in range(epochs)))
 
 
 def _depths(net: Net) -> dict[int, int]:
-    """For each parameter, by id, how many layers come after its own. Normalisation belongs to the layer before it."""
-    places: dict[int, int] = {}
-    place = 0
-    for module in net.modules():
-        own = list(module.parameters(recurse=False))
-        place += any(parameter.ndim > 1 for parameter in own)
-        places |= {id(parameter): place for parameter in own}
-    return {key: place - own for key, own in places.items()}
+    """Return for each parameter, by id, how many layers come after its own."""
+    last = max(net.layer_ids.values())
+    return {id(parameter): last - _layer(net, net.origin(name)) for name, parameter in net.named_parameters()}
 
 
-def _learning(strategy: Strategy, net: Net, epoch: int, factors: Mapping[int, float]) -> Learning:
+def _layer(net: Net, name: str) -> int:
+    """Return the layer of a parameter; one that a strategy added, such as an adapter's, belongs to the module it is in."""
+    if name in net.layer_ids:
+        return net.layer_ids[name]
+    module = name.rpartition(".")[0]
+    near = [layer for known, layer in net.layer_ids.items() if known.startswith(f"{module}.")]
+    return max(near) if near else _layer(net, module) if module else 0
+
+
+def _learning(
+    strategy: Strategy, net: Net, epoch: int, factors: Mapping[int, float], spared: frozenset[int]
+) -> Learning:
     name = described(STRATEGIES, type(strategy))
     with blamed(STRATEGIES, type(strategy), f"groups(epoch={epoch})"):
         groups = strategy.groups(net, epoch)
@@ -140,4 +176,4 @@ def _learning(strategy: Strategy, net: Net, epoch: int, factors: Mapping[int, fl
     if not scales:
         raise PluginError(f"{name} lets nothing learn in epoch {epoch + 1}")
     order = {id(parameter): place for place, parameter in enumerate(net.parameters())}
-    return Learning(tuple(sorted(scales.values(), key=lambda pair: order[id(pair[0])])))
+    return Learning(tuple(sorted(scales.values(), key=lambda pair: order[id(pair[0])])), spared)

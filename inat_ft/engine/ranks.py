@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -56,6 +56,16 @@ class Ranks:
         """How many rows of `count` each process has."""
         ends = [rank * count // self.size for rank in range(self.size + 1)]
         return [end - start for start, end in pairwise(ends)]
+
+    def micro_batches(self, count: int, parts: int) -> list[tuple[range, range]]:
+        """Split `count` rows into parts, and return the rows of each and those of them that are this process's own."""
+        sizes = [count // parts + (part < count % parts) for part in range(parts)]
+        whole = [range(end - size, end) for end, size in zip(accumulate(sizes), sizes, strict=True)]
+        return [(rows, rows[self.share(len(rows))]) for rows in whole]
+
+    def own_rows(self, count: int, parts: int) -> Tensor:
+        """Return the numbers of this process's own rows in a batch of so many that is split into parts, `[M]` int64."""
+        return torch.tensor([row for _, own in self.micro_batches(count, parts) for row in own])
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place."""
@@ -147,8 +157,35 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
+class _Total(torch.autograd.Function):
+    """The sum over all processes, through which gradients flow: each part's is the sum of all gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        with _together():
+            dist.all_reduce(total := tensor.clone())
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        with _together():
+            dist.all_reduce(total := gradient.clone())
+        return total
+
+
 class _SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over the rows of all processes. torch's own SyncBatchNorm has no form for the CPU."""
+    """BatchNorm over the rows of all processes. torch's own SyncBatchNorm does not run on a CPU."""
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        """Take over parameters, statistics and settings."""
+        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        self.weight, self.bias = norm.weight, norm.bias
+        self.running_mean, self.running_var = norm.running_mean, norm.running_var
+        self.num_batches_tracked = norm.num_batches_tracked
+        self.training = norm.training
+
+    def _check_input_dim(self, inputs: Tensor) -> None:
+        """Any number of dimensions will do."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """As BatchNorm on `[B, C, ...]` with the rows of every process in the batch."""
@@ -178,63 +215,59 @@ class _SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_(variance, share)
 
 
-class _Total(torch.autograd.Function):
-    """The sum over all processes, through which gradients flow: each part's is the sum of all gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        with _together():
-            dist.all_reduce(total := tensor.clone())
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        with _together():
-            dist.all_reduce(total := gradient.clone())
-        return total
-
-
 class _SharedDropout(nn.Module):
-    """Mixed into a layer that multiplies its input by random numbers: it draws for a share what it would for the batch.
+    """A layer that multiplies its input by random numbers: it draws for a share what it would for the whole batch.
 
     All processes draw the same numbers for the whole batch, and each uses those of its own rows.
     """
 
-    rows: Rows
-    drops_rows: bool
-    """Whether it drops whole rows, one number each."""
+    def __init__(self, layer: nn.Module, rows: Rows, drops_rows: bool) -> None:
+        """Wrap a layer; drops_rows: whether it drops whole rows, with one number each."""
+        super().__init__()
+        self.layer, self.rows, self.drops_rows = layer, rows, drops_rows
+        self.training = layer.training
 
     def forward(self, inputs: Tensor) -> Tensor:
         """As the layer on `[B, ...]`."""
         if not self.training or not self.rows.total:
-            dropped: Tensor = super().forward(inputs)
+            dropped: Tensor = self.layer(inputs)
             return dropped
         each = [1] * (inputs.ndim - 1) if self.drops_rows else inputs.shape[1:]
         whole = inputs.new_ones(self.rows.total, *each)
         if inputs.ndim == 4 and inputs.is_contiguous(memory_format=torch.channels_last):
             whole = whole.contiguous(memory_format=torch.channels_last)  # numbers are drawn in the order of memory
-        drawn: Tensor = super().forward(whole)
+        drawn: Tensor = self.layer(whole)
         return inputs * drawn[self.rows.start : self.rows.start + len(inputs)]
 
 
 def share_layers(net: nn.Module, rows: Rows) -> list[str]:
-    """Make the layers that look at a whole batch, BatchNorm and dropout, look at that of all processes.
+    """Replace the layers that look at a whole batch, BatchNorm and dropout, by ones that look at that of all processes.
 
-    Returns the names of the kinds of normalisation for which that cannot be done: theirs are the rows of each process.
+    Returns the names of the kinds of normalization for which that is impossible: theirs are the rows of each process.
     """
+    replacements: dict[nn.Module, nn.Module] = {}
+    left = set()
+    for path, module in list(net.named_modules(remove_duplicate=False)):
+        if module not in replacements:
+            shared = _shared(module, rows)
+            if shared is None:
+                left |= {type(module).__name__} if isinstance(module, nn.modules.batchnorm._BatchNorm) else set()
+                continue
+            replacements[module] = shared
+        parent, _, name = path.rpartition(".")
+        setattr(net.get_submodule(parent), name, replacements[module])
+    return sorted(left)
+
+
+def _shared(module: nn.Module, rows: Rows) -> nn.Module | None:
+    """Return the layer that takes the place of a module, if there is one."""
     from torchvision.ops import StochasticDepth
 
+    kind = type(module)
+    drops_rows = kind is StochasticDepth or kind.__name__ == "DropPath"  # the latter is timm's
+    if drops_rows or kind in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
+        return _SharedDropout(module, rows, drops_rows)
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    drops = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-    left = set()
-    for module in net.modules():
-        kind = type(module)
-        drops_rows = kind is StochasticDepth or kind.__name__ == "DropPath"  # the latter is timm's
-        if kind in norms and module.affine and module.track_running_stats:
-            module.__class__ = type(f"Shared{kind.__name__}", (_SharedBatchNorm, kind), {})
-        elif isinstance(module, norms):
-            left.add(kind.__name__)
-        elif kind in drops or drops_rows:
-            more = {"rows": rows, "drops_rows": drops_rows}
-            module.__class__ = type(f"Shared{kind.__name__}", (_SharedDropout, kind), more)
-    return sorted(left)
+    if isinstance(module, norms) and kind in norms and module.affine and module.track_running_stats:
+        return _SharedBatchNorm(module)
+    return None

@@ -1,31 +1,47 @@
-"""Early stopping."""
+"""Which epoch is best, and early stopping."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+from inat_ft.records import Epoch
+
 
 @dataclass
 class EarlyStop:
-    """Says when a score has gone `patience` updates without rising by more than `min_delta`.
+    """Stops when the monitored metric has not improved for `patience` epochs.
 
-    NaN never counts as better; a patience of 0 never stops.
+    An improvement is a change by more than `min_delta` in the right direction; with a min_delta of 0 also the same value
+    at a lower validation loss. A metric that is not finite is never better; a patience of 0 never stops.
     """
 
     patience: int
     min_delta: float = 0.0
-    best: float = -math.inf
+    monitor: str = "val_accuracy"
+    """Name of a metric in the record of an epoch."""
+    best: tuple[float, float] = (-math.inf, -math.inf)
     waited: int = 0
 
-    def update(self, score: float) -> bool:
-        """Take a score; whether it is time to stop."""
-        if score > self.best + self.min_delta:
+    def score(self, epoch: Epoch) -> tuple[float, float]:
+        """Return how good an epoch is, for comparison: by the monitored metric, then by the validation loss."""
+        sign = -1 if self.monitor.endswith("loss") else 1
+        value, loss = getattr(epoch, self.monitor), epoch.val_loss
+        return _or_worst(value and sign * value), _or_worst(loss and -loss)
+
+    def update(self, epoch: Epoch) -> bool:
+        """Take an epoch into account; return whether it is time to stop."""
+        score = self.score(epoch)
+        if score[0] > self.best[0] + self.min_delta or (self.min_delta == 0 and score > self.best):
             self.best, self.waited = score, 0
         else:
             self.waited += 1
         return 0 < self.patience <= self.waited
 
     def start_anew(self) -> None:
-        """Forget the waiting, since something else learns from now on; the best score stays."""
+        """Reset the number of epochs without improvement, since something else learns from now on."""
         self.waited = 0
+
+
+def _or_worst(value: float | None) -> float:
+    return -math.inf if value is None or not math.isfinite(value) else value

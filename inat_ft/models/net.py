@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from inat_ft.errors import ConfigError, WeightsError, did_you_mean
 from inat_ft.models.chain import find_chain
+from inat_ft.models.layers import layer_ids, no_weight_decay
 
 
 class Net(nn.Module):
@@ -26,6 +27,10 @@ class Net(nn.Module):
         self._names = tuple(stages)
         self.head = head
         self.head_name = head_name
+        self.layer_ids: Mapping[str, int] = {}
+        """The layer of each parameter, by its name in the original classifier: 0 for the stem, the head last."""
+        self.no_weight_decay: frozenset[str] = frozenset()
+        """Names in the original classifier of the parameters that weight decay spares."""
         self._learning: frozenset[int] | None = None
 
     @property
@@ -140,4 +145,6 @@ def make_net(name: str, classifier: nn.Module, num_classes: int, dropout: float)
     """
     chain = find_chain(classifier)
     fresh = nn.Linear(chain.in_features, num_classes, bias=chain.has_bias)
-    return Net(name, chain.stages, nn.Sequential(nn.Dropout(dropout), fresh), chain.head_name)
+    net = Net(name, chain.stages, nn.Sequential(nn.Dropout(dropout), fresh), chain.head_name)
+    net.layer_ids, net.no_weight_decay = layer_ids(classifier, chain.head_name), no_weight_decay(classifier)
+    return net

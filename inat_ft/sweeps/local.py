@@ -21,7 +21,7 @@ from inat_ft.settings import Override
 from inat_ft.sweeps.conditional import MODE, target
 from inat_ft.sweeps.reading import parse_spec
 from inat_ft.sweeps.sampler import column_values, make_sampler
-from inat_ft.sweeps.space import Point, SweepSpec
+from inat_ft.sweeps.space import Goal, Point, SweepSpec
 from inat_ft.sweeps.storage import Locks
 
 ATTEMPTS = 2
@@ -86,9 +86,10 @@ class Sweep:
 
     @property
     def pinned(self) -> list[Override]:
-        """The split that was the newest when the sweep first ran, where its file names none."""
-        split = self.study.user_attrs.get("split")
-        return [("data.split", split)] if split else []
+        """What the sweep decides where its file does not: the metric to monitor, and the split it first ran with."""
+        split, metric = self.study.user_attrs.get("split"), self.spec.metric.name
+        monitor: list[Override] = [("stop.monitor", metric)] if metric != Goal().name else []
+        return [*monitor, ("data.split", split)] if split else monitor
 
     def settings(self, point: Point) -> list[Override]:
         """All that makes up a trial."""

@@ -105,9 +105,12 @@ def why(error: BaseException) -> str:
 
 def metric_of(record: RunRecord, name: str) -> float:
     """The metric of a run's best epoch."""
-    best = record.history[(record.best_epoch or 1) - 1]
-    value = getattr(best, name)
-    return float("nan") if value is None else float(value)
+    return _value(record.history[(record.best_epoch or 1) - 1], name)
+
+
+def _value(epoch: Epoch, metric: str) -> float:
+    value = getattr(epoch, metric)
+    return math.nan if value is None else float(value)
 
 
 def training(
@@ -125,7 +128,7 @@ def training(
 
         def on_epoch(epoch: Epoch) -> bool:
             listener.on_epoch(epoch)
-            return job.report(epoch.epoch, float(getattr(epoch, metric) or 0.0))
+            return job.report(epoch.epoch, _value(epoch, metric))
 
         directory = job.runs / job.name
         let_go()

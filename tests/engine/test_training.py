@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import resource
 import signal
@@ -17,7 +18,7 @@ from inat_ft.engine.plan import make_plan
 from inat_ft.engine.stopping import EarlyStop
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.models.net import make_net
-from inat_ft.records import RunRecord, read_record, replacing
+from inat_ft.records import Epoch, RunRecord, read_record, replacing
 from inat_ft.settings import load_config
 from inat_ft.strategies import Group, Strategy
 from inat_ft.training import Listener, prepare, train
@@ -117,27 +118,91 @@ def test_every_optimizer_and_schedule_trains(config, places, optimizer: str, sch
         places,
     )
     assert record.history[0].lr == pytest.approx(1e-3)
-    assert record.history[1].lr == pytest.approx(1e-3 if schedule == "constant" else 0.0)
+    last = 0.5 * (1 + math.cos(math.pi * 4 / 5))  # of 5 steps
+    assert record.history[1].lr == pytest.approx(1e-3 if schedule == "constant" else 1e-3 * last)
 
 
-def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
+@pytest.mark.parametrize("steps", [1, 3, 7])
+def test_the_schedule_is_that_of_torch_and_no_step_has_a_rate_of_zero(steps: int) -> None:
     config = OptimConfig(epochs=10, schedule="cosine", warmup_epochs=2)
-    assert [lr_factor(config, epoch, 10) for epoch in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    rates = []
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8 * steps)
+    for _ in range(8 * steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        cosine.step()
+    factors = [lr_factor(config, step / steps, 10, 1 / steps) for step in range(10 * steps)]
+    assert factors[: 2 * steps] == pytest.approx([(step + 1) / (2 * steps) for step in range(2 * steps)])
+    assert factors[2 * steps :] == pytest.approx(rates) and min(factors) > 0
+
+
+def test_one_step_of_a_cosine_changes_the_weights(config, places) -> None:
+    settings = config(optim__schedule="cosine", optim__epochs=1, optim__batch_size=64)
+    before = prepare(settings).plan.net.state()["fc.weight"].clone()
+    after = load_file(train(settings, places)[1] / "model.safetensors")["fc.weight"]
+    assert not torch.equal(before, after)
+
+
+def epoch(val_accuracy: float | None, val_loss: float | None = 1.0) -> Epoch:
+    return Epoch(epoch=1, val_accuracy=val_accuracy, val_loss=val_loss)
 
 
 class TestEarlyStop:
     def test_stops_after_patience_epochs_without_a_rise(self) -> None:
         stop = EarlyStop(patience=3)
-        assert [stop.update(score) for score in (0.5, 0.6, 0.6, 0.55, 0.6)] == [False, False, False, False, True]
+        assert [stop.update(epoch(score)) for score in (0.5, 0.6, 0.6, 0.55, 0.6)] == [False, False, False, False, True]
 
-    def test_nan_is_never_better_and_zero_patience_never_stops(self) -> None:
-        assert EarlyStop(patience=1).update(float("nan"))
-        never = EarlyStop(patience=0)
-        assert not any(never.update(0.0) for _ in range(50))
+    @pytest.mark.parametrize("monitor", ["val_accuracy", "val_loss"])
+    def test_what_is_not_finite_is_never_better_and_zero_patience_never_stops(self, monitor: str) -> None:
+        assert EarlyStop(patience=1, monitor=monitor).update(epoch(None, None))
+        assert EarlyStop(patience=1, monitor=monitor).update(Epoch.model_construct(epoch=1, **{monitor: math.nan}))
+        never = EarlyStop(patience=0, monitor=monitor)
+        assert not any(never.update(epoch(0.0)) for _ in range(50))
 
-    def test_a_rise_smaller_than_min_delta_does_not_count(self) -> None:
+    def test_a_rise_smaller_than_min_delta_does_not_count_nor_does_a_tie_then(self) -> None:
         stop = EarlyStop(patience=2, min_delta=0.1)
-        assert [stop.update(score) for score in (0.5, 0.55, 0.59)] == [False, False, True]
+        assert [stop.update(epoch(score)) for score in (0.5, 0.55, 0.59)] == [False, False, True]
+        stop = EarlyStop(patience=2, min_delta=0.1)
+        assert [stop.update(epoch(0.5, loss)) for loss in (3.0, 2.0, 1.0)] == [False, False, True]
+
+    def test_a_tie_in_accuracy_is_broken_by_a_lower_loss(self) -> None:
+        stop = EarlyStop(patience=2)
+        assert not any(stop.update(epoch(0.5, loss)) for loss in (3.0, 2.0, 1.0, 0.5, 0.4))
+        assert [stop.update(epoch(0.5, loss)) for loss in (0.4, 0.6)] == [False, True]
+
+    def test_a_loss_that_is_monitored_must_fall_by_more_than_min_delta(self) -> None:
+        stop = EarlyStop(patience=2, min_delta=0.1, monitor="val_loss")
+        assert [stop.update(epoch(score, loss)) for score, loss in ((0.1, 2.0), (0.9, 1.95), (1.0, 1.91))] == [
+            False,
+            False,
+            True,
+        ]
+
+    @pytest.mark.parametrize("monitor", ["val_accuracy", "val_loss", "train_accuracy", "train_loss"])
+    def test_the_best_epoch_is_that_of_the_monitored_metric_resumed_or_not(self, config, places, monitor: str) -> None:
+        settings = {
+            "optim__epochs": 5, "optim__lr": 0.03, "stop__monitor": monitor, "stop__patience": 0,
+            "model__backbone": "cnn", "model__filters": 16, "strategy__name": "full",
+        }  # fmt: skip
+        record, directory = train(config(**settings, name="whole"), places)
+        sign = -1 if monitor.endswith("loss") else 1
+        scores = [(sign * getattr(each, monitor), -each.val_loss) for each in record.history]
+        best = scores.index(max(scores))
+        assert record.best_epoch == best + 1 and record.val_accuracy == record.history[best].val_accuracy
+        until_best, short = train(config(**(settings | {"optim__epochs": best + 1}), name="short"), places)
+        a, b = (load_file(folder / "model.safetensors") for folder in (directory, short))
+        assert figures(until_best) == figures(record)[: best + 1] and all(torch.equal(a[name], b[name]) for name in a)
+
+        def interrupt(epoch) -> None:
+            if epoch.epoch == 4:
+                raise Interrupted
+
+        with pytest.raises(Interrupted):
+            train(config(**settings, name="broken"), places, Listener(on_epoch=interrupt))
+        resumed = train(load_config(places.runs / "broken" / "config.yaml"), places, resume=places.runs / "broken")
+        assert_same((record, directory), resumed)
+        assert resumed[0].best_epoch == record.best_epoch and resumed[0].optimizer_steps == record.optimizer_steps
 
     def test_training_stops_there_and_keeps_the_first_best_epoch(self, config, places) -> None:
         settings = config(
@@ -145,7 +210,8 @@ class TestEarlyStop:
         )
         record, directory = train(settings, places)
         accuracies = [epoch.val_accuracy for epoch in record.history]
-        best = accuracies.index(max(accuracies)) + 1
+        scores = [(epoch.val_accuracy, -epoch.val_loss) for epoch in record.history]
+        best = scores.index(max(scores)) + 1
         assert record.stopped_early and len(accuracies) == best + 2 and record.best_epoch == best
         assert record.val_accuracy == max(accuracies)
         until_best, _ = train(

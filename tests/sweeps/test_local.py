@@ -9,11 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+from sklearn.metrics import log_loss
 
 from inat_ft.errors import ConfigError, DataError, InatFtError, UsageError
+from inat_ft.evaluation.predictions import read_predictions
+from inat_ft.records import Epoch, RunRecord, read_record
 from inat_ft.sweeps.folder import create, list_sweeps, only_sweep, open_sweep
 from inat_ft.sweeps.reading import parse_spec, read_spec
-from inat_ft.sweeps.worker import Job, work
+from inat_ft.sweeps.worker import Job, metric_of, training, work
+from inat_ft.training import Listener
 
 SMALL = {
     "method": "random",
@@ -56,6 +60,29 @@ def test_a_sweep_ends_when_the_space_is_used_up(tmp_path: Path) -> None:
     best = sweep.best()[0]
     assert (best.point, best.value) == ({"epochs": 2, "dropout": 0.2}, pytest.approx(0.72))
     assert sweep.command(best.point) == "inat-ft train --set optim.epochs=2 --set model.dropout=0.2"
+
+
+def test_a_trial_keeps_the_epoch_that_is_best_by_the_metric_of_its_sweep(tmp_path: Path, manifest_file) -> None:
+    fixed = {
+        "data.split": str(manifest_file), "data.image_size": 32, "model.backbone": "cnn", "model.filters": 16,
+        "optim.lr": 0.003, "optim.epochs": 6, "stop.patience": 0, "compute.precision": "fp32",
+    }  # fmt: skip
+    parameters = {**{name: {"value": value} for name, value in fixed.items()}, "dropout": {"values": [0.0, 0.1]}}
+    sweep = small(tmp_path, metric={"name": "val_loss", "goal": "minimize"}, parameters=parameters)
+    assert "--set stop.monitor=val_loss" in sweep.command({"dropout": 0.1})
+    objective = training("val_loss", tmp_path / "cache", lambda config: Listener())
+    assert work(sweep, objective, 1, quiet)[0] == "waiting"
+    (trial,) = sweep.trials()
+    record, _ = read_record(sweep.runs / trial.run)
+    losses = [epoch.val_loss for epoch in record.history]
+    assert trial.value == min(losses) == losses[record.best_epoch - 1]
+    predictions = read_predictions(sweep.runs / trial.run / "predictions-val.csv")
+    assert log_loss(predictions.true, predictions.probabilities) == pytest.approx(trial.value, rel=1e-3)
+
+
+def test_an_epoch_without_a_finite_loss_is_reported_as_such(tmp_path: Path) -> None:
+    record = RunRecord(name="n", history=[Epoch(epoch=1, val_loss=None)], best_epoch=1)
+    assert math.isnan(metric_of(record, "val_loss"))
 
 
 @pytest.mark.parametrize("lr", [{"values": [0.1, 0.2]}, {"min": 0.01, "max": 0.1}])
