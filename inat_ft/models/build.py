@@ -102,7 +102,7 @@ def empty_net(config: ModelConfig, num_classes: int, image_size: int, seed: int)
         torch.manual_seed(seed)  # the head's start does not hang on how many numbers the backbone drew
         try:
             dropout = config.dropout if backbone.drops_before_head else 0.0
-            return make_net(config.backbone, classifier, num_classes, dropout)
+            return make_net(config.backbone, classifier, num_classes, dropout, seed)
         except PluginError as error:
             raise PluginError(
                 f"{config.backbone}, {described(BACKBONES, type(backbone))}, cannot be cut into stages: {error.message}",

@@ -16,12 +16,15 @@ class Net(nn.Module):
     """A classifier in stages: images `[N, 3, H, W]` float, normalised, to logits `[N, C]`.
 
     `stages` maps names to modules in forward order; `head` is Dropout and Linear. Parameters keep the names that they
-    have in the classifier, so `state()` loads into the original architecture.
+    have in the classifier, so `state()` loads into the original architecture. `seed` decides what strategies add at random.
     """
 
-    def __init__(self, name: str, stages: Mapping[str, nn.Module], head: nn.Sequential, head_name: str) -> None:
+    def __init__(
+        self, name: str, stages: Mapping[str, nn.Module], head: nn.Sequential, head_name: str, seed: int = 0
+    ) -> None:
         super().__init__()
         self.name = name
+        self.seed = seed
         self._chain = nn.ModuleList(stages.values())
         self._names = tuple(stages)
         self.head = head
@@ -133,11 +136,13 @@ def _some(names: Sequence[str], what: str) -> str:
     return f"{len(names)} {what} ({', '.join(names[:3])}{more}) " if names else ""
 
 
-def make_net(name: str, classifier: nn.Module, num_classes: int, dropout: float) -> Net:
+def make_net(name: str, classifier: nn.Module, num_classes: int, dropout: float, seed: int = 0) -> Net:
     """The classifier in stages, its last layer replaced by Dropout and a fresh Linear to `num_classes`.
+
+    seed: what strategies draw by when they add something to the network.
 
     Raises PluginError when the classifier does not end with a linear layer or cannot be traced.
     """
     chain = find_chain(classifier)
     fresh = nn.Linear(chain.in_features, num_classes, bias=chain.has_bias)
-    return Net(name, chain.stages, nn.Sequential(nn.Dropout(dropout), fresh), chain.head_name)
+    return Net(name, chain.stages, nn.Sequential(nn.Dropout(dropout), fresh), chain.head_name, seed)
