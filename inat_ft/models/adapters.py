@@ -54,8 +54,8 @@ def add_adapters(stage: nn.Module, rank: int, scale: float, seed: int) -> int:
 def merge_adapters(net: nn.Module) -> None:
     """Add every LowRank change to its weight, and remove it."""
     for module in list(net.modules()):
-        for name, changes in list(getattr(module, "parametrizations", {}).items()):
-            if isinstance(changes[0], LowRank):
+        for name in [name for name in _matrices(module) if parametrize.is_parametrized(module, name)]:
+            if isinstance(module.parametrizations[name][0], LowRank):  # type: ignore[index]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 
