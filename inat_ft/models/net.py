@@ -126,9 +126,26 @@ class Net(nn.Module):
         if wrong:
             has, wants = tuple(state[wrong[0]].shape), tuple(mine[wrong[0]].shape)
             raise WeightsError(f"{source} does not fit this network: {wrong[0]} is {has}, not {wants}")
+        for name, tensor in mine.items():
+            _require_values(state[name], tensor, name, source)
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(state[name])
+
+
+def _require_values(given: Tensor, mine: Tensor, name: str, source: str) -> None:
+    """Raise WeightsError when values cannot be taken over: weights must be finite floats, counters and indices whole."""
+    if mine.is_floating_point():
+        fits = given.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    else:
+        fits = torch.equal(given.to(mine.dtype).to(given.dtype), given)
+    if not fits:
+        has, wants = (str(each.dtype).removeprefix("torch.") for each in (given, mine))
+        raise WeightsError(
+            f"{source} does not fit this network: {name} is {has}, not {wants}", "save it as float32: model.float()"
+        )
+    if mine.is_floating_point() and not given.isfinite().all():
+        raise WeightsError(f"the weights {source} hold numbers that are not finite, in {name}", "choose other weights")
 
 
 def _some(names: Sequence[str], what: str) -> str:

@@ -58,7 +58,9 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     ),
     "timm:resnet": partial(_timm, "test_resnet"),
     "timm:nfnet": partial(_timm, "test_nfnet"),
-    "timm:sequencer": partial(_timm, "sequencer2d_s", layers=(1, 1, 1, 1), embed_dims=(8, 16, 16, 16), hidden_sizes=(2, 4, 4, 4)),
+    "timm:sequencer": partial(
+        _timm, "sequencer2d_s", layers=(1, 1, 1, 1), embed_dims=(8, 16, 16, 16), hidden_sizes=(2, 4, 4, 4)
+    ),
 }  # fmt: skip
 
 
