@@ -89,9 +89,15 @@ class Net(nn.Module):
         return self._learning is None or any(id(parameter) in self._learning for parameter in module.parameters())
 
     def train(self, mode: bool = True) -> Net:
-        """Training mode, save for frozen stages and for the BatchNorm layers whose own parameters are frozen."""
-        super().train(mode)
-        if mode:
+        """Training mode, save for frozen stages and for the BatchNorm layers whose own parameters are frozen.
+
+        Some attention layers (LeViT, TinyViT) keep a tensor that they computed from their weights in evaluation until they
+        are set to training mode. Evaluation mode passes through it, so that such a tensor never outlives its weights.
+        """
+        super().train(True)
+        if not mode:
+            super().train(False)
+        else:
             for stage in self._chain:
                 if not self.learns(stage):
                     stage.eval()

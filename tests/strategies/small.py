@@ -56,6 +56,10 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
         _timm, "swin_tiny_patch4_window7_224", img_size=SIZE, patch_size=2, window_size=4, embed_dim=8, depths=(2, 2, 2, 2),
         num_heads=(1, 2, 4, 8),
     ),
+    "timm:tiny_vit": partial(
+        _timm, "tiny_vit_5m_224", embed_dims=(8, 8, 16, 16), depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2),
+        window_sizes=(2, 2, 2, 2),
+    ),
     "timm:resnet": partial(_timm, "test_resnet"),
     "timm:nfnet": partial(_timm, "test_nfnet"),
     "timm:sequencer": partial(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +12,16 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from inat_ft.config import build_strategy
+from inat_ft.engine.device import Compute
+from inat_ft.engine.gradients import relative_gradients
 from inat_ft.engine.plan import Plan, make_plan
 from inat_ft.errors import ConfigError
+from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net, make_net
 from inat_ft.registry import STRATEGIES, plugins
 from inat_ft.settings import load_config
 from inat_ft.strategies import Strategy
+from inat_ft.testing import write_images
 from tests.strategies.small import FAMILIES, SIZE, classifier, small_net
 
 NAMES = [name for name, claims in plugins(STRATEGIES).items() if claims[0].package == "inat-ft"]
@@ -222,3 +227,26 @@ def test_adapters_are_made_on_the_device_and_in_the_type_of_their_weight() -> No
         assert {(parameter.device.type, parameter.dtype) for parameter in adapted.parameters()} == {
             (net.head[1].weight.device.type, net.head[1].weight.dtype)
         }
+
+
+def test_no_layer_keeps_what_it_computed_from_weights_that_have_changed() -> None:
+    """TinyViT keeps position biases in evaluation, until it is set to training mode."""
+    net, other = small_net("timm:tiny_vit").eval(), classifier("timm:tiny_vit", seed=1)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(3)
+    with torch.inference_mode():
+        net(images())
+    net.load(other.state_dict(), "other")
+    with torch.no_grad():
+        made, wanted = net.eval()(images()), other(images())
+    torch.testing.assert_close(made, wanted)
+
+
+def test_gradients_are_measured_over_several_batches_on_a_layer_that_keeps_tensors(tmp_path: Path) -> None:
+    write_images(tmp_path, 12)
+    paths = sorted(tmp_path.rglob("*.png"))
+    net, labels = small_net("timm:tiny_vit"), torch.arange(len(paths)) % 3
+    compute = Compute(torch.device("cpu"), "fp32", forced=True)
+    ratios = relative_gradients(net, paths, labels, Preprocess(image_size=SIZE), compute)
+    assert len(paths) > 32 and set(ratios) == {net.origin(name) for name, _ in net.named_parameters()}
