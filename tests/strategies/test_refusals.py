@@ -35,8 +35,10 @@ class Interrupted(Exception):
 
 def test_lora_goes_on_to_the_same_file_after_an_interruption(config, places) -> None:
     pytest.importorskip("timm")
-    made = config(model__backbone="timm:test_vit", strategy__name="lora", strategy__rank=2, stop__patience=0, name="a")
-    made = made.model_copy(update={"data": made.data.model_copy(update={"image_size": 160})})
+    made = config(
+        model__backbone="timm:test_convnext", strategy__name="lora", strategy__rank=2, stop__patience=0, name="a"
+    )
+    made = made.model_copy(update={"data": made.data.model_copy(update={"image_size": 64})})
     _, whole = train(made, places)
 
     def interrupt(epoch) -> None:
