@@ -35,6 +35,7 @@ def relative_gradients(
         source = ImageFiles(paths, preprocess.image_size, pool)
         batches = Batches(source, labels.to(compute.device), _BATCH, ImageInput(preprocess.mean, preprocess.std))
         for inputs, wanted in batches(chosen):
+            net.eval()  # once more: some layers keep a tensor in evaluation, and its graph with it
             loss = F.cross_entropy(net(inputs), wanted, reduction="sum") / len(chosen)
             torch.autograd.backward(loss)
     ratios = {

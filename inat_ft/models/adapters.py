@@ -2,27 +2,75 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 class LowRank(nn.Module):
-    """Adds `scale * up @ down` to a weight of `rows` output channels; zero at the start.
+    """Adds `scale * up @ down` to a weight, flattened to `[outputs, columns]`; zero at the start.
 
-    up: `[rows, rank]`; down: `[rank, columns]`, columns being the numbers behind one output channel.
+    up: `[outputs, rank]`; down: `[rank, columns]`; both on the device of the weight and of its type. The seed decides down.
     """
 
-    def __init__(self, rows: int, columns: int, rank: int, scale: float) -> None:
+    def __init__(self, weight: Tensor, rank: int, scale: float, seed: int) -> None:
         super().__init__()
-        rank = min(rank, rows, columns)
+        outputs, columns = weight.shape[0], weight[0].numel()
+        rank = min(rank, outputs, columns)
         self.scale = scale
-        self.up = nn.Parameter(torch.zeros(rows, rank))
+        self.up = nn.Parameter(weight.new_zeros(outputs, rank))
         # Drawn from a generator of its own, so that the run's random numbers are those of any other strategy.
-        drawn = torch.randn(rank, columns, generator=torch.Generator().manual_seed(rows * 1009 + columns))
-        self.down = nn.Parameter(drawn / math.sqrt(columns))
+        drawn = torch.randn(rank, columns, generator=torch.Generator().manual_seed(seed))
+        self.down = nn.Parameter((drawn / math.sqrt(columns)).to(weight))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The changed weight, of the same shape."""
+        """Return the changed weight, of the same shape."""
         return weight + self.scale * (self.up @ self.down).view_as(weight)
+
+
+def add_adapters(stage: nn.Module, rank: int, scale: float, seed: int) -> int:
+    """Give each weight matrix of a stage a LowRank change, and return how many there are.
+
+    These are the weights of Linear layers, of convolutions that are not grouped, and the query, key and value matrices of
+    nn.MultiheadAttention. What each change starts from depends on the seed and on the name of its weight. Weights that
+    already have a parametrization, such as a weight norm, keep it and are left out.
+    """
+    added = 0
+    for path, module in list(stage.named_modules()):
+        for name in _matrices(module):
+            if not parametrize.is_parametrized(module, name):
+                change = LowRank(getattr(module, name), rank, scale, _seed_of(seed, f"{path}.{name}"))
+                parametrize.register_parametrization(module, name, change)
+                added += 1
+    return added
+
+
+def merge_adapters(net: nn.Module) -> None:
+    """Add every LowRank change to its weight, and remove it."""
+    for module in list(net.modules()):
+        for name in [name for name in _matrices(module) if parametrize.is_parametrized(module, name)]:
+            if isinstance(module.parametrizations[name][0], LowRank):  # type: ignore[index]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+
+
+def adapter_parameters(net: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of all LowRank changes."""
+    return [parameter for module in net.modules() if isinstance(module, LowRank) for parameter in module.parameters()]
+
+
+def _matrices(module: nn.Module) -> Iterator[str]:
+    """Yield the names of a module's own parameters that are adapted."""
+    if isinstance(module, nn.MultiheadAttention):  # its output projection is a Linear
+        yield from (name for name in _ATTENTION_WEIGHTS if getattr(module, name) is not None)
+    elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+        yield "weight"
+
+
+def _seed_of(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big")

@@ -16,7 +16,7 @@ from inat_ft.errors import ConfigError, PluginError, WeightsError
 from inat_ft.models.base import Backbone, Preprocess, Pretrained
 from inat_ft.models.net import Net, make_net
 from inat_ft.models.positions import fit_positions
-from inat_ft.models.weights import fingerprint, read_metadata, read_state
+from inat_ft.models.weights import fingerprint, named_alike, read_metadata, read_state
 from inat_ft.registry import BACKBONES, blamed, described
 
 _OTHER_SIZE = "choose another size, or leave it out for the one that its weights were made for"
@@ -70,21 +70,19 @@ def build_model(
 
 
 def _fitted(backbone: Backbone, pretrained: Pretrained, net: Net) -> dict[str, Tensor]:
-    """The weights as this network takes them: with its own head, at its own image size, all of them finite."""
+    """The weights as this network takes them: by its names, with its own head, at its own image size."""
     mine = net.state()
     with blamed(BACKBONES, type(backbone), "reading its weights"):
         state = pretrained.load()
-    state = {name: tensor for name, tensor in state.items() if not _auxiliary(name, mine)}
+    state = {name: tensor for name, tensor in named_alike(state, mine).items() if not _auxiliary(name, mine)}
     for name in (f"{net.head_name}.{part}" for part, _ in net.head[1].named_parameters()):
         if name not in state or state[name].shape != mine[name].shape:  # another number of classes: keep the fresh head
             state[name] = mine[name]
-    for name, tensor in state.items():
-        if name in mine:
-            state[name] = fit_positions(name, tensor, mine[name].shape)
-        if not tensor.isfinite().all():
-            raise WeightsError(
-                f"the weights {pretrained.name} hold numbers that are not finite, in {name}", "choose others: --weights"
-            )
+    for name, own in mine.items():
+        if name in state:
+            state[name] = fit_positions(name, state[name], own.shape)
+        elif name.endswith(".num_batches_tracked"):  # old checkpoints have none
+            state[name] = own
     return state
 
 
@@ -102,7 +100,7 @@ def empty_net(config: ModelConfig, num_classes: int, image_size: int, seed: int)
         torch.manual_seed(seed)  # the head's start does not hang on how many numbers the backbone drew
         try:
             dropout = config.dropout if backbone.drops_before_head else 0.0
-            return make_net(config.backbone, classifier, num_classes, dropout)
+            return make_net(config.backbone, classifier, num_classes, dropout, seed)
         except PluginError as error:
             raise PluginError(
                 f"{config.backbone}, {described(BACKBONES, type(backbone))}, cannot be cut into stages: {error.message}",

@@ -17,12 +17,15 @@ class Net(nn.Module):
     """A classifier in stages: images `[N, 3, H, W]` float, normalised, to logits `[N, C]`.
 
     `stages` maps names to modules in forward order; `head` is Dropout and Linear. Parameters keep the names that they
-    have in the classifier, so `state()` loads into the original architecture.
+    have in the classifier, so `state()` loads into the original architecture. `seed` decides what strategies add at random.
     """
 
-    def __init__(self, name: str, stages: Mapping[str, nn.Module], head: nn.Sequential, head_name: str) -> None:
+    def __init__(
+        self, name: str, stages: Mapping[str, nn.Module], head: nn.Sequential, head_name: str, seed: int = 0
+    ) -> None:
         super().__init__()
         self.name = name
+        self.seed = seed
         self._chain = nn.ModuleList(stages.values())
         self._names = tuple(stages)
         self.head = head
@@ -91,9 +94,15 @@ class Net(nn.Module):
         return self._learning is None or any(id(parameter) in self._learning for parameter in module.parameters())
 
     def train(self, mode: bool = True) -> Net:
-        """Training mode, save for frozen stages and for the BatchNorm layers whose own parameters are frozen."""
-        super().train(mode)
-        if mode:
+        """Training mode, save for frozen stages and for the BatchNorm layers whose own parameters are frozen.
+
+        Some attention layers (LeViT, TinyViT) keep a tensor that they computed from their weights in evaluation until they
+        are set to training mode. Evaluation mode passes through it, so that such a tensor never outlives its weights.
+        """
+        super().train(True)
+        if not mode:
+            super().train(False)
+        else:
             for stage in self._chain:
                 if not self.learns(stage):
                     stage.eval()
@@ -128,9 +137,26 @@ class Net(nn.Module):
         if wrong:
             has, wants = tuple(state[wrong[0]].shape), tuple(mine[wrong[0]].shape)
             raise WeightsError(f"{source} does not fit this network: {wrong[0]} is {has}, not {wants}")
+        for name, tensor in mine.items():
+            _require_values(state[name], tensor, name, source)
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(state[name])
+
+
+def _require_values(given: Tensor, mine: Tensor, name: str, source: str) -> None:
+    """Raise WeightsError when values cannot be taken over: weights must be finite floats, counters and indices whole."""
+    if mine.is_floating_point():
+        fits = given.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    else:
+        fits = torch.equal(given.to(mine.dtype).to(given.dtype), given)
+    if not fits:
+        has, wants = (str(each.dtype).removeprefix("torch.") for each in (given, mine))
+        raise WeightsError(
+            f"{source} does not fit this network: {name} is {has}, not {wants}", "save it as float32: model.float()"
+        )
+    if mine.is_floating_point() and not given.isfinite().all():
+        raise WeightsError(f"the weights {source} hold numbers that are not finite, in {name}", "choose other weights")
 
 
 def _some(names: Sequence[str], what: str) -> str:
@@ -138,13 +164,15 @@ def _some(names: Sequence[str], what: str) -> str:
     return f"{len(names)} {what} ({', '.join(names[:3])}{more}) " if names else ""
 
 
-def make_net(name: str, classifier: nn.Module, num_classes: int, dropout: float) -> Net:
+def make_net(name: str, classifier: nn.Module, num_classes: int, dropout: float, seed: int = 0) -> Net:
     """The classifier in stages, its last layer replaced by Dropout and a fresh Linear to `num_classes`.
+
+    seed: what strategies draw by when they add something to the network.
 
     Raises PluginError when the classifier does not end with a linear layer or cannot be traced.
     """
     chain = find_chain(classifier)
     fresh = nn.Linear(chain.in_features, num_classes, bias=chain.has_bias)
-    net = Net(name, chain.stages, nn.Sequential(nn.Dropout(dropout), fresh), chain.head_name)
+    net = Net(name, chain.stages, nn.Sequential(nn.Dropout(dropout), fresh), chain.head_name, seed)
     net.layer_ids, net.no_weight_decay = layer_ids(classifier, chain.head_name), no_weight_decay(classifier)
     return net

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 import re
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,35 +21,108 @@ from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net
 from inat_ft.records import replacing
 
+_SAVE_ALONE = "in the program that made it, save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
+_HOLDERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+"""Where training scripts keep weights in a checkpoint; averaged ones come first, as timm and torchvision evaluate them."""
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_RENAMED = (  # by torchvision since it published the weights
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
+    (re.compile(r"mlp\.linear_1\."), "mlp.0."),
+    (re.compile(r"mlp\.linear_2\."), "mlp.3."),
+)
+
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors, .pth or .pt file, on the CPU. Raises WeightsError naming file and cause.
+    """Return the state dict in a .safetensors, .pth or .pt file, on the CPU, by the names that the file has.
 
-    A checkpoint that holds its weights under `state_dict` or `model`, as training scripts write it, is understood.
+    A checkpoint of a training script is understood when it keeps its weights under a usual key, such as `state_dict` or
+    `model`. No code from the file is run. Raises WeightsError naming file and cause.
     """
     if not path.is_file():
         raise WeightsError(
             f"no such weights file: {path}", "use --weights imagenet, none, or a .pth or .safetensors file"
         )
+    loaded = _loaded(path)
+    while isinstance(loaded, dict):
+        held = next((loaded[key] for key in _HOLDERS if isinstance(loaded.get(key), dict) and loaded[key]), None)
+        if held is None:
+            break
+        loaded = held
+    values = loaded if isinstance(loaded, dict) else {}
+    state = {str(name): value for name, value in values.items() if isinstance(value, Tensor)}
+    if not state:
+        raise WeightsError(f"{path} holds no state dict of tensors", _SAVE_ALONE)
+    for name, tensor in state.items():
+        if problem := _unusable(tensor):
+            raise WeightsError(f"{path} holds weights that cannot be used: {name} is {problem}", _SAVE_ALONE)
+    return state
+
+
+def _loaded(path: Path) -> object:
+    """Return what a file holds. Of Python objects only plain values, tensors and argparse.Namespace are made."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # of protocols and types that are refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpicklers and parsers raise what they like on a damaged file
         raise _unreadable(path, error) from error
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise WeightsError(f"{path} holds no state dict of tensors", "save model.state_dict() in it")
-    return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:
-    cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+    """Say why a file cannot be read. torch's own advice, to let the file run its code, is left out."""
+    said = str(error)
+    if found := re.search(r"GLOBAL (\S+)", said):
+        return WeightsError(
+            f"cannot read weights from {path}: it holds Python objects besides tensors ({found[1]}), which are never loaded",
+            _SAVE_ALONE,
+        )
+    if "TorchScript" in said:
+        return WeightsError(f"cannot read weights from {path}: it is a TorchScript program", _SAVE_ALONE)
+    cause = (
+        said.splitlines()[0] if said and "weights_only" not in said else "it is damaged, or was not made by torch.save"
+    )
     return WeightsError(f"cannot read weights from {path}: {cause}", "it must be a state dict of tensors")
+
+
+def _unusable(tensor: Tensor) -> str:
+    """Return what makes a tensor unfit to be a weight of any network, or an empty string."""
+    if tensor.is_meta:
+        return "a meta tensor without values"
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return "sparse or nested"
+    return "complex" if tensor.is_complex() else ""
+
+
+def named_alike(state: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights by the names of a network whose tensors are known, in the order given.
+
+    Wrappers of torch (torch.compile, FSDP) and the one prefix under which most of the network's names are found, such as
+    `module.` of DistributedDataParallel or `model.` of Lightning, are removed; what stands elsewhere belongs to other parts
+    of the checkpoint and is left out. Without such a prefix all names stay.
+    """
+    plain = {_current(_WRAPPERS.sub("", name), known): tensor for name, tensor in state.items()}
+    counts: Counter[str] = Counter()
+    for name in plain:
+        starts = (0, *(found.end() for found in re.finditer(r"\.", name)))
+        counts.update(name[:start] for start in starts if name[start:] in known)
+    prefix = max(counts, key=lambda each: (counts[each], -len(each)), default="")
+    if counts[prefix] <= len(known) / 2:
+        return plain
+    return {name.removeprefix(prefix): tensor for name, tensor in plain.items() if name.startswith(prefix)}
+
+
+def _current(name: str, known: Mapping[str, Tensor]) -> str:
+    """Return the name that torchvision gives a weight today, which may differ from that in a file it published."""
+    if name not in known:
+        for old, new in _RENAMED:
+            name = old.sub(new, name)
+    return name
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -122,3 +198,19 @@ def save_model(file: Path, net: Net, config: RunConfig, preprocess: Preprocess, 
     }
     with replacing(file) as temporary:
         save_file(tensors, temporary, metadata)
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Put the metadata of a .safetensors file into the order of their names, so that equal models are equal files.
+
+    safetensors writes them in an order that differs from process to process. The header keeps its length.
+    """
+    with file.open("r+b") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length, "the sorted header is longer than the one that safetensors wrote"
+        opened.seek(8)
+        opened.write(text.ljust(length))

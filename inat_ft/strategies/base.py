@@ -56,7 +56,11 @@ class Strategy(Section):
         return self
 
     def adapt(self, net: Net) -> Net:
-        """Change the network's structure before training, once. Default: leave it as it is."""
+        """Change the network's structure before training, once. Default: leave it as it is.
+
+        The network is on its device already: new parameters are made there, from `net.seed` where they are random. Raise
+        ConfigError when the network has nothing that the strategy could change.
+        """
         return net
 
     def merge(self, net: Net) -> Net:

@@ -1,4 +1,4 @@
-"""Low-rank adapters on convolutions."""
+"""Low-rank adapters on the weight matrices of a network."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from inat_ft.errors import ConfigError
 from inat_ft.strategies.base import Group, Strategy
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from inat_ft.models.net import Net
 
 
 class Lora(Strategy):
-    """Train the head and a low-rank change of each convolution, which is merged into it before saving.
+    """Train the head and a low-rank change of each Linear layer and convolution, which is merged into it before saving.
 
-    LoRA: Hu et al. 2022 (arXiv 2106.09685), on convolution kernels flattened to matrices.
+    LoRA: Hu et al. 2022 (arXiv 2106.09685), on all weight matrices; kernels of convolutions are flattened to matrices.
     """
 
     space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3]}, "rank": {"values": [4, 16]}}
@@ -31,35 +30,30 @@ class Lora(Strategy):
     """First stage that is adapted. Default: the last third (layer3 of a ResNet); the stages before can be cached."""
 
     def adapt(self, net: Net) -> Net:
-        """Give each convolution of the adapted stages an adapter that starts at zero; grouped ones are left alone."""
-        from torch import nn
-        from torch.nn.utils import parametrize
+        """Give each weight matrix of the adapted stages an adapter that starts at zero.
 
-        for stage in net.stages_from(self.adapt_from or net.default_stage, "--set strategy.adapt_from="):
-            for module in list(stage.modules()):
-                if isinstance(module, nn.Conv2d) and module.groups == 1:
-                    parametrize.register_parametrization(module, "weight", self._adapter(module.weight))
+        Raises ConfigError when these stages have none.
+        """
+        from inat_ft.models.adapters import add_adapters
+
+        first = self.adapt_from or net.default_stage
+        stages = net.stages_from(first, "--set strategy.adapt_from=")
+        if not sum(add_adapters(stage, self.rank, self.alpha / self.rank, net.seed) for stage in stages):
+            raise ConfigError(
+                f"{net.name} has no Linear layer and no ungrouped convolution from '{first}' on that lora could adapt",
+                f"try: --set strategy.adapt_from={net.stage_names[0]}, --mode partial, or --mode head",
+            )
         return net
-
-    def _adapter(self, weight: Tensor) -> nn.Module:
-        from inat_ft.models.adapters import LowRank
-
-        return LowRank(weight.shape[0], weight[0].numel(), self.rank, self.alpha / self.rank)
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
         """The head and the adapters."""
-        from inat_ft.models.adapters import LowRank
+        from inat_ft.models.adapters import adapter_parameters
 
-        adapters = [
-            parameter for module in net.modules() if isinstance(module, LowRank) for parameter in module.parameters()
-        ]
-        return [Group(net.head.parameters()), Group(adapters)]
+        return [Group(net.head.parameters()), Group(adapter_parameters(net))]
 
     def merge(self, net: Net) -> Net:
-        """Add each change to its convolution, so that the network is an ordinary one again."""
-        from torch.nn.utils import parametrize
+        """Add each change to its weight, so that the network is an ordinary one again."""
+        from inat_ft.models.adapters import merge_adapters
 
-        for module in list(net.modules()):
-            if parametrize.is_parametrized(module, "weight"):
-                parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        merge_adapters(net)
         return net

@@ -25,13 +25,14 @@ class BnOnly(Strategy):
         norms = [parameter for norm in net.batch_norms() for parameter in norm.parameters(recurse=False)]
         if not norms:
             raise ConfigError(
-                f"{net.name} has no BatchNorm that bn-only could train", "try: --mode bias-only, or --mode head"
+                f"{net.name} has no BatchNorm with scales and shifts that bn-only could train",
+                "try: --mode bias-only, --mode lora, or --mode head",
             )
         return [Group(net.head.parameters()), Group(norms)]
 
 
 class BiasOnly(Strategy):
-    """Train the head and every bias, those of normalisation layers included.
+    """Train the head and every bias, those of normalisation and attention layers included.
 
     BitFit: Ben Zaken et al. 2022 (arXiv 2106.10199).
     """
@@ -39,11 +40,25 @@ class BiasOnly(Strategy):
     space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3, 3e-3]}}
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
-        """The head and the biases of the stages."""
+        """The head and the biases of the stages. Raises ConfigError when the stages have none."""
         biases = [
             parameter
             for stage in net.stages.values()
             for name, parameter in stage.named_parameters()
-            if name.rsplit(".", 1)[-1] == "bias"
+            if _is_bias(name.rsplit(".", 1)[-1])
         ]
+        if not biases:
+            raise ConfigError(
+                f"{net.name} has no bias before its head that bias-only could train",
+                "try: --mode partial, --mode lora, or --mode head",
+            )
         return [Group(net.head.parameters()), Group(biases)]
+
+
+def _is_bias(name: str) -> bool:
+    """Whether a parameter of that name is added to the outputs of a layer.
+
+    Besides `bias`: those of attention (`in_proj_bias`, `q_bias`, `v_bias`) and of torch's recurrent layers (`bias_ih_l0`).
+    Tables of position biases and the extra tokens `bias_k` and `bias_v` of nn.MultiheadAttention are no such vectors.
+    """
+    return name == "bias" or name.endswith("_bias") or name.startswith(("bias_ih_l", "bias_hh_l"))

@@ -110,6 +110,20 @@ look smaller in a test image of the same size, and a larger one gains accuracy).
 `inat-ft eval RUN --subset val --image-size 288` tries a size; choose it on validation images. A network whose position
 embedding is fixed (ViT) is evaluated at the size that it was trained at.
 
+## Weights from a file
+
+`--weights FILE` takes a `.safetensors`, `.pth` or `.pt` file of weights by the names of the backbone; another number
+of classes keeps the new head. Checkpoints of training scripts are understood: weights under `state_dict`,
+`model_state_dict` or `model` (torchvision's references with their `args`, timm, Lightning), and before these the
+averaged ones under `state_dict_ema` or `model_ema`, which timm and torchvision evaluate. One prefix before the names
+of the network (`module.`, `model.`, `net.`, or any other, alone or several together) and the wrappers of
+`torch.compile` and FSDP are removed; tensors without that prefix, such as a loss, are left out.
+
+No code from a file is run: besides tensors and plain values only `argparse.Namespace` is read. A file with other
+Python objects, a whole module or a TorchScript program is refused; save the weights alone there:
+`torch.save(model.state_dict(), "weights.pth")`. So are weights that are integers, complex, quantized, sparse, without
+values (meta), or not finite. Half precision is converted.
+
 ## timm
 
     pip install 'inat-ft[timm]'
