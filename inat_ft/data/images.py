@@ -64,7 +64,11 @@ _NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class ImageProblem(Exception):
-    """Why a file is no usable image, in a few words."""
+    """Why a file is not a usable image, in a few words."""
+
+
+class TooLarge(ImageProblem):
+    """The image has more pixels than the limit."""
 
 
 def sha256_of(path: Path) -> str:
@@ -130,7 +134,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     image = _open(data)
     width, height = image.size
     if width * height > max_pixels:
-        raise ImageProblem(f"more than {max_pixels:,} pixels: {width} x {height}")
+        raise TooLarge(f"more than {max_pixels:,} pixels: {width} x {height}")
     try:
         if image.format in ("JPEG", "MPO"):
             buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
