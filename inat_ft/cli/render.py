@@ -67,7 +67,12 @@ def _shown(text: str) -> str:
 
 def as_json(value: Any) -> None:
     """The result for a script: JSON alone on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # the terminal has another encoding, or a name is not UTF-8
+        text = json.dumps(value, indent=2, allow_nan=False)
+    print(text, flush=True)
 
 
 def is_first() -> bool:

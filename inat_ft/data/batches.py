@@ -15,6 +15,7 @@ from torch import Tensor
 
 from inat_ft.data import augment
 from inat_ft.data.images import MAX_PIXELS, load_image
+from inat_ft.data.resizing import SQUASH, Resizing
 from inat_ft.errors import DataError
 
 _AHEAD = 2
@@ -39,6 +40,9 @@ class ImageFiles:
     """Decodes side by side; decoders release Python's lock."""
     problems: dict[int, DataError] | None = None
     """Where to note what cannot be decoded, which is black then; without it, it is an error."""
+    resizing: Resizing = SQUASH
+    hashes: Sequence[str] | None = None
+    """SHA-256 that the bytes of each file must have, in hex; None does not check it."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -48,10 +52,11 @@ class ImageFiles:
         return torch.from_numpy(np.stack(list(self.pool.map(self._load, numbers.tolist()))))
 
     def _load(self, number: int) -> NDArray[np.uint8]:
+        sha256 = self.hashes[number] if self.hashes else None
         if self.problems is None:  # images of a manifest, for which `split` has set a limit
-            return load_image(self.paths[number], self.size)
+            return load_image(self.paths[number], self.size, resizing=self.resizing, sha256=sha256)
         try:
-            return load_image(self.paths[number], self.size, MAX_PIXELS)
+            return load_image(self.paths[number], self.size, MAX_PIXELS, self.resizing, sha256)
         except DataError as problem:
             self.problems[number] = problem
             return np.zeros((self.size, self.size, 3), np.uint8)

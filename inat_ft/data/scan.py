@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inat_ft.data.images import ImageProblem, TooLarge, damaged, decode, read_file
+from inat_ft.data.images import decode, read_file
 from inat_ft.data.looks import Looks, small_picture
+from inat_ft.data.opening import ImageProblem, TooLarge, damaged
 from inat_ft.data.overheard import Overheard, bare, of_padding, overheard
 from inat_ft.data.threads import one_thread_each
 from inat_ft.errors import DataError
