@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -77,7 +78,9 @@ def _require_two(files: Files) -> None:
         advice = f"\nif its folders are the classes: inat-ft split {files.root / name}" if inner else ""
         raise DataError(
             f"{files.root / files.csv} has a single class, {names([name])}: a classifier needs two or more",
-            f"expected: DATA/<class>/*.jpg, with a folder for each class{advice}",
+            "give its rows two or more labels"
+            if files.csv
+            else f"expected: DATA/<class>/*.jpg, a folder for each class{advice}",
         )
 
 
@@ -86,10 +89,10 @@ def _require_files(files: Files, counts: _Counts) -> None:
     if not empty:
         return
     left = next((left for left in files.left_out if empty[0] in left.path.split("/")), None)
-    why = f": {printable(left.path)} ({left.text})" if left else " and no files"
+    why = f": {printable(left.path)} ({left.text})" if left else ": there are no files of it"
     raise DataError(
         f"{_classes(empty)} {'has' if len(empty) == 1 else 'have'} no images{why}",
-        f"add images, remove the folder, or leave it out: --exclude '{printable(empty[0])}'",
+        f"add images, remove the folder, or leave it out: --exclude {shlex.quote(printable(empty[0]))}",
     )
 
 

@@ -100,7 +100,7 @@ def _rows_text(manifest: Manifest) -> str:
     labels = (manifest.classes[label] for label in manifest.labels.tolist())
     subsets = (SUBSETS[subset] for subset in manifest.subsets.tolist())
     for row in zip(manifest.paths, labels, subsets, manifest.hashes, manifest.groups, strict=True):
-        has_return = any("\r" in value for value in row)  # which Python before 3.13 writes without quotes
+        has_return = "\r" in "".join(row)  # which Python before 3.13 writes without quotes
         (quoting if has_return else writer).writerow(row)
     return out.getvalue()
 
@@ -177,6 +177,7 @@ def read_manifest(path: Path, root: Path | None = None) -> Manifest:
 def _manifest(path: Path, root: Path | None, header: dict[str, Any], columns: list[tuple[str, ...]]) -> Manifest:
     if header["schema"] != _SCHEMA:
         raise DataError(f"{path} has schema {header['schema']}; this version reads {_SCHEMA}")
+    _check_types(header)
     paths, labels, subsets, hashes, groups = columns or [()] * len(_COLUMNS)
     index = {name: number for number, name in enumerate(header["classes"])}
     codes = {name: number for number, name in enumerate(SUBSETS)}
@@ -195,6 +196,18 @@ def _manifest(path: Path, root: Path | None, header: dict[str, Any], columns: li
         {key: value for key, value in header.items() if key not in known},
         header["fingerprint"],
     )
+
+
+def _check_types(header: dict[str, Any]) -> None:
+    """Raise TypeError or ValueError when the header has values that no manifest has."""
+    classes, exclude, left_out = header["classes"], header.get("exclude", []), header["left_out"]
+    texts = [header["root"], header.get("csv", ""), *exclude, *classes, *(text for left in left_out for text in left)]
+    if not all(isinstance(each, list) for each in (classes, exclude, left_out)):
+        raise TypeError("classes, exclude and left_out must be lists")
+    if not all(isinstance(text, str) for text in texts) or not isinstance(header["seed"], int):
+        raise TypeError("names must be text, and the seed a number")
+    if len(set(classes)) < len(classes):
+        raise ValueError("a class is listed twice")
 
 
 @contextmanager

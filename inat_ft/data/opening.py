@@ -93,7 +93,7 @@ def _forms_of(data: bytes) -> list[str]:
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
-        raise ImageProblem("HEIC, which needs an extra: pip install 'inat-ft[heif]'") from None
+        raise ImageProblem("HEIC needs the extra heif, pip install 'inat-ft[heif]'") from None
     register_heif_opener()
     return ["HEIF"]
 

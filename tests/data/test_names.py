@@ -15,7 +15,7 @@ from inat_ft.errors import DataError
 from tests.conftest import make_images
 
 NAMES = [
-    "[/red] fox",
+    "[red] fox [b]",
     "\"quoted\", 'both'",
     "line\nbreak",
     "carriage\rreturn",
@@ -71,7 +71,9 @@ def test_names_come_through_split_check_and_json(invoke, tmp_path: Path) -> None
     assert sorted(manifest.paths) == sorted(f"{name}/{odd}.png" for name in NAMES for odd in NAMES[:6])
     assert invoke("split", "--check", "splits/photos.csv").code == 0
     table = invoke("split", data, "--no-near")
-    assert table.code == 0 and "\x1b" not in table.out and "[/red] fox" in table.out and "line\\x0abreak" in table.out
+    assert (
+        table.code == 0 and "\x1b" not in table.out and "[red] fox [b]" in table.out and "line\\x0abreak" in table.out
+    )
     changed, gone, new = (f"{name}/{NAMES[0]}.png" for name in ("line\nbreak", "carriage\rreturn", "赤狐"))
     shutil.copy(data / "nan" / f"{NAMES[1]}.png", data / changed)
     (data / gone).unlink()

@@ -140,6 +140,13 @@ class TestManifest:
             (lambda text: text.replace(",val,", ",train,", 1), "edited or damaged"),
             (lambda text: text[: len(text) // 2], "damaged"),
             (lambda text: text.replace('"schema": 1', '"schema": 9'), "schema 9"),
+            (lambda text: text.replace('"classes": [', '"classes": [3, '), "damaged"),
+            (lambda text: text.replace('"classes": [', '"classes": ["class1", '), "a class is listed twice"),
+            (lambda text: text.replace('"seed": 0', '"seed": [0]'), "damaged"),
+            (lambda text: text.replace('"seed": 0', '"seed": 0, "exclude": 5'), "damaged"),
+            (lambda text: text.replace('"seed": 0', '"seed": 0, "csv": 5'), "damaged"),
+            (lambda text: text.replace('"left_out": []', '"left_out": [["a"]]'), "damaged"),
+            (lambda text: text.replace('"left_out": []', '"left_out": [["a", "b", "c"]]'), "damaged"),
         ],
     )
     def test_a_damaged_one_is_refused(self, images: Path, change, message: str) -> None:
