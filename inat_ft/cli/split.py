@@ -24,7 +24,9 @@ def split(
         Path | None,
         typer.Argument(help="Folder of class folders, or with train/ and val/ or test/; or a CSV.", show_default=False),
     ] = None,
-    val_fraction: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of each class to validate on.")] = 0.2,
+    val_fraction: Annotated[
+        float, typer.Option(min=0.01, max=0.9, help="Fraction of each class for validation.")
+    ] = 0.2,
     test_fraction: Annotated[
         float | None,
         typer.Option(
@@ -62,21 +64,20 @@ def split(
             show_default=False,
         ),
     ] = None,
-    max_pixels: Annotated[
-        int, typer.Option(min=1, help="Larger images (width times height) are left out.")
-    ] = 178_956_970,
-    strict: Annotated[bool, typer.Option("--strict", help="A file that is no usable image is an error.")] = False,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Leave out larger images (width times height).")] = 178_956_970,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail when a file is not a usable image.")] = False,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Threads that decode; 0 is one a core.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace another manifest of that name.")] = False,
     check: Annotated[
         Path | None,
-        typer.Option(help="Hold a manifest against the disk instead.", metavar="MANIFEST", show_default=False),
+        typer.Option(help="Compare a manifest with the disk instead.", metavar="MANIFEST", show_default=False),
     ] = None,
     json: options.Json = False,
 ) -> None:
     """Split images into train, validation and test, and write a manifest.
 
-    Each image is decoded once; what is no image is left out, and copies stay on one side.
+    Each image is decoded once; files that are not images are left out, and copies stay in one subset. Without a test set,
+    20 % of each class are reserved for it.
 
     [dim]inat-ft split data/inaturalist_12K[/dim]
     [dim]inat-ft split photos --test-fraction 0.2 --group-by '^[^_]+'[/dim]
@@ -158,8 +159,8 @@ def _refuse(files: "Files", scanned: "Scan", strict: bool) -> None:
         lines = [f"{path} ({why})" for path, why in bad[:_SHOWN]]
         more = ["..."] if len(bad) > _SHOWN else []
         raise DataError(
-            "\n".join([f"{len(bad):,} files are no usable images: {lines[0]}", *lines[1:], *more]),
-            "leave out --strict to go on without them",
+            "\n".join([f"{len(bad):,} files are not usable images: {lines[0]}", *lines[1:], *more]),
+            "omit --strict to continue without them",
         )
 
 

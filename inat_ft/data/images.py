@@ -130,7 +130,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
             if image.format == "PNG":
                 open_header(data).verify()  # Pillow decodes on where checksums are wrong
             limit = PIL.Image.MAX_IMAGE_PIXELS
-            with without_limit() if limit and width * height > limit else nullcontext():
+            with without_limit() if limit is None or width * height > limit else nullcontext():
                 picture = _to_rgb(image, data)
             pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     except (ImageProblem, MemoryError):

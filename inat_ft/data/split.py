@@ -19,6 +19,7 @@ from inat_ft.data.files import Files, LeftOut, Reason
 from inat_ft.data.grouping import Kin, families, find_kin
 from inat_ft.data.manifest import Manifest
 from inat_ft.data.scan import Scan
+from inat_ft.data.wording import printable
 from inat_ft.errors import DataError, UsageError
 
 _CODES = {"train": TRAIN, "val": VAL, "test": TEST, "": UNDECIDED}
@@ -111,7 +112,10 @@ def _require_classes(files: Files, scanned: Scan, usable: NDArray[np.int64]) -> 
         bad = [(path, why) for path, label, why in of_class if label == missing[0]]
         bad += [(left.path, left.text) for left in files.left_out if missing[0] in left.path.split("/")]
         why = f": {bad[0][0]} ({bad[0][1]})" if bad else ""
-        raise DataError(f"class '{missing[0]}' has no usable image{why}", "add images, or remove the class")
+        raise DataError(
+            f"class '{printable(missing[0])}' has no usable image{why}",
+            "add images, or leave the class out with --exclude",
+        )
 
 
 def _require_left(pool: _Pool, keep: NDArray[np.int64], gone: _Gone) -> None:
@@ -119,8 +123,8 @@ def _require_left(pool: _Pool, keep: NDArray[np.int64], gone: _Gone) -> None:
     for place, (reason, _) in sorted(gone.items()):
         if pool.labels[place] not in left:
             raise DataError(
-                f"class '{pool.labels[place]}' has no image left: {pool.paths[place]} is left out ({reason})",
-                "give each picture one label, add others, or remove the class",
+                f"class '{printable(pool.labels[place])}' has no image left: {pool.paths[place]} is left out ({reason})",
+                "give each picture one label, add others, or leave the class out with --exclude",
             )
 
 
