@@ -78,11 +78,11 @@ def _require_all(subsets: NDArray[np.uint8], labels: _Ints, classes: Sequence[st
     for code in codes:
         counts = np.bincount(labels[subsets == code], minlength=len(classes))
         if not counts.all():
-            name = classes[int(np.flatnonzero(counts == 0)[0])]
+            name = printable(classes[int(np.flatnonzero(counts == 0)[0])])
             raise DataError(
-                f"class '{printable(name)}' has too few images, or too few groups of them, for {SUBSETS[code]}: none would be left",
-                "add images, leave the class out with --exclude, choose other fractions (--test-fraction 0 reserves no test set), "
-                "or keep near copies apart with --no-near",
+                f"class '{name}' has too few images, or too few groups of them, for {SUBSETS[code]}: none would be left",
+                "add images, leave the class out with --exclude, choose other fractions (--test-fraction 0 reserves no test "
+                "set), or keep near copies apart with --no-near",
             )
 
 
