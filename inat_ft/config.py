@@ -43,6 +43,11 @@ class DataConfig(Section):
     """Side of the square images, in pixels. Default: what the weights were made for (224 for ResNet50)."""
     eval_image_size: Annotated[int, Field(ge=16, le=1024)] | None = None
     """Side of the images of validation and test, where it is to differ (FixRes). Default: that of the training."""
+    resize: Literal["squash", "crop", "pad"] = "squash"
+    """How an image becomes a square, for training and evaluation: squash (whole image, its proportions changed); crop
+    (shorter side to 256/224 of the size, then the centre); pad (whole image on black)."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Of resizing, with antialiasing."""
     augment: Literal["none", "flip", "standard"] = "none"
     """none; flip (left-right at random); standard (random resized crop, flip, colour jitter). Training images only."""
     views: Annotated[int, Field(ge=0, le=64)] = 0

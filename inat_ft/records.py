@@ -157,7 +157,7 @@ class RunRecord(_Part):
     """Training images a second, validation and caching included."""
     peak_memory_mib: float | None = None
     preprocess: dict[str, Any] = {}
-    """image_size, eval_image_size, resize, mean, std: exactly what evaluation and prediction use."""
+    """image_size, eval_image_size, resize, interpolation, mean, std: exactly what evaluation and prediction use."""
     compute: dict[str, Any] = {}
     """What was chosen: device, precision, cache, and why."""
     environment: dict[str, Any] = {}

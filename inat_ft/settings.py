@@ -27,6 +27,7 @@ SHORT_KEYS = {
     "root": "data.root",
     "image_size": "data.image_size",
     "eval_image_size": "data.eval_image_size",
+    "resize": "data.resize",
     "augment": "data.augment",
     "views": "data.views",
     "balance": "data.balance",

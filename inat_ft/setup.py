@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -81,10 +81,14 @@ def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("s
     for subset in ("train", "val"):
         if not len(manifest.rows(subset)):
             raise UsageError(f"{split} has no images in {subset}", "split again: inat-ft split DATA")
+    if len(manifest.classes) < 2:
+        raise UsageError(f"{split} has a single class, {manifest.classes[0]!r}", "split images of two or more classes")
     strategy: Strategy = build_strategy(config.strategy)
     load = load_weights or strategy.needs_gradients
     sizes = config.data.image_size, config.data.eval_image_size
     model = build_model(config.model, len(manifest.classes), config.seed, sizes[0], load, sizes[1])
+    resize = {"resize": config.data.resize, "interpolation": config.data.interpolation}
+    model = replace(model, preprocess=model.preprocess.model_copy(update=resize))
     model.net.to(compute.device).to(memory_format=torch.channels_last)
     with blamed(STRATEGIES, type(strategy), "choose()"):
         strategy = strategy.choose(model.net, lambda: _gradients(model, manifest, compute))
@@ -137,6 +141,7 @@ def _pixels(setup: Setup, subset: str, hashes: Sequence[str], places: Places, po
         preprocess.image_size if subset == "train" else preprocess.eval_size,
         places.cache,
         pool,
+        preprocess.resizing,
     )
 
 

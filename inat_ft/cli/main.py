@@ -1,6 +1,8 @@
 """The `inat-ft` command: its subcommands, and the one place where an error becomes an exit code."""
 
+import codecs
 import errno
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -73,6 +75,8 @@ def run() -> None:
     keep_memory()
     defer_compiler()
     try:
+        if not {"--help", "-h", "--version"} & set(sys.argv):
+            _require_utf8()
         app()
     except InatFtError as error:
         if debug:
@@ -110,6 +114,16 @@ def _explained(error: Exception) -> InatFtError:
     )
 
 
+def _require_utf8() -> None:
+    """Refuse to read names of files in another encoding: those with other characters would be lost half-way."""
+    encoding = sys.getfilesystemencoding()
+    if codecs.lookup(encoding).name != "utf-8":
+        raise UsageError(
+            f"file names are read as {encoding} under this locale, not as UTF-8",
+            "set PYTHONUTF8=1, or a locale with UTF-8: export LC_ALL=C.UTF-8",
+        )
+
+
 def _open_streams() -> None:
     """Standard streams that are closed lead nowhere: the file that is opened next would take their place."""
     for name in ("stdin", "stdout", "stderr"):
@@ -117,6 +131,8 @@ def _open_streams() -> None:
             nowhere = open(os.devnull, "w" if name != "stdin" else "r", encoding="utf-8")  # noqa: SIM115 - to the end
             setattr(sys, name, nowhere)
             setattr(sys, f"__{name}__", nowhere)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of what its encoding lacks, as on stderr
 
 
 def _drop_output() -> None:

@@ -68,7 +68,13 @@ def _shown(text: str) -> str:
 
 def as_json(value: Any) -> None:
     """Print the result for a script: JSON alone on stdout. JSON has no NaN and no infinity: they become null."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+    finite = _finite(value)
+    text = json.dumps(finite, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # the terminal has another encoding, or a name is not UTF-8
+        text = json.dumps(finite, indent=2, allow_nan=False)
+    print(text, flush=True)
 
 
 def _finite(value: Any) -> Any:

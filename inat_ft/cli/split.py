@@ -1,6 +1,7 @@
 """`inat-ft split`: scan a folder, split it, write the manifest, show it."""
 
 import os
+import shlex
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,8 +11,10 @@ import typer
 from inat_ft.cli import options, render
 
 if TYPE_CHECKING:
+    from inat_ft.data.files import Files
     from inat_ft.data.manifest import Manifest
-    from inat_ft.data.split import Findings
+    from inat_ft.data.scan import Scan
+    from inat_ft.data.split import Findings, Options
 
 _SHOWN = 5
 
@@ -21,11 +24,18 @@ def split(
         Path | None,
         typer.Argument(help="Folder of class folders, or with train/ and val/ or test/; or a CSV.", show_default=False),
     ] = None,
-    val_fraction: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of each class to validate on.")] = 0.2,
+    val_fraction: Annotated[
+        float, typer.Option(min=0.01, max=0.9, help="Fraction of each class for validation.")
+    ] = 0.2,
     test_fraction: Annotated[
-        float,
-        typer.Option(min=0.0, max=0.9, help="Share of each class to reserve for the test, if there is no test folder."),
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=0.9,
+            help="Fraction of each class reserved for the test; 0: none. Default: 0.2, unless a test set is given.",
+            show_default=False,
+        ),
+    ] = None,
     seed: options.Seed = 0,
     out: Annotated[
         Path | None, typer.Option(help="The manifest. Default: splits/<name of the folder>.csv", show_default=False)
@@ -46,21 +56,28 @@ def split(
         Literal["kingdom", "phylum", "class", "order", "family", "genus", "species"] | None,
         typer.Option(help="Classes by taxon, from folders named as iNaturalist 2021 does.", show_default=False),
     ] = None,
-    max_pixels: Annotated[
-        int, typer.Option(min=1, help="Larger images (width times height) are left out.")
-    ] = 178_956_970,
-    strict: Annotated[bool, typer.Option("--strict", help="A file that is no usable image is an error.")] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave out files and folders that match a glob pattern, such as '#recycle' or 'train/*_raw'; repeatable.",
+            metavar="PATTERN",
+            show_default=False,
+        ),
+    ] = None,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Leave out larger images (width times height).")] = 178_956_970,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail when a file is not a usable image.")] = False,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Threads that decode; 0 is one a core.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace another manifest of that name.")] = False,
     check: Annotated[
         Path | None,
-        typer.Option(help="Hold a manifest against the disk instead.", metavar="MANIFEST", show_default=False),
+        typer.Option(help="Compare a manifest with the disk instead.", metavar="MANIFEST", show_default=False),
     ] = None,
     json: options.Json = False,
 ) -> None:
     """Split images into train, validation and test, and write a manifest.
 
-    Each image is decoded once; what is no image is left out, and copies stay on one side.
+    Each image is decoded once; files that are not images are left out, and copies stay in one subset. Without a test set,
+    20 % of each class are reserved for it.
 
     [dim]inat-ft split data/inaturalist_12K[/dim]
     [dim]inat-ft split photos --test-fraction 0.2 --group-by '^[^_]+'[/dim]
@@ -74,70 +91,76 @@ def split(
         _check(check, json)
         return
     assert data is not None
-    from inat_ft.data.split import Options
+    from inat_ft.data.manifest import write_manifest
+    from inat_ft.data.sources import find_files
+    from inat_ft.data.split import Options, default_test_fraction
 
-    chosen = Options(val_fraction, test_fraction, seed, leakage, near, group_by)
     named = Path(os.path.abspath(data))  # as typed: a link keeps its name
     place = out or Path("splits") / f"{named.stem if data.is_file() else named.name or 'images'}.csv"
-    _split(data, place, chosen, classes_from, max_pixels, workers, strict, force, json)
+    _require_place(data, place)
+    if val_fraction + (test_fraction or 0) >= 1:
+        raise UsageError(
+            f"--val-fraction {val_fraction} and --test-fraction {test_fraction} leave nothing to train on", "lower one"
+        )
+    files = find_files(data, classes_from, skip=place, exclude=exclude or ())
+    reserved = default_test_fraction(files) if test_fraction is None else test_fraction
+    chosen = Options(val_fraction, reserved, seed, leakage, near, group_by)
+    manifest, findings = _split(files, chosen, place, max_pixels, workers, strict)
+    written = write_manifest(manifest, force)
+    if json:
+        render.as_json(_as_json(manifest, findings))
+    else:
+        _show(manifest, findings, written, by_default=test_fraction is None)
 
 
-def _split(
-    data: Path,
-    out: Path,
-    chosen: Any,
-    classes_from: str | None,
-    max_pixels: int,
-    workers: int,
-    strict: bool,
-    force: bool,
-    json: bool,
-) -> None:
-    from inat_ft.data.grouping import group_names
-    from inat_ft.data.manifest import require_place, write_manifest
-    from inat_ft.data.overheard import overheard
-    from inat_ft.data.scan import scan
-    from inat_ft.data.sources import find_files
-    from inat_ft.data.split import check_fractions, make_manifest
-    from inat_ft.data.threads import num_cores
+def _require_place(data: Path, out: Path) -> None:
+    from inat_ft.data.manifest import require_place
     from inat_ft.errors import UsageError
 
     require_place(out)
     if data.is_file() and out.exists() and out.samefile(data):
         raise UsageError(f"the manifest would take the place of {data}", "name another file with --out")
-    files = find_files(data, classes_from, skip=out)
+
+
+def _split(
+    files: "Files", chosen: "Options", out: Path, max_pixels: int, workers: int, strict: bool
+) -> "tuple[Manifest, Findings]":
+    from inat_ft.data.classes import check_classes
+    from inat_ft.data.grouping import group_names
+    from inat_ft.data.overheard import overheard
+    from inat_ft.data.scan import scan
+    from inat_ft.data.split import check_fractions, make_manifest
+    from inat_ft.data.threads import num_cores
+
     check_fractions(files, chosen)
     groups = group_names(files, chosen.group_by, render.remark)
+    for warning in check_classes(files, chosen.test_fraction):
+        render.warn(warning)
     import torchvision.io  # noqa: F401  takes a second, which is no part of scanning
 
     with overheard(), render.progress("scanning") as tick:  # in this order: a bar keeps the stderr that it finds
         scanned = scan(files.root, files.paths, max_pixels, workers or num_cores(), chosen.near, tick)
-    bad = [(path, why) for path, why in zip(files.paths, scanned.problems, strict=True) if why]
-    _refuse(data, bad, len(files.paths), files.left_out if strict else [], strict)
-    manifest, findings = make_manifest(files, scanned, chosen, out, groups)
-    written = write_manifest(manifest, force)
-    if json:
-        render.as_json(_as_json(manifest, findings))
-    else:
-        _show(manifest, findings, written)
+    _refuse(files, scanned, strict)
+    return make_manifest(files, scanned, chosen, out, groups)
 
 
-def _refuse(data: Path, bad: list[tuple[str, str]], count: int, others: list[tuple[str, str]], strict: bool) -> None:
+def _refuse(files: "Files", scanned: "Scan", strict: bool) -> None:
+    from inat_ft.data.files import Reason
     from inat_ft.errors import DataError
 
-    if len(bad) == count:
-        too_large = any(" pixels: " in why for _, why in bad)
+    bad = [(path, why) for path, why in zip(files.paths, scanned.problems, strict=True) if why]
+    if len(bad) == len(files.paths):
         raise DataError(
-            f"none of the {count:,} files in {data} is a usable image: {bad[0][0]} ({bad[0][1]})",
-            "allow larger ones: --max-pixels" if too_large else "",
+            f"none of the {len(bad):,} files in {files.root / files.csv} is a usable image: {bad[0][0]} ({bad[0][1]})",
+            "allow larger ones: --max-pixels" if scanned.too_large else "",
         )
-    bad = bad + others
+    bad += [(left.path, left.text) for left in files.left_out if left.reason is not Reason.EXCLUDED]
     if strict and bad:
         lines = [f"{path} ({why})" for path, why in bad[:_SHOWN]]
         more = ["..."] if len(bad) > _SHOWN else []
         raise DataError(
-            "\n".join([f"{len(bad):,} files are no usable images: {lines[0]}", *lines[1:], *more]),
-            "leave out --strict to go on without them",
+            "\n".join([f"{len(bad):,} files are not usable images: {lines[0]}", *lines[1:], *more]),
+            "omit --strict to continue without them",
         )
 
 
@@ -147,10 +170,11 @@ def _as_json(manifest: "Manifest", findings: "Findings") -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "seed": manifest.seed,
         "layout": manifest.made["layout"],
+        "test_fraction": manifest.made["test_fraction"],
         "classes": list(manifest.classes),
         "counts": manifest.counts(),
         "imbalance": _imbalance(manifest)[2],
-        "left_out": [{"path": path, "reason": reason} for path, reason in manifest.left_out],
+        "left_out": [{"path": left.path, "reason": left.text} for left in manifest.left_out],
         "exact_copies": findings.exact_groups,
         "near_copies": findings.near_groups,
         "leaked": [{"train": train, "test": test} for train, test in findings.leaked],
@@ -161,34 +185,47 @@ def _as_json(manifest: "Manifest", findings: "Findings") -> dict[str, Any]:
     }
 
 
-def _show(manifest: "Manifest", findings: "Findings", written: bool) -> None:
+def _show(manifest: "Manifest", findings: "Findings", written: bool, by_default: bool) -> None:
     from inat_ft.data.manifest import SUBSETS
+    from inat_ft.data.wording import few, printable
 
     counts = manifest.counts()
     rows: list[list[object]] = [
-        [name, *(f"{row[subset]:,}" for subset in SUBSETS), f"{sum(row.values()):,}"] for name, row in counts.items()
+        [printable(name), *(f"{row[subset]:,}" for subset in SUBSETS), f"{sum(row.values()):,}"]
+        for name, row in counts.items()
     ]
     sums = [sum(row[subset] for row in counts.values()) for subset in SUBSETS]
     rows.append(["total", *(f"{number:,}" for number in sums), f"{sum(sums):,}"])
     render.table("", ("class", *SUBSETS, "all"), rows, right=(*SUBSETS, "all"))
     most, least, ratio = _imbalance(manifest)
     advice = "; see train --balance" if ratio >= 2 else ""
-    even = "none, every class has as many training images"
-    render.result(
-        f"imbalance: {f'{most} has {ratio:.2f} times the training images of {least}{advice}' if ratio > 1 else even}"
-    )
+    more = f"{printable(most)} has {ratio:.2f} times the training images of {printable(least)}{advice}"
+    render.result(f"imbalance: {more if ratio > 1 else 'none, every class has as many training images'}")
     _show_copies(manifest, findings)
     kinds: dict[str, list[str]] = defaultdict(list)
-    for path, reason in manifest.left_out:
-        kinds[reason.partition(": ")[0]].append(path)
+    for left in manifest.left_out:
+        kinds[left.text.partition(": ")[0]].append(left.path)
     for kind, paths in sorted(kinds.items(), key=lambda item: -len(item[1])):
-        render.result(f"left out: {len(paths):,} ({kind}): {_few(paths)}")
+        render.result(f"left out: {len(paths):,} ({kind}): {few(paths)}")
     if findings.untested:
-        render.warn(f"no test images of {_few(findings.untested)}")
+        render.warn(f"no test images of {few(findings.untested)}")
+    _show_test_set(manifest, sums[SUBSETS.index("test")], by_default)
     render.result(f"manifest: {manifest.path}{'' if written else ' (unchanged)'}")
-    if not sums[SUBSETS.index("test")]:
-        render.remark("there is no test set: --test-fraction reserves one")
-    render.remark("next: inat-ft train --mode head")
+    is_found = manifest.path.parent == Path("splits")
+    named = "" if is_found else f" --split {shlex.quote(str(manifest.path))}"
+    render.remark(f"next: inat-ft train --mode head{named}")
+
+
+def _show_test_set(manifest: "Manifest", num_test: int, by_default: bool) -> None:
+    fraction = manifest.made["test_fraction"]
+    if not num_test:
+        render.result(
+            "no test set: `inat-ft eval` will need one; reserve it here with --test-fraction 0.2, or add a test folder"
+        )
+    elif fraction and by_default:
+        render.result(
+            f"test set: {fraction:.0%} of each class reserved by default, since none is given; --test-fraction 0: none"
+        )
 
 
 def _imbalance(manifest: "Manifest") -> tuple[str, str, float]:
@@ -199,14 +236,14 @@ def _imbalance(manifest: "Manifest") -> tuple[str, str, float]:
 
 
 def _show_copies(manifest: "Manifest", findings: "Findings") -> None:
-    from inat_ft.data.wording import counted
+    from inat_ft.data.wording import counted, few, printable
 
     kept = set(manifest.paths)
     one_side = "" if findings.leaked or findings.leaked_val else ", kept on one side"
     for what, groups in (("equal files", findings.exact_groups), ("near copies", findings.near_groups)):
         if groups:
             render.result(
-                f"{what}: {sum(map(len, groups)):,} images in {counted(len(groups), 'group')}{one_side}: {_few(groups[0])}"
+                f"{what}: {sum(map(len, groups)):,} images in {counted(len(groups), 'group')}{one_side}: {few(groups[0])}"
             )
     for name, pairs in (("test", findings.leaked), ("validation", findings.leaked_val)):
         for done, some in (
@@ -216,7 +253,7 @@ def _show_copies(manifest: "Manifest", findings: "Findings") -> None:
             if some:
                 render.result(
                     f"train and {name} overlap: {counted(len(some), 'image')} {done}, copies of {name} images or in one "
-                    f"group with them, such as {some[0][0]} with {some[0][1]}"
+                    f"group with them, such as {printable(some[0][0])} with {printable(some[0][1])}"
                 )
     in_test = any(path in kept for group in findings.conflicts for path in group)
     for what, groups, done in (
@@ -225,17 +262,14 @@ def _show_copies(manifest: "Manifest", findings: "Findings") -> None:
     ):
         if groups:
             render.result(
-                f"label conflicts: {counted(len(groups), 'time')} {what} have several labels{done}: {_few(groups[0])}"
+                f"label conflicts: {counted(len(groups), 'time')} {what} have several labels{done}: {few(groups[0])}"
             )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _check(path: Path, json: bool) -> None:
     from inat_ft.data.check import check_manifest
     from inat_ft.data.manifest import read_manifest
+    from inat_ft.data.wording import few
 
     manifest = read_manifest(path)
     with render.progress("checking", "files") as tick:
@@ -245,7 +279,7 @@ def _check(path: Path, json: bool) -> None:
     else:
         for what, names in (("missing", found.missing), ("changed", found.changed), ("new", found.new)):
             if names:
-                render.result(f"{what}: {len(names):,}: {_few(names)}")
+                render.result(f"{what}: {len(names):,}: {few(names)}")
         if not found:
             render.result(f"{len(manifest.paths):,} images are as {path} says")
     if found:

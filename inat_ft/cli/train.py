@@ -55,6 +55,10 @@ def train(
         int | None,
         _flag("--eval-image-size", "The same for validation and test. [default: that of the training]", _DATA),
     ] = None,
+    resize: Annotated[
+        str | None,
+        _flag("--resize", "squash (whole image), crop (centre) or pad (keep proportions). Default: squash", _DATA),
+    ] = None,
     augment: Annotated[
         str | None, _flag("--augment", "none, flip, or standard (crop, flip, colours). [default: none]", _DATA)
     ] = None,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inat_ft.data.manifest import SUBSETS
-from inat_ft.data.wording import counted
+from inat_ft.data.wording import counted, printable
 from inat_ft.errors import DataError
 
 TRAIN, VAL, TEST = range(len(SUBSETS))
@@ -68,9 +68,9 @@ def _require(totals: _Ints, parts: _Ints, classes: Sequence[str]) -> None:
     few = np.flatnonzero((totals > 0) & (totals < parts))
     if len(few):
         raise DataError(
-            f"class '{classes[few[0]]}' has only {counted(int(totals[few[0]]), 'image')} to split: "
+            f"class '{printable(classes[few[0]])}' has only {counted(int(totals[few[0]]), 'image')} to split: "
             f"at least {parts[few[0]]} are needed",
-            "add images, or remove the class",
+            "add images, leave the class out with --exclude, or reserve no test set: --test-fraction 0",
         )
 
 
@@ -78,10 +78,11 @@ def _require_all(subsets: NDArray[np.uint8], labels: _Ints, classes: Sequence[st
     for code in codes:
         counts = np.bincount(labels[subsets == code], minlength=len(classes))
         if not counts.all():
-            name = classes[int(np.flatnonzero(counts == 0)[0])]
+            name = printable(classes[int(np.flatnonzero(counts == 0)[0])])
             raise DataError(
                 f"class '{name}' has too few images, or too few groups of them, for {SUBSETS[code]}: none would be left",
-                "add images, remove the class, choose other fractions, or keep near copies apart with --no-near",
+                "add images, leave the class out with --exclude, choose other fractions (--test-fraction 0 reserves no test "
+                "set), or keep near copies apart with --no-near",
             )
 
 

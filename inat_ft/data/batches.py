@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from inat_ft.data import augment
 from inat_ft.data.images import MAX_PIXELS, load_image
+from inat_ft.data.resizing import SQUASH, Resizing
 from inat_ft.errors import DataError
 
 _AHEAD = 2
@@ -41,6 +41,9 @@ class ImageFiles:
     """Decodes side by side; decoders release Python's lock."""
     problems: dict[int, DataError] | None = None
     """Where to note what cannot be decoded, which is black then; without it, it is an error."""
+    resizing: Resizing = SQUASH
+    hashes: Sequence[str] | None = None
+    """SHA-256 that the bytes of each file must have, in hex; None does not check it."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -50,10 +53,11 @@ class ImageFiles:
         return torch.from_numpy(np.stack(list(self.pool.map(self._load, numbers.tolist()))))
 
     def _load(self, number: int) -> NDArray[np.uint8]:
+        sha256 = self.hashes[number] if self.hashes else None
         if self.problems is None:  # images of a manifest, for which `split` has set a limit
-            return load_image(self.paths[number], self.size)
+            return load_image(self.paths[number], self.size, resizing=self.resizing, sha256=sha256)
         try:
-            return load_image(self.paths[number], self.size, MAX_PIXELS)
+            return load_image(self.paths[number], self.size, MAX_PIXELS, self.resizing, sha256)
         except DataError as problem:
             self.problems[number] = problem
             return np.zeros((self.size, self.size, 3), np.uint8)
@@ -181,7 +185,12 @@ class ImageInput:
         return rows.view(images.shape).permute(0, 3, 1, 2)
 
 
-@lru_cache(16)
 def _row(pixel: tuple[float, float, float], width: int, device: torch.device) -> Tensor:
-    """One pixel's numbers for each of a row's, `[3 * width]` float32; kept, since a GPU waits for what is sent to it."""
-    return torch.tensor(pixel, device=device).repeat(width)
+    """Return one pixel's values repeated along a row, `[3 * width]` float32.
+
+    Filled on the device, which needs no transfer from the host. Not cached: a tensor made while torch traces, compiles or
+    runs in inference mode must not be used by a later call.
+    """
+    return torch.stack(
+        [torch.full((width,), value, dtype=torch.float32, device=device) for value in pixel], 1
+    ).flatten()

@@ -18,6 +18,7 @@ from inat_ft.errors import DataError, InatFtError
 from inat_ft.records import replacing
 
 _NAMED = 5
+_STATS = 3
 
 TickFor = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -27,9 +28,10 @@ def current_hashes(
 ) -> Sequence[str]:
     """The SHA-256 in hex of each image of a manifest, for these subsets as the files are now: what caches find them by.
 
-    A file is hashed once; after that its size and time of change speak for it, as they do in git's index. Without a cache
-    each is hashed. policy: error raises DataError naming the first images that are gone or have other content than when
-    split; ignore takes those that changed as they are now, and those that are gone as they were.
+    A file is hashed once; after that it counts as unchanged while its size, its time of modification and its time of status
+    change stay the same, as in git's index. Without a cache each is hashed. policy: error raises DataError naming the first
+    images that are gone or have other content than when split; ignore takes those that changed as they are now, and those
+    that are gone as they were.
     """
     if policy == "error":
         require_root(manifest)
@@ -70,19 +72,22 @@ def _refusal(manifest: Manifest, changed: dict[int, str]) -> DataError:
 
 
 def _stats(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Size in bytes and time of change in ns of each file, `[N, 2]`; zeros where there is none."""
-    found = np.zeros((len(rows), 2), np.int64)
+    """Return size in bytes, mtime and ctime in ns of each file, `[N, 3]`; zeros where there is none.
+
+    The ctime changes with the content even where a program sets the mtime back.
+    """
+    found = np.zeros((len(rows), _STATS), np.int64)
     for place, row in enumerate(rows):
         try:
             stat = os.stat(manifest.root / manifest.paths[row])
         except OSError:
             continue
-        found[place] = stat.st_size, stat.st_mtime_ns
+        found[place] = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
     return found
 
 
 def _seen(file: Path | None, count: int) -> NDArray[np.int64]:
-    nothing = np.zeros((count, 2), np.int64)
+    nothing = np.zeros((count, _STATS), np.int64)
     if not file:
         return nothing
     try:

@@ -6,20 +6,21 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inat_ft.data.files import Files
+from inat_ft.data.files import Files, LeftOut, Reason
 from inat_ft.data.images import MAX_PIXELS, sha256_of
 from inat_ft.data.manifest import Manifest
 from inat_ft.data.scan import scan
 from inat_ft.data.sources import find_files
-from inat_ft.data.split import USABLE_BUT_LEFT_OUT
 from inat_ft.data.threads import num_cores
 from inat_ft.errors import DataError, InatFtError
 
 _THREADS = 8
+_DECODABLE = (Reason.TOO_LARGE, Reason.COPY, Reason.GROUP, Reason.LABEL_CONFLICT)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def check_manifest(manifest: Manifest, tick: Callable[[int, int], None]) -> Diff
     differing = [manifest.paths[row] for row in changed]
     missing = [path for path in differing if not os.path.isfile(manifest.root / path)]  # nor where none may look
     gone = set(missing)
-    files, left_out = _present(manifest), dict(manifest.left_out)
+    files, left_out = _present(manifest), {left.path: left for left in manifest.left_out}
     present = files.paths if files else []
     if files and files.csv:
         labels = dict(zip(files.paths, files.labels, strict=True))
@@ -64,14 +65,15 @@ def _present(manifest: Manifest) -> Files | None:
     if manifest.made.get("layout") == "CSV" and "csv" not in manifest.made:  # written before its name was kept
         return None
     try:
-        return find_files(manifest.root / manifest.made.get("csv", ""), skip=manifest.path)
+        listing = Path(manifest.made.get("csv", "")).name  # a name and no more: manifests come from other people, too
+        return find_files(manifest.root / listing, skip=manifest.path, exclude=manifest.made.get("exclude", ()))
     except InatFtError:  # with its images missing it need not look like a data set any more
         return None
 
 
-def _usable(manifest: Manifest, paths: list[str], reasons: dict[str, str]) -> set[str]:
+def _usable(manifest: Manifest, paths: list[str], reasons: dict[str, LeftOut]) -> set[str]:
     """Those of these left-out files that were unusable and are usable now."""
-    again = [path for path in paths if not reasons[path].startswith(USABLE_BUT_LEFT_OUT)]
+    again = [path for path in paths if reasons[path].reason not in (None, *_DECODABLE)]
     found = scan(manifest.root, again, MAX_PIXELS, num_cores(), False, lambda done, total: None)
     return {path for path, why in zip(again, found.problems, strict=True) if not why}
 

@@ -8,14 +8,13 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from inat_ft.data.files import UNPRINTABLE, Files, is_ignored, real_path
-from inat_ft.data.wording import is_plain
+from inat_ft.data.files import Exclusions, Files, Reason, is_ignored, is_text, real_path
 from inat_ft.errors import DataError, UsageError
 
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 """Ranks in the folder names of iNaturalist 2021, such as 00012_Animalia_Annelida_..._terrestris."""
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 _ROLES = {
     "train": {"train", "training", "train_mini", "2021_train", "2021_train_mini"},
     "val": {"val", "valid", "validation", "2021_valid"},
@@ -26,14 +25,14 @@ _BELOW = "_"
 _TAXON = re.compile(r"\d{5}_" + "_".join(["([^_]+)"] * 7))
 
 
-def read_folders(root: Path, rank: str | None, skip: Path | None) -> Files:
-    """The files of a folder whose subfolders are classes, or subsets that hold classes.
+def read_folders(root: Path, rank: str | None, skip: Path | None, exclude: Exclusions) -> Files:
+    """Return the files of a folder whose subfolders are classes, or subsets that hold classes.
 
-    rank: of RANKS, where classes are taxa; skip: a manifest to pass over, and its folder if that holds only such lists.
-    Raises UsageError or DataError.
+    rank: of RANKS, where classes are taxa; skip: a manifest to ignore, and its folder if that contains only such lists;
+    exclude: what else to leave out. Raises UsageError or DataError.
     """
     try:
-        return _Walk(root, rank, skip).files()
+        return _Walk(root, rank, skip, exclude).files()
     except OSError as error:
         raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
@@ -41,8 +40,8 @@ def read_folders(root: Path, rank: str | None, skip: Path | None) -> Files:
 class _Walk:
     """The files of a folder whose subfolders are classes, or subsets that hold classes."""
 
-    def __init__(self, root: Path, rank: str | None, skip: Path | None) -> None:
-        self.root, self.rank = root, rank
+    def __init__(self, root: Path, rank: str | None, skip: Path | None, exclude: Exclusions) -> None:
+        self.root, self.rank, self.exclude = root, rank, exclude
         self.skip = real_path(skip) if skip else None
 
     def files(self) -> Files:
@@ -73,10 +72,10 @@ class _Walk:
         return files
 
     def _found(self, layout: str, subsets: dict[str, list[Path]]) -> Files:
-        files = Files(self.root, layout)
+        files = Files(self.root, layout, exclude=self.exclude)
         for subset, folders in subsets.items():
             for folder in folders:
-                relative = folder.relative_to(self.root).as_posix()
+                relative = self._relative(folder)
                 if folder.is_symlink():
                     files.leave(relative, _link_reason(self.root, folder))
                 else:
@@ -117,7 +116,10 @@ class _Walk:
     def _inside(self, folder: Path) -> list[Path]:
         """The folders in a folder, links to folders among them."""
         inside = (path for path in folder.iterdir() if not is_ignored(path.name) and path.is_dir())
-        return sorted(path for path in inside if not self._holds_lists(path))
+        return sorted(path for path in inside if not self.exclude(self._relative(path)) and not self._holds_lists(path))
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
 
     def _holds_lists(self, folder: Path) -> bool:
         """Whether a folder is no class but the place of manifests."""
@@ -125,29 +127,31 @@ class _Walk:
             return False
         return all(is_ignored(path.name) or path.suffix.lower() == ".csv" for path in folder.iterdir())
 
-    def _is_skipped(self, entry: os.DirEntry[str]) -> bool:
+    def _is_skipped(self, entry: os.DirEntry[str], path: str) -> bool:
+        return is_ignored(entry.name) or self.exclude(path) or self._is_manifest(entry)
+
+    def _is_manifest(self, entry: os.DirEntry[str]) -> bool:
         return self.skip is not None and entry.name == self.skip.name and real_path(entry.path) == self.skip
 
     def _add(self, files: Files, relative: str, label: str, subset: str) -> None:
         """Take up the files of a folder and of the folders in it, save hidden ones."""
-        match = _TAXON.fullmatch(relative.rsplit("/", 1)[-1]) if self.rank else None
-        if match:
-            above = RANKS.index(str(self.rank))
-            taxon = match[above + 1] if self.rank != "species" else f"{match[above]} {match[above + 1]}"
-            label = _BELOW.join((*match.groups()[:above], taxon))
-        if label and is_plain(relative):
+        label = self._taxon(relative.rpartition("/")[2]) or label
+        if not is_text(relative):
+            files.leave_unnamed(relative)
+            return
+        if label:
             files.classes.add(label)
         try:
             entries = list(os.scandir(self.root / relative))
         except OSError as error:
-            files.leave(relative, f"cannot be read: {error.strerror}")
+            files.leave(relative, f"cannot be read: {error.strerror}", Reason.UNUSABLE)
             return
         for entry in entries:
             path = f"{relative}/{entry.name}"
-            if is_ignored(entry.name) or self._is_skipped(entry):
+            if self._is_skipped(entry, path):
                 continue
-            if not is_plain(path):
-                files.leave(path, UNPRINTABLE)
+            if not is_text(path):
+                files.leave_unnamed(path)
             elif entry.is_symlink() and (reason := _link_reason(self.root, Path(entry.path))):
                 files.leave(path, reason)
             elif entry.is_dir():
@@ -160,11 +164,21 @@ class _Walk:
                     "00012_Kingdom_Phylum_Class_Order_Family_Genus_species"
                 )
 
+    def _taxon(self, folder: str) -> str:
+        """The taxon that a folder is named after, with all above it, "" for none."""
+        match = _TAXON.fullmatch(folder) if self.rank else None
+        if not match:
+            return ""
+        above = RANKS.index(str(self.rank))
+        taxon = match[above + 1] if self.rank != "species" else f"{match[above]} {match[above + 1]}"
+        return _BELOW.join((*match.groups()[:above], taxon))
+
     def _loose(self, folder: Path, files: Files) -> None:
         """Images beside the class folders have no label."""
         for path in folder.iterdir():
-            if path.suffix.lower() in _SUFFIXES and not is_ignored(path.name) and path.is_file():
-                files.leave(path.relative_to(self.root).as_posix(), "outside the class folders")
+            is_image = path.suffix.lower() in _SUFFIXES and not is_ignored(path.name) and path.is_file()
+            if is_image and not self.exclude(relative := self._relative(path)):
+                files.leave(relative, "outside the class folders")
 
 
 def _named(taxa: Iterable[str]) -> dict[str, str]:

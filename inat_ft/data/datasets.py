@@ -11,7 +11,7 @@ from pathlib import Path
 
 from inat_ft.data import digits
 from inat_ft.data.archive import BadArchive, unpack
-from inat_ft.data.download import Tick, download
+from inat_ft.data.download import Tick, download, require_request
 from inat_ft.data.folders import locked
 from inat_ft.errors import DataError
 
@@ -72,6 +72,7 @@ def fetch_inat12k(
     The archive is removed in the end unless keep_archive says otherwise; one that was in `to` before is used as it is. say
     gets remarks for a person. Raises DataError when the archive cannot be had, is not what it should be, or the disk is full.
     """
+    require_request(url, sha256)
     folder, archive = to / _INSIDE, to / "nature_12K.zip"
     if (counts := _counts(folder)) and sum(counts.values()) == _whole(folder):  # even where nothing may be written
         return Fetched(folder, sum(counts.values()), False, _other_classes(counts))

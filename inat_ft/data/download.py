@@ -216,11 +216,9 @@ def download(
     timeout_s: of one read; pause_s: before the first retry, doubled each time. Raises DataError saying what went wrong,
     soon when there is no network, and UsageError for an address or a hash that cannot be one.
     """
-    _require_address(url)
     given = sha256 if sha256 is not None else sha256_prefix
+    require_request(url, given)
     wanted = (given or "").lower()
-    if given is not None and not re.fullmatch(r"[0-9a-f]{8,64}", wanted):
-        raise UsageError(f"'{wanted}' is no SHA-256", "give its 64 hexadecimal digits, or at least the first 8")
     if to.is_dir():
         raise UsageError(f"{to} is a folder, not a file to download into", "name a file")
     if _is_right(to, wanted, size):  # asked before locking too: the folder may be one that cannot be written
@@ -240,6 +238,13 @@ def download(
         task.part.replace(to)
         task.notes.unlink(missing_ok=True)
     return to
+
+
+def require_request(url: str, sha256: str | None) -> None:
+    """Raise UsageError for an address or a hash that cannot be one, before anything is written."""
+    _require_address(url)
+    if sha256 is not None and not re.fullmatch(r"[0-9a-f]{8,64}", sha256.lower()):
+        raise UsageError(f"'{sha256}' is not a SHA-256", "give its 64 hexadecimal digits, or at least the first 8")
 
 
 def _require_address(url: str) -> None:

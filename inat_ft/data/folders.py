@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,9 +17,10 @@ from inat_ft.errors import DataError, UsageError
 def locked(target: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Keep other processes from making `target`, a file or folder; its parent folder is made.
 
-    on_wait is called when another process is at it. Raises UsageError when the parent is a file, DataError when it
-    cannot be written.
+    A parent that was made here is removed again when the block fails and has left nothing in it. on_wait is called when
+    another process holds the lock. Raises UsageError when the parent is a file, DataError when it cannot be written.
     """
+    made = [parent for parent in target.parents if not os.path.lexists(parent)]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(target.with_name(f".{target.name}.lock"))
@@ -33,8 +35,23 @@ def locked(target: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator
         raise DataError(f"cannot write to {target.parent}: {error.strerror or error}", "name another folder") from error
     try:
         yield
+    except BaseException:
+        _remove_empty(made)
+        raise
     finally:
         lock.release()
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, the innermost first, as long as they contain nothing but locks."""
+    with suppress(OSError):
+        for folder in folders:
+            entries = list(folder.iterdir())
+            if not all(entry.name.startswith(".") and entry.name.endswith(".lock") for entry in entries):
+                return
+            for entry in entries:
+                entry.unlink()
+            folder.rmdir()
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def _groups_from_csv(files: Files, file: Path, say: Callable[[str], None]) -> li
             raise DataError(f"{file}, line {line}: {row['path']} is in {row['group']!r}, in line {before} in {group!r}")
     if not any(path in known for path in files.paths):
         raise UsageError(f"--group-by: {file} names none of the images, such as {files.paths[0]}")
-    if strange := known.keys() - set(files.paths) - {path for path, _ in files.left_out}:
+    if strange := known.keys() - set(files.paths) - {left.path for left in files.left_out}:
         first = printable(min(strange, key=lambda path: known[path][1]))
         say(f"--group-by: {file} names {counted(len(strange), 'file')} not among the images, such as {first}")
     return [known.get(path, ("", 0))[0] for path in files.paths]

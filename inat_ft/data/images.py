@@ -7,14 +7,15 @@ import hashlib
 import os
 import stat
 import sys
-from functools import cache
-from io import BytesIO
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inat_ft.data.opening import ImageProblem, TooLarge, open_header, problem_of, without_limit
+from inat_ft.data.resizing import SQUASH, Resizing, to_square
 from inat_ft.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,10 +29,6 @@ PIXELS_VERSION = "4"
 MAX_PIXELS = 178_956_970
 """Largest width times height that is decoded, unless told otherwise: what fits into 512 MiB as RGB."""
 
-
-_FORMS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
-"""What is tried, in this order: Pillow knows more, but some take any bytes for an image, one starts Ghostscript, and ICO
-decodes the picture in it before it tells how large that is."""
 
 _TURNED = {
     2: (False, (2,)),
@@ -49,22 +46,9 @@ In dimensions of `[3, H, W]`."""
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANES = 258, 262, 284
 _WHITE_IS_ZERO, _SEPARATE = 0, 2
 """Tags of TIFF, and values."""
-_WEBP_ANIMATED, _WEBP_ALPHA = 0x02, 0x10
-"""Flags in the header of a WebP."""
-
-_IN_PLAIN_WORDS = {
-    "could not create decoder object": "its header cannot be read",
-    "Decompressed data too large for PngImagePlugin.MAX_TEXT_CHUNK": "a comment in it is larger than 1 MiB",
-}
-"""Of what decoders say."""
-
 _MAX_BYTES = 2**30
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Opening a pipe would wait for ever."""
-
-
-class ImageProblem(Exception):
-    """Why a file is no usable image, in a few words."""
 
 
 def sha256_of(path: Path) -> str:
@@ -96,23 +80,28 @@ def read_file(file: Path) -> bytes:
         raise ImageProblem(f"cannot be read: {error.strerror}") from None
 
 
-def load_image(path: Path, size: int, max_pixels: int = sys.maxsize) -> NDArray[np.uint8]:
-    """The whole image (no crop) as uint8 `[size, size, 3]` RGB, resized bilinearly with antialiasing.
+def load_image(
+    path: Path, size: int, max_pixels: int = sys.maxsize, resizing: Resizing = SQUASH, sha256: str | None = None
+) -> NDArray[np.uint8]:
+    """Return an image as uint8 `[size, size, 3]` RGB, resized with antialiasing.
 
-    Without a limit, since `split` has set one for the images of a manifest. Raises DataError naming the file when it cannot
-    be decoded.
+    Without a limit of pixels, since `split` has set one for the images of a manifest. sha256: what the bytes that are decoded
+    must have, in hex. Raises DataError naming the file when it cannot be decoded or has other content.
     """
-    from torchvision.transforms.v2.functional import resize
-
     try:
-        pixels = decode(read_file(path), max_pixels)
+        data = read_file(path)
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise DataError(
+                f"the image {path} changed after it was checked: its SHA-256 is not {sha256[:12]}...",
+                "run the command again, which checks the files anew; to split again: inat-ft split DATA",
+            )
+        pixels = decode(data, max_pixels)
     except ImageProblem as problem:
         raise DataError(
             f"cannot read the image {path}: {str(problem).removeprefix('cannot be read: ')}",
             "split again to leave it out: inat-ft split DATA",
         ) from None
-    resized: Tensor = resize(pixels, [size, size], antialias=True)
-    array: NDArray[np.uint8] = resized.permute(1, 2, 0).contiguous().numpy()
+    array: NDArray[np.uint8] = to_square(pixels, size, resizing).permute(1, 2, 0).contiguous().numpy()
     return array
 
 
@@ -122,15 +111,16 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     EXIF rotation is applied, transparency laid on white, 16 bits reduced to 8, of animations the first frame taken;
     colour profiles are ignored. Raises ImageProblem for anything that is not a whole image of at most `max_pixels`.
     """
+    import PIL.Image
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
     if not data:
         raise ImageProblem("the file is empty")
-    image = _open(data)
+    image = open_header(data)
     width, height = image.size
     if width * height > max_pixels:
-        raise ImageProblem(f"more than {max_pixels:,} pixels: {width} x {height}")
+        raise TooLarge(f"more than {max_pixels:,} pixels: {width} x {height}")
     try:
         if image.format in ("JPEG", "MPO"):
             buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -138,14 +128,17 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
             pixels: Tensor = decode_jpeg(buffer, ImageReadMode.RGB)
         else:
             if image.format == "PNG":
-                _open(data).verify()  # Pillow decodes on where checksums are wrong
-            pixels = torch.from_numpy(np.array(_to_rgb(image, data))).permute(2, 0, 1)
+                open_header(data).verify()  # Pillow decodes on where checksums are wrong
+            limit = PIL.Image.MAX_IMAGE_PIXELS
+            with without_limit() if limit is None or width * height > limit else nullcontext():
+                picture = _to_rgb(image, data)
+            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     except (ImageProblem, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise what they like on damaged files
         if "can't allocate memory" in str(error):  # torch's way to say it
             raise MemoryError from None
-        raise _problem(error) from None
+        raise problem_of(error) from None
     return _upright(pixels, image.info.get("exif"))
 
 
@@ -162,36 +155,6 @@ def _upright(pixels: Tensor, exif: bytes | None) -> Tensor:
     except Exception:  # none, upright, or damaged, of which Pillow raises what it likes
         return pixels
     return (pixels.transpose(1, 2) if swapped else pixels).flip(mirrored)
-
-
-def _open(data: bytes) -> ImageFile:
-    from PIL import Image, UnidentifiedImageError
-
-    if data[12:16] == b"VP8X" and len(data) > 20 and data[20] & _WEBP_ANIMATED:
-        data = data[:20] + bytes([data[20] | _WEBP_ALPHA]) + data[21:]  # or what its frame leaves free would be black
-    Image.MAX_IMAGE_PIXELS = None  # the size is checked by our own limit, right after the header has been read
-    try:
-        return Image.open(BytesIO(data), formats=_forms())
-    except UnidentifiedImageError:
-        form = next((form for form in _forms() if _begins_as(data, form)), None)
-        raise (damaged(f"it only begins as {form}") if form else ImageProblem("no image")) from None
-    except Exception as error:  # as above
-        raise _problem(error) from None
-
-
-def _begins_as(data: bytes, form: str) -> bool:
-    from PIL import Image
-
-    accept = Image.OPEN[form][1]
-    return accept is not None and accept(data[:16]) is True
-
-
-@cache
-def _forms() -> list[str]:
-    from PIL import Image
-
-    Image.init()
-    return [form for form in _FORMS if form in Image.OPEN]
 
 
 def _to_rgb(image: ImageFile, data: bytes) -> Image:
@@ -260,18 +223,3 @@ def _scale_key(image: Image, bits: int) -> None:
         image.info["transparency"] = key * 255 // (2**bits - 1)
     elif image.mode == "RGB" and bits == 16 and key:
         image.info["transparency"] = tuple(sample >> 8 for sample in key)
-
-
-def _problem(error: Exception) -> ImageProblem:
-    """What a decoder says, without what hangs on its build: it goes into manifests."""
-    words = (str(error).splitlines() or ["its data make no sense"])[0]
-    if ".cpp:" in words:  # function, file and line stand before what torchvision has to say
-        words = words.partition(".cpp:")[2].partition(", ")[2]
-    if any(word in words.lower() for word in ("truncated", "premature", "incomplete")):
-        return ImageProblem("truncated")
-    return damaged(_IN_PLAIN_WORDS.get(words, words))
-
-
-def damaged(what: str) -> ImageProblem:
-    """The problem of a file that is an image but not a whole one."""
-    return ImageProblem(f"truncated or damaged: {what}"[:200])

@@ -7,14 +7,13 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from inat_ft.data.files import UNPRINTABLE, Files, real_path
-from inat_ft.data.wording import is_plain
+from inat_ft.data.files import Exclusions, Files, is_text, real_path
 from inat_ft.errors import DataError
 
 
-def read_listing(file: Path) -> Files:
-    """The files that a CSV names, paths relative to its folder. Raises DataError naming the line that is wrong."""
-    files = Files(file.parent, "CSV", csv=file.name)
+def read_listing(file: Path, exclude: Exclusions) -> Files:
+    """Return the files that a CSV names, paths relative to its folder. Raises DataError naming the line that is wrong."""
+    files = Files(file.parent, "CSV", csv=file.name, exclude=exclude)
     lines: dict[str, int] = {}
     inside = _Inside(file.parent)
     for line, row in read_rows(file, ("path", "label")):
@@ -24,9 +23,11 @@ def read_listing(file: Path) -> Files:
                 f"{file}, line {line}: {path} stands in line {lines[path]} already", "remove one of the two"
             )
         lines[path] = line
+        if exclude.contains(path):
+            continue
         files.classes.add(label)
-        if not is_plain(path):
-            files.leave(path, UNPRINTABLE)
+        if not is_text(path):
+            files.leave_unnamed(path)
         elif inside(path):
             files.add(path, label, subset)
         else:
@@ -49,7 +50,7 @@ def read_rows(file: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str
             for values in reader:
                 if not "".join(values).strip() and len(values) < 2:
                     continue
-                row = dict(zip(columns, map(str.strip, values), strict=False))
+                row = dict(zip(columns, (value.strip(" \t") for value in values), strict=False))
                 if len(values) > len(columns):
                     why = "more values than columns; put a value with a comma in it in double quotes"
                     raise DataError(f"{file}, line {reader.line_num}: {why}")
@@ -78,8 +79,8 @@ def _row(where: str, row: dict[str, str]) -> tuple[str, str, str]:
     path, label, subset = row["path"], row["label"], row.get("subset", "")
     if not path or not label:
         raise DataError(f"{where}: path or label is empty")
-    if not is_plain(label):
-        raise DataError(f"{where}: the label {label!r} has characters that cannot be printed")
+    if not is_text(label):
+        raise DataError(f"{where}: the label {label!r} contains a NUL character", "remove it")
     if subset not in ("", "train", "val", "test"):
         raise DataError(f"{where}: subset is {subset!r}, not train, val, test or empty")
     relative = PurePosixPath(path)

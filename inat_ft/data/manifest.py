@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inat_ft.data.files import LeftOut, Reason
 from inat_ft.errors import DataError, UsageError
 from inat_ft.records import replacing
 
@@ -37,8 +38,8 @@ class Manifest:
     """Images in the order of their paths.
 
     root: absolute; paths: relative to it, posix; labels: int64 `[N]`, into classes; subsets: uint8 `[N]`, into SUBSETS;
-    hashes: SHA-256 of each file in hex; groups: name of the group that an image must stay with, "" for none; left_out:
-    (path, reason) of files that are no part of it; made: how it was made, from the header.
+    hashes: SHA-256 of each file in hex; groups: name of the group that an image must stay with, "" for none; left_out: files
+    that are not part of it; made: how it was made, from the header.
     """
 
     path: Path
@@ -49,7 +50,7 @@ class Manifest:
     subsets: NDArray[np.uint8]
     hashes: Sequence[str]
     groups: Sequence[str]
-    left_out: Sequence[tuple[str, str]] = ()
+    left_out: Sequence[LeftOut] = ()
     seed: int = 0
     made: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
@@ -94,10 +95,13 @@ def manifest_text(manifest: Manifest) -> str:
 def _rows_text(manifest: Manifest) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
+    quoting = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(_COLUMNS)
     labels = (manifest.classes[label] for label in manifest.labels.tolist())
     subsets = (SUBSETS[subset] for subset in manifest.subsets.tolist())
-    writer.writerows(zip(manifest.paths, labels, subsets, manifest.hashes, manifest.groups, strict=True))
+    for row in zip(manifest.paths, labels, subsets, manifest.hashes, manifest.groups, strict=True):
+        has_return = "\r" in "".join(row)  # which Python before 3.13 writes without quotes
+        (quoting if has_return else writer).writerow(row)
     return out.getvalue()
 
 
@@ -155,17 +159,25 @@ def read_manifest(path: Path, root: Path | None = None) -> Manifest:
                 reader = csv.reader(text)
                 next(reader)
                 columns = list(zip(*reader, strict=True))
-        return _manifest(path, root, header, columns)
+        manifest = _manifest(path, root, header, columns)
     except OSError as error:
         raise DataError(f"cannot read the manifest {path}: {error.strerror}", "name one that can be read") from error
     except (UnicodeDecodeError, csv.Error, ValueError, KeyError, TypeError, StopIteration) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"the manifest {path} is damaged: {reason}", "make it again: inat-ft split DATA") from error
+    for file in manifest.paths:
+        if (".." in file and ".." in file.split("/")) or os.path.isabs(file) or "\0" in file:
+            raise DataError(
+                f"the manifest {path} names {file!r}, which lies outside the folder of the images",
+                "use manifests that `inat-ft split` wrote, and only from people you trust",
+            )
+    return manifest
 
 
 def _manifest(path: Path, root: Path | None, header: dict[str, Any], columns: list[tuple[str, ...]]) -> Manifest:
     if header["schema"] != _SCHEMA:
         raise DataError(f"{path} has schema {header['schema']}; this version reads {_SCHEMA}")
+    _check_types(header)
     paths, labels, subsets, hashes, groups = columns or [()] * len(_COLUMNS)
     index = {name: number for number, name in enumerate(header["classes"])}
     codes = {name: number for number, name in enumerate(SUBSETS)}
@@ -179,11 +191,23 @@ def _manifest(path: Path, root: Path | None, header: dict[str, Any], columns: li
         np.fromiter((codes[subset] for subset in subsets), np.uint8, len(subsets)),
         hashes,
         groups,
-        [(file, reason) for file, reason in header["left_out"]],
+        [LeftOut(file, text, Reason(*kind) if kind else None) for file, text, *kind in header["left_out"]],
         header["seed"],
         {key: value for key, value in header.items() if key not in known},
         header["fingerprint"],
     )
+
+
+def _check_types(header: dict[str, Any]) -> None:
+    """Raise TypeError or ValueError when the header has values that no manifest has."""
+    classes, exclude, left_out = header["classes"], header.get("exclude", []), header["left_out"]
+    texts = [header["root"], header.get("csv", ""), *exclude, *classes, *(text for left in left_out for text in left)]
+    if not all(isinstance(each, list) for each in (classes, exclude, left_out)):
+        raise TypeError("classes, exclude and left_out must be lists")
+    if not all(isinstance(text, str) for text in texts) or not isinstance(header["seed"], int):
+        raise TypeError("names must be text, and the seed a number")
+    if len(set(classes)) < len(classes):
+        raise ValueError("a class is listed twice")
 
 
 @contextmanager

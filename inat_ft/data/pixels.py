@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inat_ft.data.batches import ImageFiles, Stored
 from inat_ft.data.images import PIXELS_VERSION
+from inat_ft.data.resizing import SQUASH, Resizing
 from inat_ft.data.store import Store, open_store
 
 _BLOCK = 128
@@ -21,7 +22,10 @@ _BLOCK = 128
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images of one subset at one size. labels: int64 `[N]` on the device; hashes: SHA-256 of each file's content."""
+    """Images of one subset at one size. labels: int64 `[N]` on the device; hashes: SHA-256 of each file's content.
+
+    Files are decoded only if they have this content, so that what a cache keeps under a hash was made of these bytes.
+    """
 
     paths: Sequence[Path]
     hashes: Sequence[str]
@@ -29,18 +33,24 @@ class Pixels:
     size: int
     cache: Path
     pool: ThreadPoolExecutor
+    resizing: Resizing = SQUASH
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @property
+    def key(self) -> dict[str, object]:
+        """All that decides the pixels of an image, except the image."""
+        return pixels_key(self.size, self.resizing)
+
+    @property
     def store(self) -> Store:
         """The packed cache for images of this size: uint8 rows `[H, W, 3]`."""
-        return open_store(self.cache, "packed", pixels_key(self.size), (self.size, self.size, 3), "u1")
+        return open_store(self.cache, "packed", self.key, (self.size, self.size, 3), "u1")
 
     def files(self) -> ImageFiles:
         """The images, decoded whenever they are asked for."""
-        return ImageFiles(self.paths, self.size, self.pool)
+        return ImageFiles(self.paths, self.size, self.pool, resizing=self.resizing, hashes=self.hashes)
 
     def is_packed(self) -> bool:
         """Whether every image is in the packed cache."""
@@ -58,6 +68,6 @@ class Pixels:
         return Stored(*self.store.read(self.hashes))
 
 
-def pixels_key(size: int) -> dict[str, object]:
-    """All that decides an image's pixels, save the image."""
-    return {"pixels": PIXELS_VERSION, "size": size}
+def pixels_key(size: int, resizing: Resizing = SQUASH) -> dict[str, object]:
+    """All that decides the pixels of an image, except the image."""
+    return {"pixels": PIXELS_VERSION, "size": size, **resizing.key}

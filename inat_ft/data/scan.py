@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inat_ft.data.images import ImageProblem, damaged, decode, read_file
+from inat_ft.data.images import decode, read_file
 from inat_ft.data.looks import Looks, small_picture
+from inat_ft.data.opening import ImageProblem, TooLarge, damaged
 from inat_ft.data.overheard import Overheard, bare, of_padding, overheard
 from inat_ft.data.threads import one_thread_each
 from inat_ft.errors import DataError
@@ -31,12 +32,19 @@ class Scan:
     """What was found, file by file in the order given.
 
     hashes: SHA-256 in hex of the content, "" where unreadable; problems: why a file is unusable, as "kind: detail" or
-    "kind", "" where it is usable.
+    "kind", "" where it is usable; too_large: the places of images with more pixels than the limit.
     """
 
     hashes: list[str]
     problems: list[str]
     looks: Looks
+    too_large: set[int] = field(default_factory=set)
+
+    def note(self, place: int, problem: ImageProblem) -> None:
+        """Note why the file at a place is unusable."""
+        self.problems[place] = str(problem)
+        if isinstance(problem, TooLarge):
+            self.too_large.add(place)
 
 
 def scan(
@@ -63,7 +71,7 @@ def scan(
                     suspects.append(place)
                     before = heard.size()
             except ImageProblem as problem:
-                found.problems[place] = str(problem)
+                found.note(place, problem)
                 continue
             except MemoryError:
                 hint = "decode fewer at once with --workers 1, or leave it out with --max-pixels"

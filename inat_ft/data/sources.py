@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from inat_ft.data.class_folders import read_folders
-from inat_ft.data.files import Files
+from inat_ft.data.files import Exclusions, Files
 from inat_ft.data.listing import read_listing
 from inat_ft.errors import UsageError
 
 
-def find_files(data: Path, classes_from: str | None = None, skip: Path | None = None) -> Files:
-    """List the files of a folder or CSV, sorted by path. Raises UsageError or DataError naming what is amiss.
+def find_files(
+    data: Path, classes_from: str | None = None, skip: Path | None = None, exclude: Sequence[str] = ()
+) -> Files:
+    """List the files of a folder or CSV, sorted by path. Raises UsageError or DataError naming what is wrong.
 
-    classes_from: one of the ranks kingdom to species, for folders named as iNaturalist 2021 does; skip: the
-    manifest, which may lie in `data` and is no part of it.
+    classes_from: one of the ranks kingdom to species, for folders named as in iNaturalist 2021; skip: the manifest, which may
+    lie in `data` and is not part of it; exclude: glob patterns of files and folders to leave out.
     """
+    exclusions = Exclusions(exclude)
     if not data.exists():
         raise UsageError(f"no such folder: {data}", "name a folder of class folders, or a CSV (path,label)")
     if data.is_file():
@@ -23,9 +27,10 @@ def find_files(data: Path, classes_from: str | None = None, skip: Path | None = 
             raise UsageError(f"{data} is neither a folder of images nor a .csv file (path,label[,subset])")
         if classes_from:
             raise UsageError("--classes-from goes with folders; a CSV names its labels itself")
-        files = read_listing(data)
+        files = read_listing(data, exclusions)
     else:
-        files = read_folders(data, classes_from, skip)
+        files = read_folders(data, classes_from, skip, exclusions)
+    files.leave_excluded()
     order = sorted(range(len(files.paths)), key=files.paths.__getitem__)
     files.paths = [files.paths[place] for place in order]
     files.labels = [files.labels[place] for place in order]

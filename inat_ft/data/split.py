@@ -15,18 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inat_ft.data.assign import TEST, TRAIN, UNDECIDED, VAL, Shares, assign
-from inat_ft.data.files import Files
+from inat_ft.data.files import Files, LeftOut, Reason
 from inat_ft.data.grouping import Kin, families, find_kin
 from inat_ft.data.manifest import Manifest
 from inat_ft.data.scan import Scan
+from inat_ft.data.wording import printable
 from inat_ft.errors import DataError, UsageError
 
 _CODES = {"train": TRAIN, "val": VAL, "test": TEST, "": UNDECIDED}
 _SAME_FOLDER = 0.5
-_COPY, _MEMBER, _CONFLICT = "a copy of", "in one group with", "label conflict"
 
-USABLE_BUT_LEFT_OUT = (_COPY, _MEMBER, _CONFLICT, "more than")
-"""How the reasons begin for leaving out what can be decoded; the last is a limit in size."""
+DEFAULT_TEST_FRACTION = 0.2
+
+_Gone = dict[int, tuple[str, Reason]]
+"""Images that are left out, by number, with the reason for a person and its kind."""
 
 
 @dataclass(frozen=True)
@@ -74,24 +76,33 @@ def make_manifest(
     looks = scanned.looks.of(usable) if options.near else None
     kin = find_kin(pool.hashes, [groups[place] for place in usable.tolist()], looks)
     findings = Findings(pool.named(families(kin.exact)), pool.named(families(kin.near)))
-    left_out = [*files.left_out, *((p, why) for p, why in zip(files.paths, scanned.problems, strict=True) if why)]
+    left_out = [*files.left_out, *_unusable(files, scanned)]
     gone = _leaking(pool, kin, options.leakage, findings) | _conflicting(pool, kin, findings)
-    left_out += [(pool.paths[place], reason) for place, reason in sorted(gone.items())]
+    left_out += [LeftOut(pool.paths[place], *reason) for place, reason in sorted(gone.items())]
     keep = np.setdiff1d(np.arange(len(usable)), np.fromiter(gone, np.int64, len(gone)))
     _require_left(pool, keep, gone)
     return _manifest(files, pool, keep, kin.units[keep], options, path, sorted(left_out), findings), findings
 
 
+def default_test_fraction(files: Files) -> float:
+    """Return the fraction to reserve for the test by default: none where the source has training or test images itself."""
+    return 0.0 if {"train", "test"} & set(files.subsets) else DEFAULT_TEST_FRACTION
+
+
 def check_fractions(files: Files, options: Options) -> None:
-    """Raise UsageError when these files cannot be divided into these fractions, whatever is in them."""
-    if options.val_fraction + options.test_fraction >= 1:
-        raise UsageError(
-            f"--val-fraction {options.val_fraction} and --test-fraction {options.test_fraction} leave nothing to train on"
-        )
+    """Raise UsageError when these files cannot be divided into these fractions, whatever they contain."""
     if options.test_fraction and "test" in files.subsets:
         raise UsageError(f"{files.root} has a test set of its own", "leave out --test-fraction")
     if options.test_fraction and "" not in files.subsets:
         raise UsageError(f"{files.root} has no images left to divide: all have a subset", "leave out --test-fraction")
+
+
+def _unusable(files: Files, scanned: Scan) -> list[LeftOut]:
+    return [
+        LeftOut(path, why, Reason.TOO_LARGE if place in scanned.too_large else Reason.UNUSABLE)
+        for place, (path, why) in enumerate(zip(files.paths, scanned.problems, strict=True))
+        if why
+    ]
 
 
 def _require_classes(files: Files, scanned: Scan, usable: NDArray[np.int64]) -> None:
@@ -99,18 +110,21 @@ def _require_classes(files: Files, scanned: Scan, usable: NDArray[np.int64]) -> 
     if missing:
         of_class = zip(files.paths, files.labels, scanned.problems, strict=True)
         bad = [(path, why) for path, label, why in of_class if label == missing[0]]
-        bad += [(path, why) for path, why in files.left_out if missing[0] in path.split("/")]
+        bad += [(left.path, left.text) for left in files.left_out if missing[0] in left.path.split("/")]
         why = f": {bad[0][0]} ({bad[0][1]})" if bad else ""
-        raise DataError(f"class '{missing[0]}' has no usable image{why}", "add images, or remove the class")
+        raise DataError(
+            f"class '{printable(missing[0])}' has no usable image{why}",
+            "add images, or leave the class out with --exclude",
+        )
 
 
-def _require_left(pool: _Pool, keep: NDArray[np.int64], gone: dict[int, str]) -> None:
+def _require_left(pool: _Pool, keep: NDArray[np.int64], gone: _Gone) -> None:
     left = {pool.labels[place] for place in keep.tolist()}
-    for place, reason in sorted(gone.items()):
+    for place, (reason, _) in sorted(gone.items()):
         if pool.labels[place] not in left:
             raise DataError(
-                f"class '{pool.labels[place]}' has no image left: {pool.paths[place]} is left out ({reason})",
-                "give each picture one label, add others, or remove the class",
+                f"class '{printable(pool.labels[place])}' has no image left: {pool.paths[place]} is left out ({reason})",
+                "give each picture one label, add others, or leave the class out with --exclude",
             )
 
 
@@ -133,28 +147,31 @@ class _Pool:
         return [group for group in groups if len({self.labels[place] for place in group}) > 1]
 
 
-def _conflicting(pool: _Pool, kin: Kin, findings: Findings) -> dict[int, str]:
+def _conflicting(pool: _Pool, kin: Kin, findings: Findings) -> _Gone:
     """Equal files under several labels, outside the test set: nobody knows which label is right."""
     equal = pool.disagreeing(families(kin.exact))
     findings.conflicts = pool.named(equal)
     pairs = pool.disagreeing(kin.pairs.tolist())
     findings.near_conflicts = pool.named(pairs)
     return {
-        place: f"{_CONFLICT}: the same file is {' and '.join(sorted({pool.labels[each] for each in group}))}"
+        place: (
+            f"label conflict: the same file is {' and '.join(sorted({pool.labels[each] for each in group}))}",
+            Reason.LABEL_CONFLICT,
+        )
         for group in equal
         for place in group
         if pool.given[place] != TEST
     }
 
 
-def _leaking(pool: _Pool, kin: Kin, policy: str, findings: Findings) -> dict[int, str]:
+def _leaking(pool: _Pool, kin: Kin, policy: str, findings: Findings) -> _Gone:
     """Images that are copies of, or in one group with, images of a given set that they must not know.
 
     The test set comes before the validation set, and that before the training set.
     """
     level = np.where(pool.given == UNDECIDED, TRAIN, pool.given).astype(np.int64)
     of_unit, of_copies = _highest(level, kin.units), _highest(level, kin.copies)
-    gone = {}
+    gone: _Gone = {}
     for code, name, leaked in ((TEST, "test", findings.leaked), (VAL, "validation", findings.leaked_val)):
         is_copy = (level < code) & (of_copies == code)
         partners = _first_of(kin.copies, level == code)
@@ -162,8 +179,8 @@ def _leaking(pool: _Pool, kin: Kin, policy: str, findings: Findings) -> dict[int
         for place in np.flatnonzero((level < code) & (of_unit == code)).tolist():
             other = partners[int(kin.copies[place])] if is_copy[place] else members[int(kin.units[place])]
             leaked.append((pool.paths[place], pool.paths[other]))
-            what = _COPY if is_copy[place] else _MEMBER
-            gone[place] = f"{what} a {name} image: {pool.paths[other]}"
+            what, reason = ("a copy of", Reason.COPY) if is_copy[place] else ("in one group with", Reason.GROUP)
+            gone[place] = f"{what} a {name} image: {pool.paths[other]}", reason
         if policy != "keep" and is_copy.sum() > _SAME_FOLDER * (level < code).sum():
             raise DataError(
                 f"{is_copy.sum():,} of {(level < code).sum():,} training images are in the {name} set as well: "
@@ -200,7 +217,7 @@ def _manifest(
     units: NDArray[np.int64],
     options: Options,
     path: Path,
-    left_out: list[tuple[str, str]],
+    left_out: list[LeftOut],
     findings: Findings,
 ) -> Manifest:
     places = keep.tolist()
@@ -242,4 +259,5 @@ def _made(files: Files, options: Options) -> dict[str, Any]:
         "leakage": options.leakage,
         "near_copies": options.near,
         **({"csv": files.csv} if files.csv else {}),
+        **({"exclude": files.exclude.patterns} if files.exclude.patterns else {}),
     }

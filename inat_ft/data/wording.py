@@ -1,5 +1,9 @@
 """Numbers, sizes and names as a sentence has them."""
 
+from collections.abc import Sequence
+
+_SHOWN = 5
+
 
 def counted(number: int, noun: str) -> str:
     """`1 image`, `2 images`."""
@@ -15,6 +19,11 @@ def size_text(num_bytes: float) -> str:
 def is_plain(name: str) -> bool:
     """Whether a name is UTF-8 without control characters, which would garble terminals and lists."""
     return name.isprintable() or not any(ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 for c in name)
+
+
+def few(names: Sequence[str]) -> str:
+    """The first five names, as they can be printed, and whether there are more."""
+    return ", ".join(map(printable, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
 
 
 def printable(name: str) -> str:

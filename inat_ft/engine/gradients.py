@@ -32,7 +32,7 @@ def relative_gradients(
     learned = [parameter.requires_grad for parameter in net.parameters()]
     net.eval().requires_grad_(True).zero_grad(set_to_none=True)
     with decoders() as pool:
-        source = ImageFiles(paths, preprocess.image_size, pool)
+        source = ImageFiles(paths, preprocess.image_size, pool, resizing=preprocess.resizing)
         batches = Batches(source, labels.to(compute.device), _BATCH, ImageInput(preprocess.mean, preprocess.std))
         for inputs, wanted in batches(chosen):
             net.eval()  # once more: some layers keep a tensor in evaluation, and its graph with it

@@ -180,7 +180,7 @@ class PrefixCache:
         elif self.compute.forced:
             front = fast_front(self.net, cut)
         else:
-            asked = [pixels_key(self.preprocess.image_size) | key, sorted(hashes)]
+            asked = [pixels_key(self.preprocess.image_size, self.preprocess.resizing) | key, sorted(hashes)]
             known = self._remembered(asked, lambda: relative_error(self.net, cut, sample()))
             error = self.compute.ranks.agree(known)
             front = (fast_front if error <= MAX_ERROR else folded_front)(self.net, cut)
@@ -208,7 +208,7 @@ class PrefixCache:
         say: Callable[[str], None] = lambda line: None,
     ) -> Source:
         """The output of the first stages for the images, computed where it is not there yet."""
-        key = {**pixels_key(pixels.size), **front.key, "form": front.form, "view": view.name}
+        key = {**pixels.key, **front.key, "form": front.form, "view": view.name}
         work = self._work(estimate.cut, pixels.size)
         is_bf16 = front.dtype == torch.bfloat16
         store = open_store(self.folder, "prefix", key, work.row_shape, "u2" if is_bf16 else "f4")

@@ -85,7 +85,7 @@ def heat_maps(trained: Trained, paths: Sequence[Path], classes: Sequence[int]) -
     prepare = ImageInput(trained.preprocess.mean, trained.preprocess.std)
     found = []
     with decoders() as pool:
-        source = ImageFiles(paths, trained.preprocess.eval_size, pool)
+        source = ImageFiles(paths, trained.preprocess.eval_size, pool, resizing=trained.preprocess.resizing)
         for start in range(0, len(paths), _BATCH):
             numbers = torch.arange(start, min(start + _BATCH, len(paths)))
             images = prepare(source.rows(numbers).to(device), numbers)

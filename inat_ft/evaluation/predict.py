@@ -89,15 +89,17 @@ def predict_files(
     tta: str,
     tick: Callable[[int, int], None],
     problems: dict[int, DataError] | None = None,
+    hashes: Sequence[str] | None = None,
 ) -> Tensor:
     """Probabilities `[N, C]` float64 on the CPU. tta: none, or flip (the mean with the mirrored image).
 
     problems: where to note images that cannot be decoded, whose rows mean nothing then; without it they raise DataError.
+    hashes: SHA-256 that each file must have when it is read, in hex.
     """
     prepare = ImageInput(trained.preprocess.mean, trained.preprocess.std)
     labels = torch.zeros(len(paths), dtype=torch.int64, device=trained.compute.device)
     with decoders() as pool:
-        source = ImageFiles(paths, trained.preprocess.eval_size, pool, problems)
+        source = ImageFiles(paths, trained.preprocess.eval_size, pool, problems, trained.preprocess.resizing, hashes)
         done = 0
 
         def counted(rows: Tensor, numbers: Tensor) -> Tensor:
@@ -137,8 +139,8 @@ def predict_subset(
         )
     hashes_now = current_hashes(manifest, (subset,), None, changes_allowed(record), no_progress)
     manifest = replace(manifest, hashes=hashes_now)
-    shares = predict_files(trained, [manifest.root / manifest.paths[row] for row in rows], tta, tick)
     paths, hashes = ([column[row] for row in rows] for column in (manifest.paths, manifest.hashes))
+    shares = predict_files(trained, [manifest.root / path for path in paths], tta, tick, hashes=hashes)
     return from_probabilities(trained.classes, paths, hashes, manifest.labels[rows], shares.numpy()), manifest
 
 

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import field_validator
+
 from inat_ft.config import Section
+from inat_ft.data.resizing import Resizing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,8 +23,10 @@ class Preprocess(Section):
     """Height and width in pixels of the images that it learns from."""
     eval_image_size: int | None = None
     """The same for validation, test and prediction, where it differs."""
-    resize: Literal["whole image, bilinear, antialiased"] = "whole image, bilinear, antialiased"
-    """How it comes to that size: without a crop, whatever its proportions."""
+    resize: Literal["squash", "crop", "pad"] = "squash"
+    """How an image becomes a square of that size, as in the configuration."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """With antialiasing."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from each channel (red, green, blue; 0..1). Default: ImageNet's."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -31,6 +36,16 @@ class Preprocess(Section):
     def eval_size(self) -> int:
         """Height and width of the images that it is evaluated on."""
         return self.eval_image_size or self.image_size
+
+    @property
+    def resizing(self) -> Resizing:
+        """How an image becomes a square."""
+        return Resizing(self.resize, self.interpolation)
+
+    @field_validator("resize", mode="before")
+    @classmethod
+    def _from_earlier_version(cls, value: object) -> object:
+        return "squash" if value == "whole image, bilinear, antialiased" else value
 
 
 @dataclass(frozen=True)

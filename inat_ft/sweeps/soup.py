@@ -141,6 +141,7 @@ class _Judge:
             self.trained.preprocess.eval_size,
             cache,
             pool,
+            self.trained.preprocess.resizing,
         )
         self.mixed, self.batches = self._batches(pixels, cache)
 

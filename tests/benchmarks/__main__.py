@@ -188,7 +188,10 @@ def main() -> None:
         make_pictures(folder / "pictures", images)
         write_csv(folder / "pictures")
         timed(
-            [sys.executable, "-m", "inat_ft", "split", "pictures/list.csv", "--no-near", "--out", "splits/p.csv"],
+            [
+                *(sys.executable, "-m", "inat_ft", "split", "pictures/list.csv"),
+                *("--no-near", "--test-fraction", "0", "--out", "splits/p.csv"),
+            ],
             folder,
         )
         print(f"{hardware()}, torch {torch.__version__}, {images} images, {EPOCHS} epochs", flush=True)

@@ -53,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_small(folder / "photos", number, size)
-        run(folder, "split", "photos", "--no-near", "--quiet")
+        run(folder, "split", "photos", "--no-near", "--test-fraction", "0", "--quiet")
         common = [
             "--mode",
             "head",

@@ -178,3 +178,22 @@ def test_the_digits_are_written_once(cli) -> None:
     assert cli("fetch", "digits", "--json").json == {"folder": "data/digits", "images": 1797, "fetched": True}
     again = cli("fetch", "digits")
     assert again.out == "data/digits: 1,797 images, already complete\n" and "inat-ft split data/digits" in again.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(("--url", "ftp://x/y.zip"), 2), (("--url", "https://x/y.zip", "--sha256", "nope"), 2)],
+)
+def test_a_refused_fetch_leaves_no_folder(invoke, words: tuple[str, ...], code: int) -> None:
+    assert invoke("fetch", "inat12k", "--to", "new/place", *words).code == code
+    assert not Path("new").exists()
+
+
+def test_a_failed_fetch_leaves_no_empty_folder(server: Server, invoke) -> None:
+    server.faults = ["404", "404"]
+    ran = invoke("fetch", "inat12k", "--to", "new/place", "--url", server.url)
+    assert ran.code == 1 and "404" in ran.err
+    assert not Path("new").exists()
+    Path("kept").mkdir()
+    assert invoke("fetch", "inat12k", "--to", "kept", "--url", server.url).code == 1
+    assert Path("kept").is_dir()

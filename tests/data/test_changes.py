@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inat_ft.data.batches import Stored
+from inat_ft.data.batches import ImageFiles, Stored
 from inat_ft.data.changes import current_hashes
 from inat_ft.data.images import load_image, sha256_of
 from inat_ft.data.manifest import Manifest, read_manifest
@@ -93,3 +93,64 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(manifest: Manifes
     repaint(manifest, int(manifest.rows("val")[0]))
     with pytest.raises(DataError, match="1 image changed"):
         hashes(manifest, "error", Path("file"))
+
+
+def test_an_image_replaced_after_it_was_hashed_is_not_cached_under_the_old_hash(
+    manifest: Manifest, images: Path
+) -> None:
+    row = int(manifest.rows("train")[0])
+    names = hashes(manifest, "error")
+    file = repaint(manifest, row)  # between hashing and decoding
+    with pytest.raises(DataError, match=r"changed after it was checked"):
+        packed(manifest, names, row)
+    shutil.copy(images / manifest.paths[row], file)
+    assert (packed(manifest, names, row) == load_image(images / manifest.paths[row], 32)).all()
+
+
+def test_a_run_whose_images_change_meanwhile_stops_and_poisons_no_cache(
+    invoke, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import inat_ft.setup
+
+    words = ("train", "--split", manifest.path, "--set", f"data.root={manifest.root}", "--backbone", "resnet18")
+    words += ("--weights", "none", "--image-size", "32", "--epochs", "1", "--precision", "fp32", "--device", "cpu")
+    file = manifest.root / manifest.paths[int(manifest.rows("train")[0])]
+    original, check = file.read_bytes(), inat_ft.setup.current_hashes
+
+    def replaced_after(*given):
+        found = check(*given)
+        Image.new("RGB", (40, 40), "blue").save(file)
+        return found
+
+    for cache in ("prefix", "packed", "none"):
+        with monkeypatch.context() as patched:
+            patched.setattr(inat_ft.setup, "current_hashes", replaced_after)
+            ran = invoke(*words, "--cache", cache, "--name", f"{cache}-1")
+        assert ran.code == 1 and "changed after it was checked" in ran.err and str(file) in ran.err
+        file.write_bytes(original)
+    losses = set()
+    for cache in ("prefix", "packed", "none"):
+        ran = invoke(*words, "--cache", cache, "--name", f"{cache}-2", "--json")
+        assert ran.code == 0, ran.err
+        losses.add(ran.json["history"][0]["val_loss"])
+    assert len(losses) == 1
+
+
+def test_an_image_that_changes_while_it_is_evaluated_is_refused(manifest: Manifest, tmp_path: Path) -> None:
+    row = int(manifest.rows("test")[0])
+    with decoders(1) as pool, pytest.raises(DataError, match="changed after it was checked"):
+        source = ImageFiles([repaint(manifest, row)], 32, pool, hashes=[manifest.hashes[row]])
+        source.rows(torch.tensor([0]))
+
+
+def test_other_content_of_the_same_size_and_time_of_modification_is_noticed(manifest: Manifest) -> None:
+    hashes(manifest, "error")
+    row = int(manifest.rows("train")[0])
+    file = manifest.root / manifest.paths[row]
+    before, content = file.stat(), bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    with pytest.raises(DataError, match="1 image changed"):
+        hashes(manifest, "error")

@@ -231,7 +231,7 @@ def test_a_redirection_to_no_address_is_an_error(server, tmp_path: Path, place: 
 
 
 def test_an_empty_hash_checks_nothing_and_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'' is no SHA-256"):
+    with pytest.raises(UsageError, match="'' is not a SHA-256"):
         download("http://127.0.0.1:9/x", tmp_path / "f", sha256="")
 
 
@@ -240,7 +240,7 @@ def test_a_wrong_hash_leaves_nothing_behind(server, tmp_path: Path) -> None:
         get(server, tmp_path / "f", sha256_prefix="0123abcd")
     assert left(tmp_path) == []
     for wrong in ("xyz", "0123", SHA256 + "0"):
-        with pytest.raises(UsageError, match="is no SHA-256"):
+        with pytest.raises(UsageError, match="is not a SHA-256"):
             get(server, tmp_path / "f", sha256=wrong)
 
 

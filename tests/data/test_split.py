@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
-from inat_ft.data.files import Files
+from inat_ft.data.files import Files, Reason
 from inat_ft.data.grouping import group_names
 from inat_ft.data.looks import Looks
 from inat_ft.data.manifest import Manifest, find_manifest, read_manifest, write_manifest
@@ -140,6 +140,13 @@ class TestManifest:
             (lambda text: text.replace(",val,", ",train,", 1), "edited or damaged"),
             (lambda text: text[: len(text) // 2], "damaged"),
             (lambda text: text.replace('"schema": 1', '"schema": 9'), "schema 9"),
+            (lambda text: text.replace('"classes": [', '"classes": [3, '), "damaged"),
+            (lambda text: text.replace('"classes": [', '"classes": ["class1", '), "a class is listed twice"),
+            (lambda text: text.replace('"seed": 0', '"seed": [0]'), "damaged"),
+            (lambda text: text.replace('"seed": 0', '"seed": 0, "exclude": 5'), "damaged"),
+            (lambda text: text.replace('"seed": 0', '"seed": 0, "csv": 5'), "damaged"),
+            (lambda text: text.replace('"left_out": []', '"left_out": [["a"]]'), "damaged"),
+            (lambda text: text.replace('"left_out": []', '"left_out": [["a", "b", "c"]]'), "damaged"),
         ],
     )
     def test_a_damaged_one_is_refused(self, images: Path, change, message: str) -> None:
@@ -272,11 +279,11 @@ class TestLayouts:
         (data / "class1" / "loop.png").symlink_to(data / "class1" / "loop.png")
         (data / "class1" / "gone.png").symlink_to(data / "class1" / "nothing.png")
         manifest, _ = split(data)
-        reasons = dict(manifest.left_out)
+        reasons = {left.path: left.text for left in manifest.left_out}
         assert reasons["class1/loop.png"] == reasons["class1/gone.png"] == "a link that leads nowhere"
         rows = "".join(f"d/{path},a\n" for path in (*manifest.paths, "class1/loop.png"))
         (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
-        assert dict(split(tmp_path / "list.csv")[0].left_out).keys() == {"d/class1/loop.png"}
+        assert [left.path for left in split(tmp_path / "list.csv")[0].left_out] == ["d/class1/loop.png"]
         assert reasons["class0/link.png"] == "a link out of the folder"
         assert "class1/folder" in reasons and "class1/inside.png" in manifest.paths
 
@@ -288,7 +295,7 @@ class TestCopies:
         (data / "class0" / "text.jpg").write_text("hello")
         whole = (data / "class1" / "000.png").read_bytes()
         (data / "class1" / "cut.png").write_bytes(whole[: len(whole) // 2])
-        reasons = dict(split(data)[0].left_out)
+        reasons = {left.path: left.text for left in split(data)[0].left_out}
         assert set(reasons) == {"class0/empty.jpg", "class0/text.jpg", "class1/cut.png"}
         assert reasons["class0/empty.jpg"] == "the file is empty" and reasons["class0/text.jpg"] == "no image"
 
@@ -325,7 +332,9 @@ class TestCopies:
         manifest, findings = split(root)
         assert findings.leaked == [("train/class0/leak.png", "test/class0/000.png")]
         assert "train/class0/leak.png" not in manifest.paths
-        assert dict(manifest.left_out)["train/class0/leak.png"].startswith("a copy of a test image")
+        (left,) = manifest.left_out
+        assert left.path == "train/class0/leak.png" and left.reason is Reason.COPY
+        assert left.text.startswith("a copy of a test image")
         assert "train/class0/leak.png" in split(root, Options(leakage="keep"))[0].paths
         with pytest.raises(DataError, match="copies of test images"):
             split(root, Options(leakage="error"))

@@ -198,7 +198,10 @@ def test_a_real_pretrained_network_changes_just_where_the_strategy_says(name: st
 
     from inat_ft.data.manifest import read_manifest
 
-    assert cli("split", photographs, "--out", "m.csv", "--no-near", "--val-fraction", "0.25").code == 0
+    assert (
+        cli("split", photographs, "--out", "m.csv", "--no-near", "--val-fraction", "0.25", "--test-fraction", "0").code
+        == 0
+    )
     assert len(read_manifest(tmp_path / "m.csv").rows("train")) == 12
     settings = [("strategy.name", name), ("model.backbone", "efficientnet_lite0"), ("data.split", "m.csv")]
     settings += [("data.image_size", 64), ("optim.epochs", 3), ("optim.batch_size", 6), ("optim.lr", 0.01)]
