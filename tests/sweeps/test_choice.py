@@ -13,7 +13,7 @@ import pytest
 from inat_ft.errors import RecordError
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.records import Epoch, RunRecord, SplitInfo, write_record
-from inat_ft.sweeps.choice import choose, confirm, confirmed
+from inat_ft.sweeps.choice import Standing, choose, confirm, confirmed
 from inat_ft.sweeps.folder import create, open_sweep
 from inat_ft.sweeps.local import Trial
 from inat_ft.sweeps.reading import parse_spec
@@ -84,7 +84,7 @@ def test_without_runs_nothing_is_claimed(tmp_path: Path) -> None:
 
     choice = choose(sweep)
     assert [candidate.tied for candidate in choice.candidates] == [True, False]
-    assert "not at all" in choice.method
+    assert "not tested" in choice.method and choice.candidates[1].standing is Standing.UNKNOWN
 
 
 def test_a_sweep_without_a_complete_trial_has_no_best(tmp_path: Path) -> None:
