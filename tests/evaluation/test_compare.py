@@ -109,7 +109,9 @@ def test_several_are_corrected_and_the_best_is_held_against_each(tmp_path: Path)
     found = compare(paths)
     assert [entry.name for entry in found.entries] == ["A", "C", "B"]
     assert all(pair.p_holm >= pair.p for pair in found.pairs)
-    assert found.sentence.startswith("A has the best accuracy; it is better than B, and is not significantly different from C")
+    assert found.sentence.startswith(
+        "A has the best accuracy; it is better than B, and is not significantly different from C"
+    )
     assert [entry.name for entry in compare([tmp_path]).entries] == ["A", "C", "B"]
 
 
