@@ -162,7 +162,7 @@ def _ece_interval(p: Predictions, samples: Draws) -> tuple[float, float]:
     """
     plain = _gaps(p, once(p))
     gaps = samples.of(_gaps, p)
-    value, drawn = float(np.abs(plain).sum()), np.abs(gaps).sum(1)
+    value, drawn = ece(p).value, np.abs(gaps).sum(1)
     low, high = interval(drawn, 0.01)
     by_chance = np.quantile(np.abs(gaps - plain).sum(1), 0.95)
     return (0.0 if value <= by_chance else max(0.0, 2 * value - high)), min(1.0, max(value, 2 * value - low))
