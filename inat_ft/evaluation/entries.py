@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -102,24 +101,12 @@ def _entry(record: RunRecord, file: Path, metric: str) -> Entry:
     elif record.test_accuracy is None:
         if name is None:
             next_step = f": inat-ft eval {file.parent}" if record.config else ""
-            unknown = _misnamed(record)
-            why = f"it has not been evaluated on a test set{next_step}" if unknown is None else unknown
-            entry.remarks.append(f"has no test_accuracy: {why}")
+            entry.remarks.append(f"has no test_accuracy: it has not been evaluated on a test set{next_step}")
     elif metric != "accuracy":
         entry.remarks.append(f"has no predictions, so its {metric} cannot be computed")
     else:
         _score_claim(entry, record.test_accuracy)
     return entry
-
-
-def _misnamed(record: RunRecord) -> str | None:
-    """The unknown key that was probably meant as test_accuracy, with what to do; None where there is none."""
-    for key in record.model_extra or {}:
-        name = key.lower().replace("-", "_").replace(" ", "_")
-        close = difflib.get_close_matches(name, ["test_accuracy", "accuracy", "test_acc", "acc"], 1, 0.8)
-        if close and not name.startswith(("train", "val")):
-            return f"unknown key {key}; did you mean test_accuracy (0 to 1)?"
-    return None
 
 
 def _score_claim(entry: Entry, claimed: float) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from inat_ft.errors import RecordError
 from inat_ft.evaluation import metrics
 from inat_ft.evaluation.bounds import Contributions
 from inat_ft.evaluation.compare import compare
@@ -186,8 +187,8 @@ def test_a_misnamed_claim_and_a_bare_one_are_told_what_to_do(tmp_path: Path) -> 
     a = record(tmp_path, "A", right(0.9))
     (tmp_path / "x.json").write_text('{"name": "x", "accuracy": 41.0}')
     (tmp_path / "y.json").write_text('{"name": "y", "test_accuracy": 0.41}')
-    found = compare([a, tmp_path / "x.json"])
-    assert any("unknown key accuracy; did you mean test_accuracy (0 to 1)?" in remark for remark in found.remarks)
+    with pytest.raises(RecordError, match=r"unknown key 'accuracy': did you mean 'test_accuracy' \(0 to 1\)\?"):
+        compare([a, tmp_path / "x.json"])
     found = compare([a, tmp_path / "y.json"])
     assert found.sentence.startswith("No conclusion: y does not say") and "inat-ft record new" in found.sentence
 
