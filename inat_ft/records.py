@@ -64,7 +64,7 @@ class Metric(_Part):
     low: float | None = None
     high: float | None = None
     method: str | None = None
-    """How the interval was found: wilson, bootstrap."""
+    """How the interval was found: wilson, exact, Gaffke, bootstrap."""
 
 
 class ClassMetrics(_Part):
@@ -194,8 +194,11 @@ def read_record(path: Path) -> tuple[RunRecord, Path]:
         raise RecordError(f"{file}: {explain(error, RunRecord).message}") from None
     for key in record.model_extra or {}:
         near = difflib.get_close_matches(key, ("test_accuracy", "num_test", "predictions"), 1, 0.8)
+        if key.lower() in ("accuracy", "acc", "test_acc") and not record.predictions:
+            near = ["test_accuracy"]
         if near and near[0] not in record.model_fields_set:
-            raise RecordError(f"{file}: unknown key '{key}': did you mean '{near[0]}'?")
+            unit = " (0 to 1)" if near == ["test_accuracy"] else ""
+            raise RecordError(f"{file}: unknown key '{key}': did you mean '{near[0]}'{unit}?")
     return record, file
 
 

@@ -27,7 +27,7 @@ def compare(
     fail_under: Annotated[
         float | None,
         typer.Option(
-            help="Exit with 1 unless the last record beats the first by this much; also when that cannot be told.",
+            help="Exit with 1 unless the last record beats the first by this much; also when they cannot be compared.",
             show_default=False,
             min=-1,
             max=1,
@@ -65,8 +65,8 @@ def _require_gain(found: "Comparison", first: Path, last: Path, wanted: float) -
 
     reached = gain(found, first, last)
     if reached is None:
-        raise InatFtError(f"--fail-under {wanted}: whether {last} beats {first} cannot be told from their records")
-    if reached < wanted:
+        raise InatFtError(f"--fail-under {wanted}: their records do not allow comparing {last} with {first}")
+    if reached < wanted - 1e-9:
         raise InatFtError(f"--fail-under {wanted}: {last} beats {first} by {reached:.4f} in {found.metric} only")
 
 
@@ -85,7 +85,7 @@ def _show(found: "Comparison") -> None:
         if pair.only_first is not None and pair.agreement is not None
     ]
     if flips:
-        counts = ("only the first is right", "only the second", "both say the same")
+        counts = ("only the first is right", "only the second", "agreement")
         render.table("", ("first", "second", *counts), flips, right=counts)
     for remark in found.remarks[:_REMARKS]:
         render.result(f"note: {remark}")
@@ -119,7 +119,7 @@ def _difference(pair: "Pair | None") -> str:
     if pair is None:
         return ""
     if pair.difference is None:
-        return "cannot be checked"
+        return "unknown"
     value, low, high = (0.0 - part for part in (pair.difference.value, pair.difference.high, pair.difference.low))
     return f"{value:+.4f} ({low:+.4f} to {high:+.4f})"
 
@@ -143,6 +143,7 @@ def _as_json(found: "Comparison") -> dict[str, Any]:
         "pairs": [
             {
                 **pair.__dict__,
+                "different_images": pair.different_images,
                 "difference": pair.difference.__dict__ if pair.difference else None,
                 "is_real": pair.is_real,
             }

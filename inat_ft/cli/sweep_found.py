@@ -34,7 +34,7 @@ def best(
     runs_dir: options.RunsDir = Path("runs"),
     cache_dir: options.CacheDir = None,
 ) -> None:
-    """The best trial, those that cannot be told from it on the same validation images, and the cheapest of them.
+    """The best trial, those not significantly different from it on the same validation images, and the cheapest of them.
 
     After --confirm the best one is that with the best mean of the new seeds; it is what --train and --eval take.
 

@@ -167,6 +167,7 @@ def best_json(
             "params": trial.point,
             "value": trial.value,
             "p": candidate.p,
+            "standing": candidate.standing,
             "cost_s": candidate.cost,
             "run": (sweep.runs / trial.run).as_posix(),
             "command": sweep.command(trial.point),
@@ -178,6 +179,7 @@ def best_json(
         "tied": [about(candidate) for candidate in choice.tied],
         "cheapest": about(choice.cheapest),
         "method": choice.method,
+        "bias": choice.bias or None,
         "confirmed": [
             {"number": c.trial.number, "values": list(c.values), "mean": c.mean, "deviation": c.deviation}
             for c in repeats
@@ -193,12 +195,12 @@ def show_choice(sweep: "Sweep", choice: "Choice", top: int) -> None:
         (
             c.trial.number,
             f"{c.trial.value:.4f}",
-            "best" if place == 0 else ("cannot be told from the best" if c.tied else "worse"),
+            c.standing,
             "" if c.p is None else f"{c.p:.2g}",
             "" if c.cost is None else f"{c.cost:.1f} s",
             _shown(c.trial),
         )
-        for place, c in enumerate(choice.candidates[:top])
+        for c in choice.candidates[:top]
     ]
     columns = ("trial", sweep.spec.metric.name, "against the best", "p (Holm)", "cost", "settings")
     render.table(f"sweep {sweep.id}", columns, rows, right=("trial", "p (Holm)", "cost"))
@@ -206,13 +208,18 @@ def show_choice(sweep: "Sweep", choice: "Choice", top: int) -> None:
     if len(choice.candidates) == 1:
         render.result("it is the only complete trial so far")
     else:
-        others = ", ".join(str(candidate.trial.number) for candidate in tied[1:])
-        render.result(
-            f"{len(tied) - 1} of {counted(len(choice.candidates) - 1, 'other trial')} cannot be told from the best"
-            + (f": {others}" if others else "")
+        if choice.is_tested:
+            others = ", ".join(str(candidate.trial.number) for candidate in tied[1:])
+            number = counted(len(choice.candidates) - 1, "other trial")
+            render.result(
+                f"not significantly different from the best: {len(tied) - 1} of {number}"
+                + (f": {others}" if others else "")
+            )
+        render.result(f"test: {choice.method}")
+        render.warn(
+            f"{choice.bias}; train it again with other seeds (--confirm 3), or evaluate it on the test set (--eval)"
         )
-        render.result(f"told apart by: {choice.method}")
-    if cheapest.cost is not None:
+    if cheapest.cost is not None and choice.is_tested:
         render.result(
             f"cheapest of them: trial {cheapest.trial.number}, {cheapest.cost:.1f} s, {_shown(cheapest.trial)}"
         )
@@ -229,7 +236,7 @@ def show_repeats(sweep: "Sweep", repeats: "list[Confirmed]") -> None:
         for c in repeats
     ]
     render.table(
-        "again with other seeds", ("trial", "in the sweep", "mean of the new seeds", "each"), rows, right=("trial",)
+        "repeated with other seeds", ("trial", "in the sweep", "mean of the new seeds", "each"), rows, right=("trial",)
     )
     render.result(f"best by the mean of the new seeds: trial {repeats[0].trial.number}, {_shown(repeats[0].trial)}")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from inat_ft.data.manifest import Manifest
 from inat_ft.errors import UsageError
 from inat_ft.evaluation.conclusion import conclude
-from inat_ft.evaluation.entries import Entry, manifest_of_entry, read_entries
+from inat_ft.evaluation.entries import Caveat, Entry, manifest_of_entry, read_entries
 from inat_ft.evaluation.metrics import LOWER_IS_BETTER, METRICS
 from inat_ft.evaluation.pairs import Pair, pairs_of
 
@@ -82,7 +82,7 @@ def _check_leakage(entries: list[Entry]) -> None:
         if manifest is None:
             where = entry.record.split.manifest
             entry.remarks.append(
-                f"was trained with {where}, which is gone or another by now: overlap cannot be checked"
+                f"was trained with {where}, which is missing or has changed: overlap cannot be checked"
             )
             continue
         learned = {(manifest.hashes[row], manifest.paths[row]) for row in manifest.rows("train")}
@@ -90,7 +90,8 @@ def _check_leakage(entries: list[Entry]) -> None:
         for other in entries:
             if other.predictions and (seen := _seen(other, manifest, hashes, names)):
                 what = "its own test images" if other is entry else f"the test images of {other.name}"
-                entry.remarks.append(f"was trained on {seen:,} of {what}: its result there means nothing")
+                entry.remarks.append(f"was trained on {seen:,} of {what}: its result there is not valid")
+                entry.caveats.add(Caveat.TRAINED_ON_TEST_IMAGES)
 
 
 def _seen(other: Entry, manifest: Manifest, hashes: set[str], paths: set[str]) -> int:
@@ -126,10 +127,8 @@ def _doubts(entries: list[Entry]) -> list[str]:
         looks = record.test.look if record.test else None
         if looks and looks > len(entries):
             doubts.append(
-                f"{entry.name} was measured at look number {looks} at this test set: if looks chose it, it seems too good"
+                f"{entry.name}: test set evaluated {looks} times; its result is optimistically biased if they chose the model"
             )
         if not record.history and not entry.predictions and record.test_accuracy is not None:
-            doubts.append(
-                f"{entry.name} has neither predictions nor learning curves: nothing but its own word speaks for it"
-            )
+            doubts.append(f"{entry.name} is unverified: it has neither predictions nor learning curves")
     return doubts

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from inat_ft.evaluation.metrics import LOWER_IS_BETTER
-
-if TYPE_CHECKING:
-    from inat_ft.evaluation.entries import Entry
-    from inat_ft.evaluation.pairs import Pair
+from inat_ft.evaluation.contributions import LOWER_IS_BETTER
+from inat_ft.evaluation.entries import Caveat, Entry
+from inat_ft.evaluation.pairs import Pair, Reason
 
 _NO_SHARES = ("log_loss", "brier")
+_WAY_OUT = "To have it checked, make a record from its predictions: inat-ft record new predictions.csv --name NAME"
+_LEFT_OUT = {
+    "tested on different images or classes": (Reason.DIFFERENT_IMAGES,),
+    "which has a single seed: train more seeds": (Reason.SINGLE_SEED,),
+    "as all images give the same difference": (Reason.NO_VARIATION,),
+    "for which there are no predictions": (Reason.NO_PREDICTIONS, Reason.UNKNOWN_SIZE, Reason.NO_SCORE),
+}
+"""What keeps others from being compared with the reference."""
 
 
 def conclude(entries: Sequence[Entry], pairs: Sequence[Pair], metric: str, margin: float | None) -> str:
     """One sentence. entries: the best first; pairs: one of them against each other one."""
     if entries[0].score is None:
-        return "None of them has been evaluated on a test set, so there is nothing to compare."
-    if any("means nothing" in remark for entry in entries for remark in entry.remarks):
+        return f"No conclusion: none of them has been evaluated on a test set, or has predictions. {_WAY_OUT}"
+    if any(Caveat.TRAINED_ON_TEST_IMAGES in entry.caveats for entry in entries):
         return "No conclusion: a classifier was trained on images that it is tested on."
     if len(pairs) == 1:
         return _of_two(pairs[0], metric, margin)
@@ -27,8 +32,8 @@ def conclude(entries: Sequence[Entry], pairs: Sequence[Pair], metric: str, margi
 
 def _of_two(pair: Pair, metric: str, margin: float | None) -> str:
     difference, name = pair.difference, metric.replace("_", " ")
-    if difference is None:
-        return f"No conclusion: {pair.obstacle}."
+    if difference is None or pair.reason is Reason.NO_VARIATION:
+        return _no_conclusion(pair)
     ahead = difference.value if metric not in LOWER_IS_BETTER else -difference.value
     first, second = (pair.first, pair.second) if ahead >= 0 else (pair.second, pair.first)
     size = _size(pair, metric)
@@ -39,8 +44,9 @@ def _of_two(pair: Pair, metric: str, margin: float | None) -> str:
     if pair.p_holm is None:
         chance = "more" if difference.low > 0 or difference.high < 0 else "no more"
         return (
-            f"By their own word {first} is ahead of {second} by {size}, from unpaired intervals: {chance} than the chance of "
-            f"drawing test images explains; but {pair.obstacle}, so neither the claim nor the images can be checked."
+            f"As claimed, {first} is ahead of {second} by {size}, from unpaired intervals: {chance} than the chance of "
+            f"drawing test images explains; but {pair.obstacle}, so neither the claim nor the images can be checked. "
+            f"{_WAY_OUT}"
         )
     p, flips = f", p = {pair.p_holm:.2g}", ""
     if pair.only_first is not None and pair.only_second is not None:
@@ -55,7 +61,13 @@ def _of_two(pair: Pair, metric: str, margin: float | None) -> str:
     if pair.same:
         return f"{first} and {second} are equivalent within {within}: they differ by {size} in {name}."
     unproven = "" if pair.same is None else f", nor show that they are equivalent within {within}"
-    return f"These test images cannot tell {first} and {second} apart{unproven}: they differ by {size} in {name}{p}."
+    level = f"{first} and {second} are not significantly different on these test images{unproven}"
+    return f"{level}: they differ by {size} in {name}{p}."
+
+
+def _no_conclusion(pair: Pair) -> str:
+    unverified = pair.reason in (Reason.NO_SCORE, Reason.NO_PREDICTIONS, Reason.UNKNOWN_SIZE)
+    return f"No conclusion: {pair.obstacle}.{f' {_WAY_OUT}' if unverified else ''}"
 
 
 def _of_many(pairs: Sequence[Pair], name: str, margin: float | None) -> str:
@@ -64,23 +76,21 @@ def _of_many(pairs: Sequence[Pair], name: str, margin: float | None) -> str:
     tested = [pair for pair in pairs if pair.p_holm is not None]
     beaten = [pair.second for pair in tested if pair.is_real]
     level = [pair.second for pair in tested if not pair.is_real]
-    apart = [pair.second for pair in pairs if pair.different_images]
-    bare = [pair.second for pair in pairs if pair.p_holm is None and not pair.different_images]
     if not tested:
-        return f"No conclusion: {pairs[0].obstacle}."
+        return _no_conclusion(pairs[0])
     parts = []
     if beaten:
         parts.append(f"is better than {_listed(beaten)}")
     if level:
-        parts.append(f"cannot be told apart from {_listed(level)} by these test images")
+        parts.append(f"is not significantly different from {_listed(level)} on these test images")
     if margin is not None and (same := [pair.second for pair in tested if pair.same]):
         parts.append(f"is equivalent to {_listed(same)} within {margin:g}")
-    if apart:
-        parts.append(f"cannot be held against {_listed(apart)}, tested on different images or classes")
-    if bare:
-        parts.append(f"cannot be held against {_listed(bare)}, for which no predictions speak")
-    among = " of those that can be checked" if bare or apart else ""
-    return f"{reference} has the best {name}{among}; it {', and '.join(parts)} (tests corrected by Holm for all pairs)."
+    left_out = [pair for pair in pairs if pair.p_holm is None]
+    for text, reasons in _LEFT_OUT.items():
+        if names := [pair.second for pair in left_out if pair.reason in reasons]:
+            parts.append(f"cannot be compared with {_listed(names)}, {text}")
+    among = " of those that can be checked" if left_out else ""
+    return f"{reference} has the best {name}{among}; it {', and '.join(parts)} (tests Holm-corrected for all pairs)."
 
 
 def _listed(names: Sequence[str]) -> str:

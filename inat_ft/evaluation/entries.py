@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
 
 from inat_ft.data.manifest import Manifest, read_manifest
 from inat_ft.errors import InatFtError, RecordError, UsageError
-from inat_ft.evaluation.metrics import METRICS, NEED_PROBABILITIES, Draws, once, one_metric, wilson
+from inat_ft.evaluation.contributions import MACRO, METRICS, NEED_PROBABILITIES
+from inat_ft.evaluation.metrics import Draws, one_metric, proportion
 from inat_ft.evaluation.predictions import Predictions, align, read_predictions
-from inat_ft.evaluation.significance import over_seeds
+from inat_ft.evaluation.significance import Sample, over_seeds
 from inat_ft.records import Metric, RunRecord, read_record
+
+_FEW = 5
+"""Test images of a class below which macro metrics say little about it."""
+
+
+class Caveat(StrEnum):
+    """What a conclusion depends on besides the figures."""
+
+    TRAINED_ON_TEST_IMAGES = "trained on test images"
 
 
 @dataclass
@@ -34,6 +45,7 @@ class Entry:
     deviation: float | None = None
     """Standard deviation over the seeds."""
     remarks: list[str] = field(default_factory=list)
+    caveats: set[Caveat] = field(default_factory=set)
 
     @property
     def record(self) -> RunRecord:
@@ -103,17 +115,15 @@ def _score_claim(entry: Entry, claimed: float) -> None:
         entry.score = Metric(value=claimed)
         entry.remarks.append("does not say how many test images it was measured on: its accuracy cannot be checked")
         return
-    entry.score = wilson(round(claimed * number), number).model_copy(update={"value": claimed})
-    entry.remarks.append(
-        "has no predictions, so only unpaired intervals are possible, and its word must be taken for it"
-    )
+    entry.score = proportion(round(claimed * number), number).model_copy(update={"value": claimed})
+    entry.remarks.append("has no predictions: only unpaired intervals are possible, and its accuracy is unverified")
     digits = len(repr(claimed).partition(".")[2])
     if abs(round(claimed * number) / number - claimed) > 0.51 * 10**-digits:
         entry.remarks.append(f"claims an accuracy of {claimed} on {number:,} images, which no number of them gives")
 
 
 def _score_predictions(entry: Entry, metric: str) -> None:
-    """Computed here and not taken from the record, so that nothing but the predictions speaks."""
+    """Compute the score from the predictions, whatever the record claims."""
     predictions, record = entry.predictions[0], entry.record
     entry.num_test = len(predictions)
     counted, claims = float(predictions.correct.mean()), {record.test_accuracy}
@@ -130,6 +140,21 @@ def _score_predictions(entry: Entry, metric: str) -> None:
         entry.remarks.append(f"has predictions without probabilities, so its {metric} cannot be computed")
         return
     entry.score = one_metric(predictions, metric, Draws(predictions.true))
+    if metric in MACRO and (few := _rare_classes(predictions)):
+        entry.remarks.append(few)
+
+
+def _rare_classes(predictions: Predictions) -> str:
+    """How many classes have too few images for a macro metric to say much about them; empty when none has."""
+    counts = np.bincount(predictions.true)
+    counts = counts[counts > 0]
+    few = int((counts < _FEW).sum())
+    if not few:
+        return ""
+    return (
+        f"has fewer than {_FEW} test images in {few:,} of {len(counts):,} classes, {counts.min()} in the rarest: "
+        "its macro metrics have wide intervals"
+    )
 
 
 def _grouped(entries: list[Entry], metric: str) -> list[Entry]:
@@ -171,19 +196,18 @@ def _merge(members: list[Entry], metric: str) -> Entry:
         alone = kept[0] if kept else first
         alone.remarks += remarks
         return alone
-    scores = np.array([METRICS[metric](member.predictions[0], once(member.predictions[0]))[0] for member in kept])
-    drawn = np.mean([Draws(m.predictions[0].true).of(METRICS[metric], m.predictions[0]) for m in kept], axis=0)
-    spread = over_seeds([scores], drawn).difference
-    low, high = max(0.0, spread.low), spread.high if metric in ("log_loss", "brier") else min(1.0, spread.high)
+    sample = Sample([METRICS[metric](member.predictions[0]) for member in kept])
+    found = over_seeds([sample]).difference
+    low, high = max(0.0, found.low), found.high if metric in ("log_loss", "brier") else min(1.0, found.high)
     seeds = ", ".join(str(member.record.seed) for member in kept)
     return Entry(
         name=f"{kept[0].name} ({len(kept)} seeds)",
         records=[member.record for member in kept],
         files=[member.files[0] for member in kept],
         predictions=[member.predictions[0] for member in kept],
-        score=Metric(value=spread.value, low=low, high=high, method=spread.method),
+        score=Metric(value=found.value, low=low, high=high, method=found.method),
         num_test=len(kept[0].predictions[0]),
-        deviation=float(scores.std(ddof=1)),
+        deviation=float(sample.values.std(ddof=1)),
         remarks=[f"is the mean of {len(kept)} runs, with the seeds {seeds}", *remarks],
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from inat_ft.evaluation.cam import heat_maps, require_maps
 from inat_ft.evaluation.figures import draw_figures, draw_overlays, sample, worst
 from inat_ft.evaluation.ledger import count_look
-from inat_ft.evaluation.metrics import all_metrics, at_temperature, confusion, ece, fit_temperature, log_loss, once
+from inat_ft.evaluation.metrics import all_metrics, at_temperature, confusion, ece, fit_temperature, log_loss
 from inat_ft.evaluation.predict import Inference, Trained, load_for, predict_subset
 from inat_ft.evaluation.predictions import Predictions, read_predictions, write_predictions
 from inat_ft.records import Evaluation, Metric, RunRecord, read_record, write_record
@@ -104,8 +104,8 @@ def _calibrated(predictions: Predictions, temperature: float) -> dict[str, Metri
     scaled = at_temperature(predictions, temperature)
     return {
         "temperature": Metric(value=temperature, method="fitted on validation"),
-        "ece_calibrated": Metric(value=float(ece(scaled, once(scaled))[0])),
-        "log_loss_calibrated": Metric(value=float(log_loss(scaled, once(scaled))[0])),
+        "ece_calibrated": Metric(value=ece(scaled).value),
+        "log_loss_calibrated": Metric(value=log_loss(scaled).value),
     }
 
 

@@ -106,12 +106,12 @@ def _confusion(p: Predictions) -> Figure:
 
 
 def _per_class(p: Predictions) -> Figure:
-    from inat_ft.evaluation.metrics import wilson
+    from inat_ft.evaluation.metrics import proportion
 
     counts = np.bincount(p.true, minlength=len(p.classes))
     right = np.bincount(p.true[p.correct], minlength=len(p.classes))
     shown = [label for label in np.argsort(right / np.maximum(counts, 1)) if counts[label]]
-    found = [wilson(int(right[label]), int(counts[label])) for label in shown]
+    found = [proportion(int(right[label]), int(counts[label])) for label in shown]
     with plotting():
         figure, axes = new_figure(6.4, 1.4 + 0.28 * len(shown))
         errors = [[m.value - (m.low or 0) for m in found], [(m.high or 0) - m.value for m in found]]

@@ -1,130 +1,44 @@
-"""Metrics of a classifier, each with a 95 % interval.
-
-All are computed from counts of how often each image is drawn, so that one matrix product gives a metric on every
-bootstrap sample; with each image once they are the plain metrics, as scikit-learn defines them.
-"""
+"""Metrics of a classifier, each with a 95 % interval that holds for few images too."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inat_ft.evaluation.bounds import Floats
+from inat_ft.evaluation.contributions import (
+    BINS,
+    LOWER_IS_BETTER,
+    MACRO,
+    METRICS,
+    NEED_PROBABILITIES,
+    SHARES_OF_IMAGES,
+    calibration_bins,
+    class_counts,
+    ece,
+    log_loss,
+    probabilities,
+)
 from inat_ft.evaluation.predictions import Predictions
 from inat_ft.records import ClassMetrics, Metric
 
-Floats = NDArray[np.float64]
+__all__ = ["LOWER_IS_BETTER", "METRICS", "NEED_PROBABILITIES", "ece", "log_loss"]
+
 Weights = NDArray[np.float32]
 
 DRAWS = 2000
-"""Bootstrap samples behind every interval."""
+"""Bootstrap samples behind the interval of the calibration error."""
 
-_BINS = 15
+BOUNDED = "Gaffke"
+"""The method of intervals from `bounds`."""
+
+_FEW = 20
+"""Right or wrong images below which an interval is exact: Wilson's covers 84 % only with one error or none."""
 _TINY = 1e-15
-_MATRIX_BYTES = 256 * 2**20
-
-
-def accuracy(p: Predictions, weights: Weights) -> Floats:
-    """Share of images that are right. weights: float32 `[B, N]`, how often each image is drawn; returns `[B]`."""
-    return _mean(weights, p.correct)
-
-
-def balanced_accuracy(p: Predictions, weights: Weights) -> Floats:
-    """Mean recall of the classes that occur."""
-    hits, true, _ = _counts(p, weights)
-    occurs = np.bincount(p.true, minlength=len(p.classes)) > 0
-    mean: Floats = _ratio(hits, true)[:, occurs].mean(1)
-    return mean
-
-
-def macro_precision(p: Predictions, weights: Weights) -> Floats:
-    """Mean precision of the classes that occur or are predicted; 0 for one that is never predicted."""
-    hits, _, predicted = _counts(p, weights)
-    mean: Floats = _ratio(hits, predicted)[:, _present(p)].mean(1)
-    return mean
-
-
-def macro_recall(p: Predictions, weights: Weights) -> Floats:
-    """Mean recall of the classes that occur or are predicted."""
-    hits, true, _ = _counts(p, weights)
-    mean: Floats = _ratio(hits, true)[:, _present(p)].mean(1)
-    return mean
-
-
-def macro_f1(p: Predictions, weights: Weights) -> Floats:
-    """Mean F1 of the classes that occur or are predicted."""
-    hits, true, predicted = _counts(p, weights)
-    mean: Floats = _ratio(2 * hits, true + predicted)[:, _present(p)].mean(1)
-    return mean
-
-
-def top3_accuracy(p: Predictions, weights: Weights) -> Floats:
-    """Share of images whose class is among the three most probable."""
-    shares = _shares(p)
-    rank = (shares > shares[np.arange(len(p)), p.true][:, None]).sum(1)
-    return _mean(weights, rank < 3)
-
-
-def log_loss(p: Predictions, weights: Weights) -> Floats:
-    """Mean negative log probability of the true class, in nats."""
-    return _mean(weights, -np.log(np.clip(_shares(p)[np.arange(len(p)), p.true], _TINY, 1)))
-
-
-def brier(p: Predictions, weights: Weights) -> Floats:
-    """Mean squared distance of the probabilities from the truth, over all classes; 0 to 2 (Brier 1950)."""
-    truth = np.eye(len(p.classes))[p.true]
-    return _mean(weights, ((_shares(p) - truth) ** 2).sum(1))
-
-
-def ece(p: Predictions, weights: Weights) -> Floats:
-    """Expected calibration error over 15 bins of equally many images (Nixon et al. 2019, arXiv 1904.01685)."""
-    total: Floats = np.abs(_gaps(p, weights)).sum(1)
-    return total
-
-
-def _gaps(p: Predictions, weights: Weights) -> Floats:
-    """Confidence minus share that is right in each bin, times the bin's share of the images, `[B, 15]`."""
-    confidence = _shares(p).max(1)
-    order = np.argsort(confidence, kind="stable")
-    bins = np.empty(len(p), np.int64)
-    bins[order] = np.arange(len(p)) * min(_BINS, len(p)) // len(p)
-    member = np.eye(_BINS, dtype=np.float32)[bins]
-    gaps = weights @ (member * (confidence - p.correct)[:, None].astype(np.float32))
-    shares: Floats = gaps.astype(np.float64) / weights.sum(1, keepdims=True, dtype=np.float64)
-    return shares
-
-
-def _ece_interval(p: Predictions, samples: Draws) -> tuple[float, float]:
-    """An interval of the calibration error that allows for its bias.
-
-    Chance gaps count as errors whatever their sign, so the figure lies above the truth, and bootstrap samples lie above
-    the figure. Reflecting the samples about the figure (the basic bootstrap; Davison and Hinkley 1997, 5.2) undoes that;
-    0 is taken in unless the gaps exceed what they are by chance in 95 % of samples. Quantiles of 1 and 99 %, since with
-    fewer a simulation of 300 to 1,000 images found the truth in 87 to 94 % only; so it is 89 to 98 %.
-    """
-    plain = _gaps(p, once(p))
-    gaps = samples.of(_gaps, p)
-    value, drawn = float(np.abs(plain).sum()), np.abs(gaps).sum(1)
-    low, high = np.quantile(drawn, [0.01, 0.99])
-    by_chance = np.quantile(np.abs(gaps - plain).sum(1), 0.95)
-    return (0.0 if value <= by_chance else max(0.0, 2 * value - high)), min(1.0, max(value, 2 * value - low))
-
-
-METRICS: dict[str, Callable[[Predictions, Weights], Floats]] = {
-    "accuracy": accuracy,
-    "balanced_accuracy": balanced_accuracy,
-    "top3_accuracy": top3_accuracy,
-    "macro_precision": macro_precision,
-    "macro_recall": macro_recall,
-    "macro_f1": macro_f1,
-    "log_loss": log_loss,
-    "brier": brier,
-    "ece": ece,
-}
-NEED_PROBABILITIES = ("top3_accuracy", "log_loss", "brier", "ece")
-LOWER_IS_BETTER = ("log_loss", "brier", "ece")
+_MATRIX_BYTES = 64 * 2**20
 
 
 def once(p: Predictions) -> Weights:
@@ -134,88 +48,143 @@ def once(p: Predictions) -> Weights:
 
 @dataclass(frozen=True)
 class Draws:
-    """Bootstrap samples stratified by class, as blocks of counts float32 `[B, N]`; B over all blocks is `number`.
+    """Bootstrap samples of images as blocks of counts float32 `[B, N]`; B over all blocks is `number`.
 
-    true: int64 `[N]`. The same blocks each time they are gone through; kept only where there are few of them.
+    true: int64 `[N]`. The same blocks each time.
     """
 
     true: NDArray[np.int64]
     seed: int = 0
     number: int = DRAWS
-    _kept: list[Weights] = field(default_factory=list, repr=False)
 
     def __iter__(self) -> Iterator[Weights]:
-        if self._kept:
-            yield from self._kept
-            return
-        keep = 4 * self.number * len(self.true) <= _MATRIX_BYTES
-        for block in self._drawn():
-            if keep:
-                self._kept.append(block)
-            yield block
-
-    def _drawn(self) -> Iterator[Weights]:
-        rng = np.random.default_rng(self.seed)
-        members = [np.flatnonzero(self.true == label) for label in np.unique(self.true)]
-        size = max(1, min(self.number, _MATRIX_BYTES // (4 * len(self.true))))
+        images, rng = len(self.true), np.random.default_rng(self.seed)
+        size = max(1, min(self.number, _MATRIX_BYTES // (4 * images)))
         for start in range(0, self.number, size):
-            block = np.zeros((min(size, self.number - start), len(self.true)), np.float32)
-            for places in members:
-                block[:, places] = rng.multinomial(len(places), np.full(len(places), 1 / len(places)), len(block))
-            yield block
+            drawn = rng.multinomial(images, np.full(images, 1 / images), min(size, self.number - start))
+            yield drawn.astype(np.float32)
 
     def of(self, measure: Callable[[Predictions, Weights], Floats], p: Predictions) -> Floats:
-        """A metric on all samples, `[number]`."""
+        """A metric on all samples, `[number, ...]`."""
         return np.concatenate([measure(p, block) for block in self])
 
 
-def interval(values: Floats) -> tuple[float, float]:
-    """The 2.5 and 97.5 % quantiles."""
-    low, high = np.quantile(values, [0.025, 0.975])
+def interval(values: Floats, tail: float = 0.025) -> tuple[float, float]:
+    """The quantiles at `tail` and 1 - `tail`."""
+    low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def wilson(right: int, number: int) -> Metric:
+def wilson(right: int, number: int, alpha: float = 0.05) -> Metric:
     """A share with its Wilson interval (Wilson 1927)."""
+    return _binomial(right, number, alpha, "wilson")
+
+
+def proportion(right: int, number: int) -> Metric:
+    """A share with its 95 % interval: Wilson's, or Clopper and Pearson's where few images are right or few are wrong."""
+    return _binomial(right, number, 0.05, "exact" if min(right, number - right) < _FEW else "wilson")
+
+
+def _binomial(right: int, number: int, alpha: float, method: str) -> Metric:
     from scipy.stats import binomtest
 
-    found = binomtest(right, number).proportion_ci(method="wilson")
-    return Metric(value=right / number, low=float(found.low), high=float(found.high), method="wilson")
+    found = binomtest(right, number).proportion_ci(1 - alpha, method=method)
+    return Metric(value=right / number, low=float(found.low), high=float(found.high), method=method)
 
 
 def all_metrics(p: Predictions, seed: int = 0) -> tuple[dict[str, Metric], list[ClassMetrics]]:
     """Every metric that the predictions allow, and precision, recall and F1 of every class."""
     names = [name for name in METRICS if p.probabilities is not None or name not in NEED_PROBABILITIES]
-    samples = Draws(p.true, seed)
-    metrics = {name: one_metric(p, name, samples) for name in names}
-    values = _class_values(p, once(p))[:, 0]
-    drawn = np.concatenate([_class_values(p, block) for block in samples], 1)
-    counts, predicted = (np.bincount(labels, minlength=len(p.classes)) for labels in (p.true, p.predicted))
+    hits, true, predicted = (counts.astype(int).tolist() for counts in class_counts(p))
     rows = [
         ClassMetrics(
             name=name,
-            num_images=int(counts[label]),
-            **{
-                key: _metric(values[kind, label], drawn[kind, :, label], int(number))
-                for kind, (key, number) in enumerate(
-                    (("precision", predicted[label]), ("recall", counts[label]), ("f1", counts[label]))
-                )
-            },
+            num_images=true[label],
+            precision=_share(hits[label], predicted[label]),
+            recall=_share(hits[label], true[label]),
+            f1=_f1(hits[label], true[label] + predicted[label]),
         )
         for label, name in enumerate(p.classes)
     ]
-    return metrics, rows
+    return {name: one_metric(p, name, Draws(p.true, seed)) for name in names}, rows
 
 
 def one_metric(p: Predictions, name: str, samples: Draws) -> Metric:
-    """A metric by its name, with its interval."""
-    if name == "accuracy":
-        return wilson(int(p.correct.sum()), len(p))
-    value = float(METRICS[name](p, once(p))[0])
+    """A metric by its name, with its interval. samples: for the calibration error."""
+    if name in SHARES_OF_IMAGES:
+        found = METRICS[name](p)
+        return proportion(round(float(found.values.sum())), len(p))
     if name == "ece":
         low, high = _ece_interval(p, samples)
-        return Metric(value=value, low=low, high=high, method="bootstrap, reflected")
-    return _metric(value, samples.of(METRICS[name], p), len(p))
+        return Metric(value=ece(p).value, low=low, high=high, method="bootstrap, reflected")
+    if name in MACRO and p.correct.all():
+        return Metric(value=METRICS[name](p).value, low=_least_recall(p), high=1.0, method="exact")
+    found = METRICS[name](p)
+    low, high = found.interval()
+    highest = 1.0 if name in MACRO else 2.0 if name == "brier" else np.inf
+    return Metric(value=found.value, low=max(0.0, low), high=min(highest, high), method=BOUNDED)
+
+
+def _least_recall(p: Predictions) -> float:
+    """The least balanced accuracy with which all these images are right in 2.5 % of test sets.
+
+    With recall r of a class of n images that is the least mean of r where the product of all r^n is 0.025; there r is
+    proportional to n, up to 1.
+    """
+    from scipy.optimize import brentq
+
+    counts = np.bincount(p.true)
+    counts = counts[counts > 0].astype(np.float64)
+
+    def excess(log_scale: float) -> float:
+        return float((counts * np.minimum(0, log_scale + np.log(counts))).sum() - np.log(0.025))
+
+    high = -float(np.log(counts.min()))
+    low = -float(np.log(counts.max())) + float(np.log(0.025)) / float(counts.min())
+    return float(np.minimum(1, np.exp(brentq(excess, low, high)) * counts).mean())
+
+
+def _gaps(p: Predictions, weights: Weights) -> Floats:
+    """Confidence minus accuracy in each bin, times the bin's share of the images, `[B, 15]`."""
+    member = np.eye(BINS, dtype=np.float32)[calibration_bins(p)]
+    gaps = weights @ (member * (probabilities(p).max(1) - p.correct)[:, None].astype(np.float32))
+    shares: Floats = gaps.astype(np.float64) / weights.sum(1, keepdims=True, dtype=np.float64)
+    return shares
+
+
+def _ece_interval(p: Predictions, samples: Draws) -> tuple[float, float]:
+    """An interval of the calibration error that allows for its bias.
+
+    Chance gaps count as errors whatever their sign, so the estimate lies above the population value, and bootstrap samples
+    lie above the estimate. Reflecting the samples about the estimate (the basic bootstrap; Davison and Hinkley 1997, 5.2)
+    corrects for that; 0 is included unless the gaps exceed what chance gives in 95 % of samples. Quantiles of 1 and
+    99 %, since with 2.5 and 97.5 % a simulation of 300 to 1,000 images covered the population value in 87 to 94 % only.
+    """
+    plain = _gaps(p, once(p))
+    gaps = samples.of(_gaps, p)
+    value, drawn = ece(p).value, np.abs(gaps).sum(1)
+    low, high = interval(drawn, 0.01)
+    by_chance = np.quantile(np.abs(gaps - plain).sum(1), 0.95)
+    return (0.0 if value <= by_chance else max(0.0, 2 * value - high)), min(1.0, max(value, 2 * value - low))
+
+
+def _share(right: int, number: int) -> Metric:
+    """Precision or recall of a class; without an image it is 0 and has no interval."""
+    return proportion(right, number) if number else Metric(value=0.0)
+
+
+def _f1(hits: int, images: int) -> Metric:
+    """F1 of a class with `images` true plus predicted ones.
+
+    It grows with the share j of hits among the images that are true or predicted, as 2j / (1 + j), and so do the ends of
+    its interval.
+    """
+    if not images:
+        return Metric(value=0.0)
+    share = proportion(hits, images - hits)
+    assert share.low is not None and share.high is not None
+    value, low, high = (2 * part / (1 + part) for part in (share.value, share.low, share.high))
+    return Metric(value=value, low=low, high=high, method=share.method)
 
 
 def confusion(p: Predictions) -> NDArray[np.int64]:
@@ -225,58 +194,18 @@ def confusion(p: Predictions) -> NDArray[np.int64]:
     return table
 
 
-def _metric(value: float, drawn: Floats, number: int) -> Metric:
-    """With a bootstrap interval; that of a share of `number` images that is 0 or 1 in every sample is Wilson's."""
-    low, high = interval(drawn)
-    if low == high == value and value in (0, 1) and number:
-        return wilson(int(value) * number, number)
-    return Metric(value=float(value), low=low, high=high, method="bootstrap")
-
-
-def _class_values(p: Predictions, weights: Weights) -> NDArray[np.float64]:
-    """Precision, recall and F1, `[3, B, C]`."""
-    hits, true, predicted = _counts(p, weights)
-    return np.stack([_ratio(hits, predicted), _ratio(hits, true), _ratio(2 * hits, true + predicted)])
-
-
-def _counts(p: Predictions, weights: Weights) -> tuple[Floats, Floats, Floats]:
-    """Right, true and predicted images by class, each `[B, C]`."""
-    eye = np.eye(len(p.classes), dtype=np.float32)
-    true, predicted = eye[p.true], eye[p.predicted]
-    return tuple((weights @ table).astype(np.float64) for table in (true * predicted, true, predicted))  # type: ignore[return-value]
-
-
-def _present(p: Predictions) -> NDArray[np.bool_]:
-    return np.bincount(np.concatenate([p.true, p.predicted]), minlength=len(p.classes)) > 0
-
-
-def _ratio(part: Floats, whole: Floats) -> Floats:
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-
-
-def _mean(weights: Weights, values: NDArray[np.float64] | NDArray[np.bool_]) -> Floats:
-    mean: Floats = (weights @ values.astype(np.float64)) / weights.sum(1, dtype=np.float64)
-    return mean
-
-
-def _shares(p: Predictions) -> Floats:
-    if p.probabilities is None:
-        raise ValueError("these predictions hold no probabilities")
-    return p.probabilities
-
-
 def fit_temperature(p: Predictions) -> float:
     """The temperature that gives these (validation) predictions the least log loss (Guo et al. 2017, 1706.04599)."""
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
-        return float(log_loss(at_temperature(p, float(np.exp(log_temperature))), once(p))[0])
+        return log_loss(at_temperature(p, float(np.exp(log_temperature)))).value
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
 def at_temperature(p: Predictions, temperature: float) -> Predictions:
     """The same predictions with their log probabilities divided by a temperature; no prediction changes."""
-    logits = np.log(np.clip(_shares(p), _TINY, 1)) / temperature
+    logits = np.log(np.clip(probabilities(p), _TINY, 1)) / temperature
     shares = np.exp(logits - logits.max(1, keepdims=True))
     return Predictions(p.classes, p.paths, p.hashes, p.true, p.predicted, shares / shares.sum(1, keepdims=True))

@@ -1,29 +1,46 @@
-"""Two classifiers held against each other, as far as their records allow."""
+"""Two classifiers compared, as far as their records allow."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from itertools import combinations
 
-import numpy as np
-
 from inat_ft.evaluation.entries import Entry
-from inat_ft.evaluation.metrics import METRICS, Draws, Floats, once
+from inat_ft.evaluation.metrics import METRICS
 from inat_ft.evaluation.predictions import Predictions, align
-from inat_ft.evaluation.significance import Difference, Finding, holm, mcnemar, over_seeds, paired, unpaired_difference
+from inat_ft.evaluation.significance import (
+    ALPHA,
+    Difference,
+    Sample,
+    compare_samples,
+    holm,
+    holm_levels,
+    mcnemar,
+    unpaired_difference,
+)
 
-ALPHA = 0.05
+
+class Reason(StrEnum):
+    """Why two classifiers cannot be compared, or only roughly."""
+
+    NO_SCORE = "no score"
+    DIFFERENT_IMAGES = "different images"
+    NO_PREDICTIONS = "no predictions"
+    UNKNOWN_SIZE = "unknown size"
+    SINGLE_SEED = "single seed"
+    NO_VARIATION = "no variation"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two classifiers held against each other; differences are the first one's metric minus the second one's.
+    """Two classifiers compared; differences are the first one's metric minus the second one's.
 
-    p: of the exact McNemar test, or of the bootstrap for other metrics and groups; p_holm: corrected for all pairs that
-    could have been looked at, since which is the best is itself read off the test set. only_first, only_second: images on
-    which only that one is right. agreement: share of images of which both say the same. same: equivalent within the
-    margin asked for.
+    p: of McNemar's exact test for accuracy, of the bounds for other metrics and groups; p_holm: corrected
+    for all pairs, since the test set also decides which classifier is best. The interval of the difference has the level
+    at which Holm's procedure tests the pair: with two classifiers 95 %. only_first, only_second: images on which only that
+    one is right. agreement: share of images with the same prediction. same: equivalent within the margin asked for.
     """
 
     first: str
@@ -35,44 +52,49 @@ class Pair:
     only_second: int | None = None
     agreement: float | None = None
     same: bool | None = None
+    reason: Reason | None = None
+    """Why the two cannot be compared, or only roughly; None when they can."""
     obstacle: str = ""
-    """Why the two cannot be compared, or only roughly; empty when they can."""
-    different_images: bool = False
-    """Whether they were tested on different images, labels or classes."""
+    """The reason in words."""
+
+    @property
+    def different_images(self) -> bool:
+        """Whether they were tested on different images, labels or classes."""
+        return self.reason is Reason.DIFFERENT_IMAGES
 
     @property
     def is_real(self) -> bool:
-        """Whether the difference stands after correction for several tests. Without predictions none does."""
+        """Whether the difference is significant after correction for several tests; without predictions none is."""
         return self.p_holm is not None and self.p_holm < ALPHA
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """An entry on the reference's images, in their order: the metric of each training, plainly and on the samples."""
+    """An entry on the reference's images, in their order."""
 
     entry: Entry
     predictions: list[Predictions]
-    values: Floats
-    """`[S]`"""
-    drawn: Floats
-    """`[S, B]`"""
+    sample: Sample
+
+    @property
+    def is_group(self) -> bool:
+        return len(self.predictions) > 1
 
 
 def pairs_of(entries: Sequence[Entry], metric: str, margin: float | None) -> list[Pair]:
-    """The best-borne-out entry against each other one. entries: the best score first, two at least.
+    """The reference against each other entry. entries: the best score first, two at least.
 
-    The reference is the best of those with predictions; where there is none, of those that say on how many images they
-    were measured; else the best.
+    The reference is the best of the groups of seeds with predictions; where there is none, of those with predictions; then
+    of those that say on how many images they were measured; else the best.
     """
-    reference = max(entries, key=lambda entry: entry.standing)  # of equals the first, which scored best
+    reference = max(entries, key=lambda entry: (entry.standing, len(entry.predictions) > 1))  # of equals the best
     others = [entry for entry in entries if entry is not reference]
     judged, obstacles = _judge(reference, others, metric)
-    corrected = _corrected(list(judged.values()), metric, margin)
+    tested = _tested(list(judged.values()), metric, margin)
     pairs = []
     for other in others:
         if id(other) in judged:
-            pair = _paired(judged[id(reference)], judged[id(other)], metric, margin)
-            pairs.append(replace(pair, p_holm=corrected[id(other)]))
+            pairs.append(tested[id(other)])
         else:
             pairs.append(_unpaired(reference, other, metric, obstacles.get(id(other), "")))
     return pairs
@@ -85,7 +107,6 @@ def _judge(reference: Entry, others: Sequence[Entry], metric: str) -> tuple[dict
     if reference.standing < 3:
         return judged, obstacles
     base = reference.predictions[0]
-    samples = Draws(base.true)
     for entry in (reference, *others):
         if entry.standing < 3:
             continue
@@ -97,63 +118,74 @@ def _judge(reference: Entry, others: Sequence[Entry], metric: str) -> tuple[dict
                 break
             aligned.append(found)
         else:
-            values = np.array([METRICS[metric](p, once(p))[0] for p in aligned])
-            drawn = np.stack([samples.of(METRICS[metric], p) for p in aligned])
-            judged[id(entry)] = _Judged(entry, aligned, values, drawn)
+            judged[id(entry)] = _Judged(entry, aligned, Sample([METRICS[metric](p) for p in aligned]))
     return judged, obstacles
 
 
-def _find(first: _Judged, second: _Judged, metric: str, margin: float | None) -> Finding:
-    drawn = first.drawn.mean(0) - second.drawn.mean(0)
-    if len(first.values) > 1 or len(second.values) > 1:
-        return over_seeds([first.values, second.values], drawn, margin)
-    found = paired(float(first.values[0] - second.values[0]), drawn, margin)
-    if metric != "accuracy":
-        return found
-    return replace(found, p=mcnemar(first.predictions[0].correct, second.predictions[0].correct)[2])
+def _tested(judged: list[_Judged], metric: str, margin: float | None) -> dict[int, Pair]:
+    """The first against each other one, by the other's id; p and interval corrected over the pairs of all of them."""
+    chosen = [(a, b) for a, b in combinations(judged, 2) if a.is_group == b.is_group]
+    ps = [compare_samples(a.sample, b.sample).p for a, b in chosen]
+    known = [1.0 if p is None else p for p in ps]
+    tested = {}
+    for (a, b), p, corrected, level in zip(chosen, ps, holm(known), holm_levels(known), strict=True):
+        if a is judged[0]:
+            tested[id(b.entry)] = _paired(a, b, metric, margin, level, None if p is None else corrected)
+    for other in judged[1:]:
+        if other.is_group != judged[0].is_group:
+            tested[id(other.entry)] = _single_seed(judged[0], other)
+    return tested
 
 
-def _corrected(judged: list[_Judged], metric: str, margin: float | None) -> dict[int, float]:
-    """p of each entry against the first, corrected over the pairs of all of them, by the entry's id."""
-    pairs = list(combinations(range(len(judged)), 2))
-    corrected = holm([_find(judged[a], judged[b], metric, margin).p for a, b in pairs])
-    return {id(judged[b].entry): p for (a, b), p in zip(pairs, corrected, strict=True) if a == 0}
-
-
-def _paired(first: _Judged, second: _Judged, metric: str, margin: float | None) -> Pair:
-    found = _find(first, second, metric, margin)
-    pair = Pair(first.entry.name, second.entry.name, found.difference, found.p, same=found.same)
-    if len(first.values) > 1 or len(second.values) > 1:
+def _paired(a: _Judged, b: _Judged, metric: str, margin: float | None, level: float, p_holm: float | None) -> Pair:
+    found = compare_samples(a.sample, b.sample, margin, level)
+    pair = Pair(a.entry.name, b.entry.name, found.difference, found.p, p_holm, same=found.same)
+    if p_holm is None:
+        name = metric.replace("_", " ")
+        obstacle = f"all test images give the same difference in {name}, so its error cannot be estimated"
+        pair = replace(pair, reason=Reason.NO_VARIATION, obstacle=obstacle)
+    if a.is_group:
         return pair
-    a, b = first.predictions[0], second.predictions[0]
-    only_first, only_second, _ = mcnemar(a.correct, b.correct)
-    agreement = float((a.predicted == b.predicted).mean())
+    first, second = a.predictions[0], b.predictions[0]
+    only_first, only_second, _ = mcnemar(first.correct, second.correct)
+    agreement = float((first.predicted == second.predicted).mean())
     return replace(pair, only_first=only_first, only_second=only_second, agreement=agreement)
+
+
+def _single_seed(a: _Judged, b: _Judged) -> Pair:
+    single = b if a.is_group else a
+    obstacle = (
+        f"{single.entry.name} has a single seed, so its variance over seeds is unknown; train it with at least one more "
+        "seed (inat-ft train ... --seed N), or compare without --group"
+    )
+    return Pair(a.entry.name, b.entry.name, None, reason=Reason.SINGLE_SEED, obstacle=obstacle)
 
 
 def _unpaired(first: Entry, second: Entry, metric: str, obstacle: str) -> Pair:
     """obstacle: why their images cannot be matched, where both have predictions."""
-    pair = Pair(first.name, second.name, None, different_images=bool(obstacle))
+    pair = Pair(first.name, second.name, None)
     if first.score is None or second.score is None:
         unknown = second if second.score is None else first
-        return replace(pair, obstacle=f"the {metric.replace('_', ' ')} of {unknown.name} is not known")
+        obstacle = f"the {metric.replace('_', ' ')} of {unknown.name} is not known"
+        return replace(pair, reason=Reason.NO_SCORE, obstacle=obstacle)
+    reason = Reason.DIFFERENT_IMAGES
+    obstacle = obstacle or _unlike(first, second)
     if not obstacle:
-        obstacle = _unlike(first, second)
-        pair = replace(pair, different_images=bool(obstacle))
+        reason = Reason.NO_PREDICTIONS
         without = " and ".join(entry.name for entry in (first, second) if not entry.predictions)
-        obstacle = obstacle or f"{without} came without predictions"
+        obstacle = f"{without} came without predictions"
     unknown_n = [entry.name for entry in (first, second) if entry.num_test is None]
     if unknown_n:
-        verb = (
-            "does not say on how many images it was"
-            if len(unknown_n) == 1
-            else "do not say on how many images they were"
-        )
-        return replace(pair, obstacle=f"{' and '.join(unknown_n)} {verb} measured, so the difference cannot be checked")
+        do, was = ("does", "it was") if len(unknown_n) == 1 else ("do", "they were")
+        names = " and ".join(unknown_n)
+        obstacle = f"{names} {do} not say on how many images {was} measured, so the difference cannot be checked"
+        reason = reason if reason is Reason.DIFFERENT_IMAGES else Reason.UNKNOWN_SIZE
+        return replace(pair, reason=reason, obstacle=obstacle)
+    pair = replace(pair, reason=reason, obstacle=obstacle)
     if metric != "accuracy" or first.num_test is None or second.num_test is None:
-        return replace(pair, obstacle=obstacle)
+        return pair
     difference = unpaired_difference(first.score.value, first.num_test, second.score.value, second.num_test)
-    return replace(pair, difference=difference, obstacle=obstacle)
+    return replace(pair, difference=difference)
 
 
 def _unlike(first: Entry, second: Entry) -> str:
@@ -161,7 +193,7 @@ def _unlike(first: Entry, second: Entry) -> str:
     a, b = first.record, second.record
     if a.classes and b.classes and set(a.classes) != set(b.classes):
         unlike = sorted(set(a.classes) ^ set(b.classes))
-        return f"they tell different classes apart ({', '.join(unlike[:3])})"
+        return f"they have different classes ({', '.join(unlike[:3])})"
     prints = [record.test.fingerprint for record in (a, b) if record.test and record.test.fingerprint]
     if len(set(prints)) > 1:
         return "they were tested on different images (their fingerprints differ)"

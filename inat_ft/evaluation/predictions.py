@@ -148,7 +148,7 @@ def align(a: Predictions, b: Predictions) -> Predictions | str:
     """`b` in the order of the images of `a`, matched by content, else by path; or why that cannot be."""
     if set(a.classes) != set(b.classes):
         unlike = sorted(set(a.classes) ^ set(b.classes))
-        return f"they tell different classes apart ({', '.join(unlike[:3])})"
+        return f"they have different classes ({', '.join(unlike[:3])})"
     by_content = all(a.hashes) and all(b.hashes)
     keys_a, keys_b = (a.hashes, b.hashes) if by_content else (_below(a.paths), _below(b.paths))
     if sorted(keys_a) != sorted(keys_b):

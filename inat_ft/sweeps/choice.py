@@ -1,20 +1,35 @@
-"""Which trial to take: the best, those that cannot be told from it, and the cheapest of these."""
+"""Which trial to take: the best, those that are not significantly different from it, and the cheapest of these."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from itertools import combinations
+from math import comb
 from pathlib import Path
 from statistics import mean, median_low, stdev
 
 from inat_ft.errors import InatFtError, RecordError
+from inat_ft.evaluation.bounds import Contributions
+from inat_ft.evaluation.contributions import METRICS
 from inat_ft.evaluation.predictions import Predictions, read_predictions
-from inat_ft.evaluation.significance import holm, mcnemar, paired_difference, unpaired_difference
+from inat_ft.evaluation.significance import ALPHA, holm, unpaired_difference
 from inat_ft.records import RunRecord, read_record
 from inat_ft.sweeps.local import Sweep, Trial
 from inat_ft.sweeps.worker import Job, Objective
 
-ALPHA = 0.05
+_METRICS = {"val_accuracy": "accuracy", "val_loss": "log_loss"}
+"""Metrics of a sweep that its predictions can test."""
+
+
+class Standing(StrEnum):
+    """How a trial compares with the best one on the validation images."""
+
+    BEST = "best"
+    TIED = "not significantly different"
+    WORSE = "worse"
+    UNKNOWN = "not tested"
 
 
 @dataclass(frozen=True)
@@ -23,11 +38,15 @@ class Candidate:
 
     trial: Trial
     cost: float | None
-    """Seconds: its epochs at their median time, so that filling a cache counts for nobody."""
-    tied: bool
-    """Whether it cannot be told from the best: the best itself is tied with itself."""
+    """Seconds: its epochs at their median time, so that filling a cache does not count."""
+    standing: Standing
     p: float | None = None
-    """Of the paired test against the best, corrected for the number of trials (Holm)."""
+    """Of the paired test against the best, corrected for all pairs of trials (Holm): the same images also chose the best."""
+
+    @property
+    def tied(self) -> bool:
+        """Whether it is the best, or not significantly different from it."""
+        return self.standing in (Standing.BEST, Standing.TIED)
 
 
 @dataclass(frozen=True)
@@ -37,11 +56,23 @@ class Choice:
     candidates: list[Candidate]
     """All complete trials, the best first."""
     method: str
-    """How the trials were told apart."""
+    """How the trials were tested."""
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether the trials could be tested against the best."""
+        return all(candidate.standing is not Standing.UNKNOWN for candidate in self.candidates)
+
+    @property
+    def bias(self) -> str:
+        """A sentence on what the value of the best is worth; empty with a single trial."""
+        if len(self.candidates) == 1:
+            return ""
+        return f"the validation result of the best of {len(self.candidates)} trials is optimistically biased"
 
     @property
     def tied(self) -> list[Candidate]:
-        """The best and those that cannot be told from it."""
+        """The best and those that are not significantly different from it."""
         return [candidate for candidate in self.candidates if candidate.tied]
 
     def of(self, number: int) -> Candidate:
@@ -70,23 +101,28 @@ def choose(sweep: Sweep) -> Choice:
     runs = [read_run(sweep, trial) for trial in trials]
     found = [_predictions(sweep.runs / trial.run) for trial in trials]
     costs = [_cost(run) for run in runs]
-    first = found[0]
-    paired = first is not None and all(p is not None and _same_images(first, p) for p in found)
     metric = sweep.spec.metric.name
-    if paired and metric == "val_accuracy":
-        ps = [mcnemar(first.correct, p.correct)[2] for p in found[1:] if first and p]
-        others: list[tuple[bool, float | None]] = [(p > ALPHA, p) for p in holm(ps)]
-        method = "McNemar's test on the same validation images, Holm-corrected"
-    elif paired and metric == "val_loss":
-        others = [(_spans_zero(p, first), None) for p in found[1:]]
-        method = "paired bootstrap of the log loss on the same validation images"
+    if metric in _METRICS and (known := _aligned(found)):
+        ps = holm_against_first([METRICS[_METRICS[metric]](p) for p in known])
+        others: list[tuple[Standing, float | None]] = [(_standing(p >= ALPHA), p) for p in ps]
+        test = "McNemar's exact test" if metric == "val_accuracy" else "paired test of the log loss"
+        method = f"{test} on the same validation images, Holm-corrected for all pairs of trials"
     elif metric == "val_accuracy" and all(run and run.split for run in runs):
-        others = [(_overlap(runs[0], run), None) for run in runs[1:]]
-        method = "unpaired intervals of the difference (Newcombe), as not all predictions are on the same images"
+        others = [(_standing(tied), None) for tied in _unpaired([run for run in runs if run])]
+        method = (
+            "unpaired intervals of the difference (Newcombe), Bonferroni-corrected for all pairs of trials, as not all "
+            "predictions are on the same images"
+        )
     else:
-        others, method = [(False, None)] * (len(trials) - 1), "not at all: the runs' predictions are not here"
-    rows = zip(trials, costs, [(True, None), *others], strict=True)
-    return Choice([Candidate(trial, cost, tied, p) for trial, cost, (tied, p) in rows], method)
+        others = [(Standing.UNKNOWN, None)] * (len(trials) - 1)
+        method = "not tested: the runs' validation predictions are not here"
+    rows = zip(trials[1:], costs[1:], others, strict=True)
+    rest = [Candidate(trial, cost, standing, p) for trial, cost, (standing, p) in rows]
+    return Choice([Candidate(trials[0], costs[0], Standing.BEST), *rest], method)
+
+
+def _standing(tied: bool) -> Standing:
+    return Standing.TIED if tied else Standing.WORSE
 
 
 def _predictions(run: Path) -> Predictions | None:
@@ -96,21 +132,29 @@ def _predictions(run: Path) -> Predictions | None:
         return None
 
 
-def _same_images(first: Predictions, second: Predictions) -> bool:
-    return list(first.hashes) == list(second.hashes) and bool((first.true == second.true).all())
+def _aligned(found: Sequence[Predictions | None]) -> list[Predictions]:
+    """The predictions of all trials, where there are any of each and all are of the same images; else none."""
+    known = [p for p in found if p is not None]
+    if len(known) < len(found):
+        return []
+    first = known[0]
+    same = all(list(first.hashes) == list(p.hashes) and bool((first.true == p.true).all()) for p in known)
+    return known if same else []
 
 
-def _spans_zero(predictions: Predictions | None, first: Predictions | None) -> bool:
-    assert predictions is not None and first is not None
-    difference = paired_difference(first, predictions, "log_loss").difference
-    return difference.low <= 0 <= difference.high
+def holm_against_first(trials: Sequence[Contributions]) -> list[float]:
+    """p of the first trial against each other one, Holm-corrected for all pairs of trials."""
+    pairs = list(combinations(trials, 2))
+    found = holm([(a - b).p if (a - b).varies else 1.0 for a, b in pairs])
+    return found[: len(trials) - 1]
 
 
-def _overlap(first: RunRecord | None, second: RunRecord | None) -> bool:
-    assert first and second and first.split and second.split
-    a, b = ((run.val_accuracy or 0.0, run.split.counts.get("val", 1)) for run in (first, second) if run.split)
-    difference = unpaired_difference(*a, *b)
-    return difference.low <= 0 <= difference.high
+def _unpaired(runs: Sequence[RunRecord]) -> list[bool]:
+    """Whether each run but the first, the best, is tied with it."""
+    level = ALPHA / max(1, comb(len(runs), 2))
+    shares = [(run.val_accuracy or 0.0, run.split.counts.get("val", 1)) for run in runs if run.split]
+    found = [unpaired_difference(*shares[0], *other, alpha=level) for other in shares[1:]]
+    return [difference.low <= 0 <= difference.high for difference in found]
 
 
 def _cost(run: RunRecord | None) -> float | None:

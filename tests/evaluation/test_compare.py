@@ -56,7 +56,7 @@ def test_a_real_difference_is_called_one_with_its_size_in_points_and_images(tmp_
 def test_what_cannot_be_told_apart_is_called_so(tmp_path: Path) -> None:
     found = compare([record(tmp_path, "A", right(0.80, 1)), record(tmp_path, "B", right(0.81, 2))])
     assert not found.pairs[0].is_real
-    assert found.sentence.startswith("These test images cannot tell B and A apart")
+    assert found.sentence.startswith("B and A are not significantly different on these test images")
 
 
 def test_images_are_matched_by_content_not_by_order(tmp_path: Path) -> None:
@@ -109,7 +109,9 @@ def test_several_are_corrected_and_the_best_is_held_against_each(tmp_path: Path)
     found = compare(paths)
     assert [entry.name for entry in found.entries] == ["A", "C", "B"]
     assert all(pair.p_holm >= pair.p for pair in found.pairs)
-    assert found.sentence.startswith("A has the best accuracy; it is better than B, and cannot be told apart from C")
+    assert found.sentence.startswith(
+        "A has the best accuracy; it is better than B, and is not significantly different from C"
+    )
     assert [entry.name for entry in compare([tmp_path]).entries] == ["A", "C", "B"]
 
 
@@ -131,7 +133,8 @@ def test_validation_accuracy_decides_nothing_and_a_copied_pair_is_noticed(tmp_pa
     assert any("the very same validation and test accuracy" in remark for remark in found.remarks)
     found = compare([tmp_path / "A.json", tmp_path / "V.json"])
     assert found.entries[-1].name == "V"
-    assert found.sentence == "No conclusion: the accuracy of V is not known."
+    assert found.sentence.startswith("No conclusion: the accuracy of V is not known. ")
+    assert "inat-ft record new" in found.sentence
 
 
 def test_a_claim_that_its_own_predictions_contradict_is_noticed(tmp_path: Path) -> None:
@@ -150,7 +153,7 @@ def test_seeds_of_one_configuration_count_as_one(tmp_path: Path) -> None:
     found = compare([tmp_path / "runs"], group=True)
     assert [len(entry.records) for entry in found.entries] == [3, 3]
     assert found.entries[0].deviation is not None and found.pairs[0].is_real
-    assert found.pairs[0].difference.method == "Student over seeds, bootstrap over images"
+    assert found.pairs[0].difference.method == "seeds by side and images (Banerjee)"
 
 
 def test_a_group_takes_each_seed_once_and_says_what_it_leaves_out(tmp_path: Path) -> None:
@@ -172,13 +175,13 @@ def test_what_no_predictions_bear_out_neither_wins_nor_hides_the_rest(tmp_path: 
     found = compare([a, b, tmp_path / "wild.json", tmp_path / "bare.json"])
     assert found.entries[0].score.value == 0.999 and found.reference == "A"
     assert "A has the best accuracy of those that can be checked; it is better than B" in found.sentence
-    assert "for which no predictions speak" in found.sentence
+    assert "for which there are no predictions" in found.sentence
     assert "better" not in compare([a, tmp_path / "wild.json"]).sentence
     claims = [{"name": name, "test_accuracy": 0.5, "num_test": 9, "classes": [name, "x"]} for name in ("c", "d")]
     for claim in claims:
         (tmp_path / f"{claim['name']}.json").write_text(json.dumps(claim))
     found = compare([tmp_path / "c.json", tmp_path / "d.json"])
-    assert "they tell different classes apart (c, d)" in found.sentence
+    assert "they have different classes (c, d)" in found.sentence
     assert any("which no number of them gives" in remark for remark in found.remarks)
 
 
