@@ -31,7 +31,7 @@ from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.models.weights import save_model
 from inat_ft.records import Epoch, Parameters, RunRecord, SplitInfo, read_record, write_record, write_text
 from inat_ft.registry import STRATEGIES, blamed
-from inat_ft.settings import dump_config
+from inat_ft.settings import dump_config, portable
 from inat_ft.setup import Listener, Places, Setup, feed_for, make_recipe, prepare
 from inat_ft.tracking import Tracker, tracker_for
 
@@ -168,7 +168,7 @@ class _Run:
     def train(self) -> RunRecord:
         setup, config = self.setup, self.setup.config.model_copy(update={"name": self.directory.name})
         if self.writes:
-            write_text(self.directory / "config.yaml", dump_config(config))
+            write_text(self.directory / "config.yaml", dump_config(portable(config, self.directory)))
         with decoders(config.compute.workers) as pool:
             with self._timed("checking"):
                 feed = feed_for(setup, self.places, self.listener, pool)
