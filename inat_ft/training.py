@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from inat_ft.config import RunConfig, TrackConfig
+from inat_ft.crash import write_crash
 from inat_ft.data.manifest import Manifest
 from inat_ft.data.threads import decoders
 from inat_ft.engine.checkpoint import CheckpointError, load_training, save_training
@@ -81,6 +82,8 @@ def train(
         except BaseException as stop:
             if (directory / "resume.pt").exists() and not isinstance(stop, CheckpointError):
                 stop.add_note(f"go on: inat-ft train --resume {directory}")
+            if isinstance(stop, Exception):
+                write_crash(stop, directory)
             raise
         finally:
             if said := tracker.finish(record):
@@ -128,7 +131,7 @@ def _new_directory(config: RunConfig, runs: Path) -> Path:
 def _is_unused(directory: Path) -> bool:
     """Whether nothing is there but what a run writes before its first epoch is over."""
     return directory.is_dir() and all(
-        path.name in ("config.yaml", "wandb") or path.name.startswith(".") for path in directory.iterdir()
+        path.name in ("config.yaml", "crash.txt", "wandb") or path.name.startswith(".") for path in directory.iterdir()
     )
 
 

@@ -1,6 +1,5 @@
 """`inat-ft train`: flags become overrides, the rest is the engine's."""
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +19,8 @@ _TUNE, _DATA, _LEARN, _RUN = "What learns", "Images", "How it learns", "The run"
 
 
 def _flag(names: str, help: str, panel: str, **range_: Any) -> Any:
+    """An option whose help ends with its default; the bracket is escaped, since Typer reads it as markup."""
+    help = help.replace("[default: ", "\\[default: ")
     return typer.Option(*names.split(), help=help, rich_help_panel=panel, show_default=False, **range_)
 
 
@@ -228,10 +229,6 @@ def _train(config: "RunConfig", resume: Path | None, runs_dir: Path, cache_dir: 
     from inat_ft.data.places import cache_folder
     from inat_ft.training import Places, train
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)  # what torchrun and schedulers send: leave in order, and say how to go on
     try:
         record, directory = train(config, Places(runs_dir, cache_folder(cache_dir)), listener(config), resume)
     except KeyboardInterrupt as stopped:
