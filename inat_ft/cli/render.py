@@ -138,7 +138,7 @@ def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], drop: Sequen
     from rich.cells import cell_len
 
     wanted = [
-        min(max(cell_len(text) for text in (column, *(row[place] for row in rows))), _LONG_CELL) + 2
+        min(max(cell_len(text) for text in (column, *(row[place] for row in rows))), _LONG_CELL) + 3
         for place, column in enumerate(columns)
     ]
     kept = list(range(len(columns)))
