@@ -4,6 +4,8 @@ import difflib
 import errno
 import json
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -223,20 +225,22 @@ def write_text(file: Path, text: str) -> None:
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A temporary path beside `file` that takes its place when the block ends well, and is gone when it does not.
+    """A temporary path beside `file` that takes its place when the block ends well, and is removed when it does not.
 
-    Raises InatFtError when the disk is full or the folder cannot be written.
+    An existing file keeps its mode, and a symbolic link keeps leading to its target. Raises InatFtError when the disk is
+    full or the folder cannot be written.
     """
     temporary: Path | None = None
     try:
+        file = Path(os.path.realpath(file)) if file.is_symlink() else file
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        with temporary.open("rb") as written:
+        with temporary.open("r+b") as written:  # Windows syncs only what may be written
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(stat.S_IMODE(file.stat().st_mode) if file.exists() else 0o666 & ~_umask())
         temporary.replace(file)
     except Exception as error:
         cause = _disk_error(error)
@@ -250,13 +254,13 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def _disk_error(error: Exception) -> OSError | None:
-    """What the system said to whoever wrote a file: libraries have their own words for it, and their own exceptions."""
+    """What the system said to whoever wrote a file: libraries have their own exceptions, and Rust names only the code."""
     if isinstance(error, OSError):
         return error
     if isinstance(error.__context__, OSError):
         return error.__context__
-    full = os.strerror(errno.ENOSPC)
-    return OSError(errno.ENOSPC, full) if full in str(error) else None
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else None
 
 
 def is_full(error: OSError) -> bool:

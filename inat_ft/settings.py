@@ -4,7 +4,8 @@ Defaults < file < overrides. An override is a dotted key and a value; flags, `--
 all end in the same list, so that every trial is a command line that can be pasted.
 """
 
-import re
+import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from inat_ft.config import RunConfig, build_backbone, build_strategy, explain
 from inat_ft.errors import ConfigError, UsageError, did_you_mean
+from inat_ft.yaml_io import dump_yaml, parse_yaml, quote_yaml
 
 Override = tuple[str, Any]
 
@@ -61,29 +63,6 @@ SHORT_KEYS = {
 """The words that people type every day, and the dotted key that each stands for."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: `1e-3` is a number, and `on`, `off`, `yes`, `no` are words."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+.0123456789"),
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text, by YAML 1.2's rules for numbers and booleans. Raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UsageError naming the file when it is missing or holds something else."""
     try:
@@ -95,7 +74,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise UsageError(
-            f"{path} is no valid YAML: {where}{error.problem}", "mend that line, or quote its value"
+            f"{path} is not valid YAML: {where}{error.problem}", "correct that line, or quote its value"
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read {path} as YAML: {str(error).splitlines()[0]}") from None
@@ -113,10 +92,22 @@ def parse_override(text: str) -> Override:
         raise ConfigError(f"override '{text}' is not of the form key=value", "for example: --set optim.lr=3e-4")
     try:
         return dotted(key.strip()), parse_yaml(value)
-    except yaml.YAMLError:
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(
-            f"the value of override '{text}' is not valid YAML", f"quote it: --set '{key}=\"...\"'"
+            f"the value of override '{text}' is not valid YAML: {problem}", f"to pass it as text: --set '{key}=\"...\"'"
         ) from None
+
+
+def format_override(key: str, value: Any) -> str:
+    """`key=value` that `parse_override` reads back as the same value."""
+    if not isinstance(value, str):
+        return f"{key}={json.dumps(value)}"
+    try:
+        same = parse_yaml(value) == value
+    except yaml.YAMLError:
+        same = False
+    return f"{key}={value if same else quote_yaml(value)}"
 
 
 def dotted(key: str) -> str:
@@ -136,7 +127,7 @@ def dotted(key: str) -> str:
 
 def load_config(file: Path | None = None, overrides: Iterable[Override] = ()) -> RunConfig:
     """The configuration of defaults, file and overrides, in this order. Raises UsageError or PluginError."""
-    raw = read_yaml(file) if file else {}
+    raw = _located(read_yaml(file), file.parent) if file else {}
     for key, value in overrides:
         _assign(raw, key, value)
     try:
@@ -153,15 +144,75 @@ def load_config(file: Path | None = None, overrides: Iterable[Override] = ()) ->
     )
 
 
-def _without_user(path: str) -> str:
-    """A path as a record may keep it: relative where it lies below the working folder, else with ~ for the home folder."""
-    whole = Path(path).expanduser()
+_PATHS = (("data", "split"), ("data", "root"), ("model", "weights"))
+"""The keys whose values are paths; weights may also be a name."""
+
+
+def _located(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings of a file with its paths as they count from here.
+
+    A relative path counts from the file's folder if there is something, else from the working folder. The last candidate
+    is for a run whose folder was moved: its paths lead out of a folder that is no longer beside the splits.
+    """
+    for section, key in _PATHS:
+        inner = raw.get(section)
+        path = inner.get(key) if isinstance(inner, dict) else None
+        if inner is None or not isinstance(path, str) or not path or path.startswith("~") or Path(path).is_absolute():
+            continue
+        beside = Path(os.path.normpath(folder.resolve() / path))
+        below = Path(*(part for part in Path(path).parts if part != ".."))
+        inner[key] = next((str(each) for each in (beside, Path(path), below) if each.exists() and each.parts), path)
+    return raw
+
+
+def portable(config: RunConfig, directory: Path) -> RunConfig:
+    """The configuration as it is kept in a run's directory: paths in the same project are relative to that directory.
+
+    Both can then be moved together, and the run can be resumed from any working folder.
+    """
+    here, inside = Path.cwd(), directory.resolve()
+    kept: dict[str, dict[str, str]] = {}
+    for section, key in _PATHS:
+        path = getattr(getattr(config, section), key)
+        if path is None or path.startswith("~") or Path(path).is_absolute() or not Path(path).exists():
+            continue
+        whole = Path(os.path.abspath(path))
+        relative = inside.is_relative_to(here) and whole.is_relative_to(here)
+        kept.setdefault(section, {})[key] = (
+            Path(os.path.relpath(whole, inside)).as_posix() if relative else _without_user(str(whole), outside=True)
+        )
+    sections = {name: getattr(config, name).model_copy(update=update) for name, update in kept.items()}
+    return config.model_copy(update=sections)
+
+
+def _without_user(path: str, outside: bool = False) -> str:
+    """A path as a record may keep it: relative where it lies below the working folder, else with ~ for the home folder.
+
+    outside: from another folder it would be wrong to count from the working folder.
+    """
+    whole = expand_user(path)
     if not whole.is_absolute():
         return path
-    for folder, shown in ((Path.cwd(), Path()), (Path.home(), Path("~"))):
-        if whole.is_relative_to(folder):
+    for folder, shown in ((None if outside else Path.cwd(), Path()), (_home(), Path("~"))):
+        if folder and whole.is_relative_to(folder):
             return (shown / whole.relative_to(folder)).as_posix()
     return path
+
+
+def expand_user(path: str) -> Path:
+    """A path with `~` and `~user` replaced by a home folder. Raises ConfigError when there is no such home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        home = path.replace("\\", "/").partition("/")[0]
+        raise ConfigError(f"{path}: there is no home folder {home}", "write the whole path, without ~") from None
+
+
+def _home() -> Path | None:
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
 
 
 def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
@@ -183,7 +234,7 @@ def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
 
 def dump_config(config: RunConfig) -> str:
     """The configuration as YAML that `--config` takes back to the same RunConfig."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def describe(config: RunConfig) -> list[dict[str, str]]:

@@ -25,6 +25,7 @@ from inat_ft.errors import UsageError
 from inat_ft.models.build import Model, build_model
 from inat_ft.records import Epoch
 from inat_ft.registry import STRATEGIES, blamed
+from inat_ft.settings import expand_user
 from inat_ft.strategies.base import Strategy
 
 
@@ -71,8 +72,8 @@ class Setup:
 def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("splits")) -> Setup:
     """Resolve the configuration against data, weights and device. Raises an InatFtError naming what is amiss."""
     compute = choose_compute(config.compute.device, config.compute.precision)
-    split = Path(config.data.split).expanduser() if config.data.split else find_manifest(splits)
-    manifest = read_manifest(split, Path(config.data.root).expanduser() if config.data.root else None)
+    split = expand_user(config.data.split) if config.data.split else find_manifest(splits)
+    manifest = read_manifest(split, expand_user(config.data.root) if config.data.root else None)
     if len(manifest.classes) < 2:
         raise UsageError(
             f"{split} has a single class, {', '.join(manifest.classes)}: a classifier needs two or more",

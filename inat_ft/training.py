@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from inat_ft.config import RunConfig, TrackConfig
+from inat_ft.crash import write_crash
 from inat_ft.data.manifest import Manifest
 from inat_ft.data.threads import decoders
 from inat_ft.engine.advice import advise
@@ -35,7 +36,7 @@ from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.models.weights import save_model
 from inat_ft.records import Epoch, Parameters, RunRecord, SplitInfo, read_record, write_record, write_text
 from inat_ft.registry import STRATEGIES, blamed
-from inat_ft.settings import dump_config
+from inat_ft.settings import dump_config, portable
 from inat_ft.setup import Listener, Places, Setup, feed_for, make_recipe, prepare
 from inat_ft.tracking import Tracker, tracker_for
 
@@ -94,6 +95,8 @@ def _train(config: RunConfig, places: Places, listener: Listener, resume: Path |
         except BaseException as stop:
             if (directory / "resume.pt").exists() and not isinstance(stop, CheckpointError):
                 stop.add_note(f"go on: inat-ft train --resume {directory}")
+            if isinstance(stop, Exception):
+                write_crash(stop, directory)
             raise
         finally:
             if said := tracker.finish(record):
@@ -141,7 +144,7 @@ def _new_directory(config: RunConfig, runs: Path) -> Path:
 def _is_unused(directory: Path) -> bool:
     """Whether nothing is there but what a run writes before its first epoch is over."""
     return directory.is_dir() and all(
-        path.name in ("config.yaml", "wandb") or path.name.startswith(".") for path in directory.iterdir()
+        path.name in ("config.yaml", "crash.txt", "wandb") or path.name.startswith(".") for path in directory.iterdir()
     )
 
 
@@ -181,7 +184,7 @@ class _Run:
     def train(self) -> RunRecord:
         setup, config = self.setup, self.setup.config.model_copy(update={"name": self.directory.name})
         if self.writes:
-            write_text(self.directory / "config.yaml", dump_config(config))
+            write_text(self.directory / "config.yaml", dump_config(portable(config, self.directory)))
         with decoders(config.compute.workers) as pool:
             with self._timed("checking"):
                 feed = feed_for(setup, self.places, self.listener, pool)

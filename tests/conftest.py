@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 import inat_ft.cli.main
@@ -17,6 +18,8 @@ from inat_ft.settings import load_config
 from inat_ft.training import Places
 
 torch.set_num_threads(1)
+settings.register_profile("inat_ft", deadline=None)  # how long an example takes depends on the machine
+settings.load_profile("inat_ft")
 
 
 def make_images(folder: Path, classes: int = 3, each: int = 20, size: int = 40, seed: int = 0) -> Path:

@@ -6,7 +6,17 @@ from hypothesis import strategies as st
 
 from inat_ft.config import RunConfig
 from inat_ft.errors import ConfigError, UsageError
-from inat_ft.settings import SHORT_KEYS, describe, dump_config, load_config, parse_override, parse_yaml
+from inat_ft.settings import (
+    SHORT_KEYS,
+    describe,
+    dump_config,
+    format_override,
+    load_config,
+    parse_override,
+    portable,
+    read_yaml,
+)
+from inat_ft.yaml_io import dump_yaml, parse_yaml
 
 
 def refused(*overrides: str) -> str:
@@ -69,11 +79,63 @@ def test_an_override_must_have_a_value() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1e-3", 1e-3), ("off", "off"), ("on", "on"), ("5", 5), ("true", True), ("1.5", 1.5)]
+    ("text", "value"),
+    [
+        *(("064", 64), ("0123", 123), ("0o17", 15), ("0x1F", 31), ("+5", 5), ("-08", -8), ("[08, 016]", [8, 16])),
+        *(("1e-3", 1e-3), ("1E5", 1e5), ("1.5", 1.5), ("1.", 1.0), (".5", 0.5), ("-.inf", float("-inf"))),
+        *((word, word) for word in ("off", "on", "yes", "No", "y", "tRue", "0x_", "0b1", "1_000", "0o8", "+", ".")),
+        *(
+            (word, word)
+            for word in ("12:30:45", "190:20:30", "2024-01-01", "=", "695e", "~x", "nulL", "0x", "1e", ".e3")
+        ),
+        *(("true", True), ("FALSE", False), ("null", None), ("~", None), ("", None)),
+        *(("!!str 12", "12"), ("!!int 0x1F", 31), ("{a: &x [1], b: *x}", {"a": [1], "b": [1]})),
+    ],
 )
-def test_yaml_reads_numbers_as_numbers_and_words_as_words(text: str, value: object) -> None:
+def test_yaml_follows_the_core_schema_of_version_1_2(text: str, value: object) -> None:
     assert parse_yaml(text) == value
     assert type(parse_yaml(text)) is type(value)
+
+
+_BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim:\n  lr: 0.1\n  lr: 0.0001\n", "line 3: the key 'lr' stands twice"),
+        ("seed: 1\n'seed': 2\n", "line 2: the key 'seed' stands twice"),
+        ("seed: !!int x", "line 1: 'x' is not of the type int"),
+        ("seed: !!bool x", "line 1: 'x' is not of the type bool"),
+        ("seed: !!null x", "line 1: 'x' is not of the type null"),
+        ("seed: !!timestamp 2024-99-99", "line 1: the tag !!timestamp is not supported"),
+        ("seed: !!python/object/apply:os.getcwd []", "is not supported"),
+        ("seed: !!map x", "line 1: expected a mapping node"),
+        ("seed: " + "9" * 5000, "line 1: a number of 5,000 characters is too long"),
+        ("seed: 0x" + "f" * 9000, "line 1: a number of 9,002 characters is too long"),
+        ("seed: " + "[" * 9000, "line 1: it is nested more than 50 levels deep"),
+        ("seed: " + "[" * 9000 + "]" * 9000, "line 1: it is nested more than 50 levels deep"),
+        (_BOMB, "its aliases expand to more than"),
+        ("a: &a [*a]", "an alias refers to the value that it stands in"),
+        ("a: \x07", "not allowed"),
+        ("a: [1", "line 1: expected"),
+        ("? [1]\n: 2", "line 1: found unhashable key"),
+    ],
+)
+def test_yaml_that_cannot_be_used_is_refused_in_a_sentence(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_yaml(tmp_path / "c.yaml")
+    assert str(tmp_path / "c.yaml") in caught.value.message and message in caught.value.message
+    assert "\n" not in caught.value.message
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        parse_override(f"seed={text}")
+
+
+@pytest.mark.parametrize("value", ["~nosuchuser/x", "~nosuchuser"])
+@pytest.mark.parametrize("key", ["data.split", "data.root", "model.weights"])
+def test_a_home_folder_that_does_not_exist_is_refused(key: str, value: str) -> None:
+    assert refused(f"{key}={value}") == f"{value}: there is no home folder ~nosuchuser"
 
 
 def test_files_that_are_no_settings_are_refused(tmp_path: Path) -> None:
@@ -93,6 +155,13 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
     assert load_config(file, [("strategy.name", "head")]).strategy.options == {}
 
 
+_LOOK_ALIKES = ["1e3", "695e0514", "0x10", "0o17", "064", "null", "Null", "true", "NO", "off", "1.5", ".inf", "1_000"]
+_LOOK_ALIKES += ["12:30:45", "2024-01-01"]
+_TEXTS = st.text() | st.sampled_from(
+    [*_LOOK_ALIKES, "~", "=", "<<", "", " ", "- a", "a: b", "#x", "'", '"', "a\n\nb\n", "\t"]
+)
+
+
 @given(
     st.sampled_from(["head", "partial", "full"]),
     st.floats(1e-8, 10),
@@ -100,11 +169,71 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
     st.floats(0, 0.99),
     st.sampled_from(["resnet18", "cnn", "vgg11"]),
     st.integers(0, 2**32 - 1),
+    st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
+    | st.sampled_from([word for word in _LOOK_ALIKES if not {":", "_"} & set(word) and word[0] != "."]),
+    _TEXTS,
 )
-def test_a_dumped_configuration_comes_back_as_it_was(mode, lr, epochs, dropout, backbone, seed) -> None:
-    settings = {"strategy.name": mode, "optim.lr": lr, "optim.epochs": epochs, "model.dropout": dropout}
+def test_a_dumped_configuration_comes_back_as_it_was(mode, lr, epochs, dropout, backbone, seed, name, text) -> None:
+    settings = {"strategy.name": mode, "optim.lr": lr, "optim.epochs": epochs, "model.dropout": dropout, "name": name}
+    settings |= {"track.project": text, "track.entity": text}
     config = load_config(None, [*settings.items(), ("model.backbone", backbone), ("seed", seed)])
     assert RunConfig.model_validate(parse_yaml(dump_config(config))) == config
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_TEXTS, inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(_VALUES)
+def test_dumped_yaml_comes_back_as_it_was(value: object) -> None:
+    loaded = parse_yaml(dump_yaml(value))
+    assert loaded == value and repr(loaded) == repr(value)
+
+
+@given(
+    st.none() | st.booleans() | st.integers(-(2**64), 2**64) | st.floats(allow_nan=False, allow_infinity=False) | _TEXTS
+)
+def test_an_override_that_is_shown_can_be_pasted(value: object) -> None:
+    assert parse_override(format_override("track.project", value)) == ("track.project", value)
+
+
+def test_paths_in_a_file_count_from_its_folder_or_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "project" / "runs" / "r"
+    (tmp_path / "project" / "splits").mkdir(parents=True)
+    run.mkdir(parents=True)
+    (tmp_path / "project" / "splits" / "data.csv").touch()
+    (tmp_path / "project" / "w.pth").touch()
+    monkeypatch.chdir(tmp_path / "project")
+    given = load_config(None, [("data.split", "splits/data.csv"), ("model.weights", "w.pth"), ("data.root", "/images")])
+    (run / "config.yaml").write_text(dump_config(portable(given, run)))
+    (run / "old.yaml").write_text(dump_config(given))
+    kept = read_yaml(run / "config.yaml")
+    assert (kept["data"]["split"], kept["data"]["root"]) == ("../../splits/data.csv", "/images")
+    assert kept["model"]["weights"] == "../../w.pth"
+    for name in ("config.yaml", "old.yaml"):
+        assert load_config(run / name) == given
+    run.rename(tmp_path / "moved")
+    assert load_config(tmp_path / "moved" / "config.yaml") == given
+    (tmp_path / "moved").rename(run)
+    (tmp_path / "project").rename(tmp_path / "elsewhere")
+    monkeypatch.chdir("/")
+    config = load_config(tmp_path / "elsewhere" / "runs" / "r" / "config.yaml")
+    assert Path(config.data.split or "").resolve() == tmp_path / "elsewhere" / "splits" / "data.csv"
+    assert Path(config.model.weights or "").resolve() == tmp_path / "elsewhere" / "w.pth"
+
+
+def test_paths_outside_the_project_are_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "runs" / "r").mkdir(parents=True)
+    (tmp_path / "project" / "data.csv").touch()
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.setenv("HOME", "/nowhere")
+    config = portable(load_config(None, [("data.split", "data.csv")]), tmp_path / "runs" / "r")
+    assert config.data.split == str(tmp_path / "project" / "data.csv")
+    assert config.model.weights == "imagenet"
 
 
 def test_every_key_is_documented_and_every_short_key_exists() -> None:

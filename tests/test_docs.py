@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from inat_ft.cli import commands
 from inat_ft.cli.main import app
 from inat_ft.records import RunRecord
 
@@ -21,7 +22,7 @@ def known_options() -> dict[str, set[str]]:
 
     def walk(command, words: tuple[str, ...]) -> None:
         for name, inner in getattr(command, "commands", {}).items():
-            walk(inner, (*words, name))
+            walk(inner if words else commands.load(name), (*words, name))
         found[" ".join(words)] = {
             option for parameter in command.params for option in parameter.opts + parameter.secondary_opts
         }

@@ -78,7 +78,7 @@ def _show(found: "Comparison") -> None:
         *costs,
     )
     rows = [_row(entry, pairs.get(entry.name)) for entry in found.entries]
-    render.table("", columns, rows, right=costs)
+    render.table("", columns, rows, right=costs, drop=("images/s", "memory", "looks", "epochs", "time", "trained"))
     flips = [
         (pair.first, pair.second, f"{pair.only_first:,}", f"{pair.only_second:,}", f"{pair.agreement:.1%}")
         for pair in found.pairs

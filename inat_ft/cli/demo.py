@@ -6,7 +6,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from inat_ft.cli import render
 
 
 def demo(
+    ctx: typer.Context,
     to: Annotated[Path, typer.Option(help="Folder to work in; it can be used afterwards.")] = Path("inat-ft-demo"),
 ) -> None:
     """Run split, train, eval and compare on handwritten digits: a CNN from scratch against a pretrained network.
@@ -29,7 +30,7 @@ def demo(
     to.mkdir(parents=True, exist_ok=True)
     os.chdir(to)
     for line in _LINES:
-        _run(line)
+        _run(ctx.find_root().command, line)
     render.result(f"\nThat took {time.monotonic() - started:.0f} s. Everything is in {to}/:")
     render.result(
         "  data/digits   the images            runs/part-a, runs/part-b   weights, records, predictions, figures"
@@ -59,10 +60,10 @@ def _require_extra() -> None:
     load_config(None, [("model.backbone", "efficientnet_lite0")])
 
 
-def _run(line: str) -> None:
+def _run(inat_ft: Any, line: str) -> None:
     """Run one command as a user would, in this process: the imports are paid for once."""
-    from inat_ft.cli.main import app
-
     render.result(f"\n$ inat-ft {line}")
     sys.stdout.flush()
-    app(shlex.split(line), standalone_mode=False)
+    code = inat_ft.main(shlex.split(line), prog_name="inat-ft", standalone_mode=False)
+    if code:
+        raise typer.Exit(code)

@@ -10,7 +10,7 @@ from inat_ft.cli import options, render
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
-    out: Annotated[Path | None, typer.Option(help="The file to write. [default: RUN/model.onnx]")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write.", show_default="RUN/model.onnx")] = None,
     json: options.Json = False,
 ) -> None:
     """Write a trained network as ONNX, normalisation and classes included, and check it against torch.

@@ -1,10 +1,11 @@
 """The `inat-ft` command: its subcommands, and the one place where an error becomes an exit code."""
 
 import codecs
-import errno
-import io
+import copy
 import os
+import signal
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -14,36 +15,68 @@ from inat_ft import __version__
 from inat_ft.cli import commands, render
 from inat_ft.cli.deferred import defer_compiler
 from inat_ft.cli.memory import keep_memory
+from inat_ft.data.places import ensure_home
 from inat_ft.errors import InatFtError, UsageError
 
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+_ANYWHERE = ("quiet", "debug")
+"""Options that every command takes, wherever they stand."""
+
+_debug = False
+
+
+class _Terminated(KeyboardInterrupt):
+    """The end that a scheduler or torchrun asks for: the same as Ctrl-C with another exit code."""
 
 
 class _Commands(TyperGroup):
-    """Commands whose errors show the value that was given, which Typer leaves out."""
+    """The commands, each imported when it is called."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "commands": commands.listed()})
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in commands.COMMANDS:
+            command = self.commands[args[0]] = commands.load(args[0])
+            for inner in (command, *getattr(command, "commands", {}).values()):
+                inner.params += [_hidden(option) for option in self.params if option.name in _ANYWHERE]
+                inner.callback = inner.callback and _prepared(inner.callback)
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        from pydantic import ValidationError
-
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise typer.Exit(_exit_code(stop)) from stop
         except typer.BadParameter as error:
-            if isinstance(error.__cause__, ValidationError):
-                finding = error.__cause__.errors()[0]
-                said, got = finding["msg"].removeprefix("Value error, "), repr(finding["input"])
-                error.message = said if got in said else f"{said[0].lower()}{said[1:]} (got {got})"
+            if error.__cause__ is not None:  # Typer leaves out the value that was given
+                _name_value(error)
             raise
 
 
-app = typer.Typer(
-    name="inat-ft",
-    cls=_Commands,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-commands.add_to(app)
+def _prepared(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that first sets up what only work needs, and help and usage errors do not."""
+
+    def call(**options: Any) -> Any:
+        keep_memory()
+        defer_compiler()
+        return callback(**options)
+
+    return call
+
+
+def _hidden(option: Any) -> Any:
+    hidden = copy.copy(option)
+    hidden.hidden = True
+    return hidden
+
+
+def _name_value(error: typer.BadParameter) -> None:
+    from pydantic import ValidationError
+
+    if isinstance(error.__cause__, ValidationError):
+        finding = error.__cause__.errors()[0]
+        said, got = finding["msg"].removeprefix("Value error, "), repr(finding["input"])
+        error.message = said if got in said else f"{said[0].lower()}{said[1:]} (got {got})"
 
 
 def _show_version(asked: bool) -> None:
@@ -52,13 +85,41 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _be_quiet(asked: bool) -> None:
+    if asked:
+        render.set_quiet(True)
+
+
+def _show_tracebacks(asked: bool) -> None:
+    global _debug  # noqa: PLW0603 - one command line, one setting
+    _debug = _debug or asked
+
+
+app = typer.Typer(
+    name="inat-ft",
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings=commands.HELP,
+)
+
+
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only: no progress, no remarks.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", "-q", callback=_be_quiet, expose_value=False, help="Show results only: no progress, no remarks."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", callback=_show_tracebacks, expose_value=False, help="Show the traceback of an error."),
+    ] = False,
 ) -> None:
     """Fine-tune a pretrained image classifier, and learn which way is best and by how much.
 
@@ -67,51 +128,81 @@ def main(
 
 
 def run() -> None:
-    """Run the command line; `--quiet` and `--debug` may stand anywhere in it."""
+    """Run the command line and exit with its code: 1 for a failure, 2 for a wrong command line, 128 + N for signal N."""
     _open_streams()
-    debug = "--debug" in sys.argv or bool(os.environ.get("INAT_FT_DEBUG"))
-    render.set_quiet(bool({"--quiet", "-q"} & set(sys.argv)) or not render.is_first())
-    sys.argv[1:] = [word for word in sys.argv[1:] if word not in ("--debug", "--quiet", "-q")]
-    keep_memory()
-    defer_compiler()
+    _set_defaults()
     try:
         if not {"--help", "-h", "--version"} & set(sys.argv):
             _require_utf8()
+        if (home := ensure_home()) and render.is_first():
+            render.warn(
+                f"there is no home folder: {home} is used instead; INAT_FT_CACHE_DIR names the folder of caches"
+            )
         app()
-    except InatFtError as error:
-        if debug:
-            raise
-        if render.is_first() or not isinstance(error, UsageError):  # of a wrong command line one process tells
-            render.error(error)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+    except BrokenPipeError:  # whoever reads our output has ended, as with `| head`
         _drop_output()
         sys.exit(1)
-    except MemoryError:
-        if debug:
-            raise
-        render.error(short := InatFtError("out of memory", "try a smaller --batch-size, --image-size or backbone"))
-        sys.exit(short.exit_code)
+    except KeyboardInterrupt as stop:
+        sys.exit(_exit_code(stop))
     except Exception as error:
-        if debug:
-            raise
-        problem = _explained(error)
-        render.error(problem)
+        if _debug:
+            _show_traceback(error)
+        problem = error if isinstance(error, InatFtError) else _explained(error)
+        if render.is_first() or not isinstance(problem, UsageError):  # one process reports a wrong command line
+            render.error(problem)
         sys.exit(problem.exit_code)
 
 
-def _explained(error: Exception) -> InatFtError:
-    """What the system refused, in a sentence; anything else is our fault."""
-    from inat_ft.records import is_full
+def _set_defaults() -> None:
+    global _debug  # noqa: PLW0603 - one command line, one setting
+    _debug = bool(os.environ.get("INAT_FT_DEBUG"))
+    render.set_quiet(not render.is_first())
+    signal.signal(signal.SIGTERM, _terminate)  # leave in order, and say how to resume
 
-    if isinstance(error, OSError) and error.filename is None and is_full(error):
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def _exit_code(stop: KeyboardInterrupt) -> int:
+    return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+
+
+def _show_traceback(error: Exception) -> None:
+    import traceback
+
+    from inat_ft.crash import redact
+
+    print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+
+
+def _explained(error: Exception) -> InatFtError:
+    """What the system refused, in a sentence; anything else is a bug, of which the traceback is kept."""
+    from inat_ft.crash import is_refusal, write_crash
+
+    if isinstance(error, MemoryError):
+        problem = InatFtError("out of memory", "try a smaller --batch-size, --image-size or backbone")
+    elif isinstance(error, OSError) and is_refusal(error) and error.filename:
+        problem = InatFtError(f"cannot use {error.filename}: {error.strerror}", "name another place, or allow access")
+    elif isinstance(error, OSError) and is_refusal(error):
         _drop_output()
-        return InatFtError(f"cannot write the output: {error.strerror}", "free some space, or send it elsewhere")
-    if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
-        return InatFtError(f"cannot use {error.filename}: {error.strerror}", "name another place, or have it allowed")
-    return InatFtError(
-        f"{type(error).__name__}: {error}", "this is a fault of inat-ft; `inat-ft --debug ...` shows where"
-    )
+        problem = InatFtError(f"cannot write the output: {error.strerror}", "free some space, or write it elsewhere")
+    else:
+        file = write_crash(error, _cache())
+        where = f" and attach {file}" if file else "; run the same command with --debug for a traceback"
+        problem = InatFtError(f"{type(error).__name__}: {error}", f"this is a bug in inat-ft; please report it{where}")
+    for note in getattr(error, "__notes__", ()):
+        problem.add_note(note)
+    return problem
+
+
+def _cache() -> Any:
+    from pathlib import Path
+
+    from inat_ft.data.places import cache_folder
+
+    chosen = os.environ.get("INAT_FT_CACHE_DIR")
+    return cache_folder(Path(chosen) if chosen else None)
 
 
 def _require_utf8() -> None:
@@ -131,8 +222,8 @@ def _open_streams() -> None:
             nowhere = open(os.devnull, "w" if name != "stdin" else "r", encoding="utf-8")  # noqa: SIM115 - to the end
             setattr(sys, name, nowhere)
             setattr(sys, f"__{name}__", nowhere)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # of what its encoding lacks, as on stderr
+    if hasattr(sys.stdout, "reconfigure"):  # a locale that is not UTF-8: names are shown with escapes, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _drop_output() -> None:

@@ -4,7 +4,6 @@ A step of training frees and takes the same hundreds of MiB again. By default gl
 system clears every page before it hands it out anew: a quarter of the time of full fine-tuning on a CPU.
 """
 
-import ctypes
 import os
 import sys
 
@@ -17,6 +16,8 @@ def keep_memory() -> None:
     """Have glibc keep what is freed. Other C libraries stay as they are, and so does what the user has set."""
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
+    import ctypes
+
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_TRIM_THRESHOLD, _LARGE)

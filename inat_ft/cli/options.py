@@ -12,8 +12,8 @@ CacheDir = Annotated[
     typer.Option(
         "--cache-dir",
         envvar="INAT_FT_CACHE_DIR",
-        help="Folder of the caches. Default: the platform's cache folder.",
-        show_default=False,
+        help="Folder of the caches.",
+        show_default="the platform's cache folder",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Same seed, same result.")]

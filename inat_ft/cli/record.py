@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inat_ft.cli import options, render
+from inat_ft.cli.commands import HELP
 
 if TYPE_CHECKING:
     from inat_ft.records import RunRecord
@@ -15,7 +16,7 @@ app = typer.Typer(
     name="record",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP,
     help="Make a record from another program's results, for `inat-ft compare`.",
 )
 

@@ -23,6 +23,11 @@ _PLAIN_EVERY_S = 10.0
 _LONG = re.compile(r"(\S{200})\S{300,}(\S{100})")
 """What no message shows whole, such as a path of thousands of characters."""
 
+_WHOLE_WORD = 12
+"""Characters up to which a word in a table's cell is not broken."""
+_LONG_CELL = 30
+"""Width from which a table's column may as well have several lines."""
+
 _quiet = False
 
 
@@ -38,11 +43,12 @@ def is_quiet() -> bool:
 
 
 def console(stderr: bool = False) -> "Console":
-    """A rich console; without a terminal it neither colours nor folds lines at 80 columns."""
+    """A rich console; without a terminal it has no colours, and 160 columns unless COLUMNS says otherwise."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else 160)
+    known = stream.isatty() or "COLUMNS" in os.environ
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=None if known else 160)
 
 
 def remark(text: str) -> None:
@@ -95,22 +101,62 @@ def error(problem: InatFtError) -> None:
     lines = _LONG.sub(r"\1...\2", _shown(problem.message)).splitlines()
     who = "inat-ft" if is_first() else f"inat-ft (process {os.environ['RANK']})"
     print(f"{who}: {lines[0]}", *lines[1:], sep="\n  ", file=sys.stderr)
-    for line in (*_LONG.sub(r"\1...\2", _shown(problem.hint)).splitlines(), *getattr(problem, "__notes__", ())):
-        print(f"  {line}", file=sys.stderr)
+    for text in (problem.hint, *getattr(problem, "__notes__", ())):
+        for line in _LONG.sub(r"\1...\2", _shown(text)).splitlines():
+            print(f"  {line}", file=sys.stderr)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> None:
-    """A table on stdout; the columns named in `right` are aligned to the right. Cells are shown as they are."""
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    right: Sequence[str] = (),
+    drop: Sequence[str] = (),
+) -> None:
+    """A table on stdout; titles, headers and cells are shown as they are, without markup.
+
+    right: columns aligned to the right; drop: columns that a narrow terminal leaves out, the least important first.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for column in columns:
-        drawn.add_column(column, justify="right" if column in right else "left")
-    for row in rows:
-        drawn.add_row(*(Text(_shown(str(cell))) for cell in row))
-    console().print(drawn)
+    terminal, cells = console(), [[_shown(str(cell)) for cell in row] for row in rows]
+    kept = _fitting(
+        [_shown(column) for column in columns], cells, [columns.index(name) for name in drop], terminal.width
+    )
+    drawn = Table(
+        title=Text(_shown(title)) if title else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
+    )
+    for place in kept:
+        words = [word for row in cells for word in row[place].split()]
+        drawn.add_column(
+            Text(_shown(columns[place])),
+            justify="right" if columns[place] in right else "left",
+            overflow="fold",
+            min_width=min(max(map(len, words), default=0), _WHOLE_WORD),
+        )
+    for row in cells:
+        drawn.add_row(*(Text(row[place]) for place in kept))
+    terminal.print(drawn)
+    if left := [columns[place] for place in range(len(columns)) if place not in kept]:
+        remark(f"not shown, since the terminal is narrow: {', '.join(left)}")
+
+
+def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], drop: Sequence[int], width: int) -> list[int]:
+    """The columns that fit into a width, after leaving out those of `drop`, one after the other, as long as they do not."""
+    from rich.cells import cell_len
+
+    wanted = [
+        min(max(cell_len(text) for text in (column, *(row[place] for row in rows))), _LONG_CELL) + 3
+        for place, column in enumerate(columns)
+    ]
+    kept = list(range(len(columns)))
+    for place in drop:
+        if sum(wanted[each] for each in kept) <= width:
+            break
+        kept.remove(place)
+    return kept
 
 
 @contextmanager
@@ -137,7 +183,7 @@ def _bar(what: str, unit: str) -> Iterator[Tick]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -146,7 +192,7 @@ def _bar(what: str, unit: str) -> Iterator[Tick]:
     )
     start = time.monotonic()
     with Progress(*columns, console=console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None, rate="")
+        task = bar.add_task(_shown(what), total=None, rate="")
 
         def tick(done: int, total: int) -> None:
             rate = f"{done / max(time.monotonic() - start, 1e-6):,.0f} {unit}/s"

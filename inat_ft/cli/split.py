@@ -38,7 +38,7 @@ def split(
     ] = None,
     seed: options.Seed = 0,
     out: Annotated[
-        Path | None, typer.Option(help="The manifest. Default: splits/<name of the folder>.csv", show_default=False)
+        Path | None, typer.Option(help="The manifest.", show_default="splits/NAME OF THE FOLDER.csv")
     ] = None,
     group_by: Annotated[
         str | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from inat_ft.cli import options, render, sweep_found, sweep_show
+from inat_ft.cli.commands import HELP
 from inat_ft.cli.sweep_common import Id, Storage, SweepsDir, objective, open_sweep, where
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ app = typer.Typer(
     name="sweep",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP,
     help="Search for the best settings: create, run, status, best, soup, report, list, stop.",
 )
 
@@ -32,9 +33,7 @@ Entity = Annotated[
 
 @app.command()
 def create(
-    file: Annotated[
-        Path | None, typer.Argument(help="Sweep in W&B's YAML. Default: the built-in one.", show_default=False)
-    ] = None,
+    file: Annotated[Path | None, typer.Argument(help="Sweep in W&B's YAML.", show_default="the built-in one")] = None,
     strategies: Annotated[
         bool, typer.Option("--strategies", help="Without a file: try every installed strategy, each in its own space.")
     ] = False,
@@ -43,9 +42,7 @@ def create(
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Fix any key for all trials; may be repeated."),
     ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="The sweep's ID. [default: eight letters]", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="The sweep's ID.", show_default="eight letters")] = None,
     seed: options.Seed = 0,
     storage: Storage = None,
     project: Project = None,
@@ -114,9 +111,7 @@ def _next(sweep: "Sweep", sweeps_dir: Path) -> str:
 @app.command()
 def run(
     id: Id = None,
-    count: Annotated[
-        int | None, typer.Option(min=1, help="Trials to run now. [default: all]", show_default=False)
-    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Trials to run now.", show_default="all")] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share cores and trials.")] = 1,
     storage: Storage = None,
     project: Project = None,
@@ -131,12 +126,9 @@ def run(
     [dim]inat-ft sweep run[/dim]
     [dim]inat-ft sweep run abcd2345 --workers 4 --count 8[/dim]
     """
-    import signal
-
     from inat_ft.data.places import cache_folder
     from inat_ft.sweeps.worker import is_one_of_several, run_workers, work
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is a Ctrl-C: the trial is put back
     sweep = open_sweep(id, sweeps_dir, storage, adopt=True)
     endless = sweep.spec.num_trials is None and sweep.wandb is None
     if endless and count is None:
@@ -162,7 +154,7 @@ def run(
             state, why = work(sweep, objective(sweep, cache_folder(cache_dir)), count, render.remark)
         except KeyboardInterrupt:
             render.remark(f"interrupted; go on with: {_next(sweep, sweeps_dir)}")
-            raise typer.Exit(130) from None
+            raise
     if not is_one_of_several():
         sweep_show.show_end(sweep, state, why)
 

@@ -26,7 +26,7 @@ def best(
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, max=100, help="Other seeds for --confirm. [default: 3]", show_default=False),
+        typer.Option(min=1, max=100, help="Other seeds for --confirm.", show_default="3"),
     ] = None,
     json: options.Json = False,
     storage: Storage = None,
@@ -103,7 +103,7 @@ def _evaluate(sweep: "Sweep", directory: Path) -> "Evaluation":
 
 def soup(
     id: Id = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run. [default: ID-soup]", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run.", show_default="ID-soup")] = None,
     json: options.Json = False,
     storage: Storage = None,
     sweeps_dir: SweepsDir = Path("sweeps"),
@@ -132,7 +132,7 @@ def report(
     id: Id = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the page and its PNGs. [default: the sweep's own]", show_default=False),
+        typer.Option(help="Folder for the page and its PNGs.", show_default="the sweep's own"),
     ] = None,
     storage: Storage = None,
     sweeps_dir: SweepsDir = Path("sweeps"),

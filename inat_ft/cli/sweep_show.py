@@ -125,7 +125,11 @@ def show_status(sweep: "Sweep") -> tuple[str, str]:
     ]
     columns = ("trial", "state", *names, sweep.spec.metric.name, "seconds", "")
     render.table(
-        f"sweep {sweep.id}: {state}{f', {why}' if why else ''}", columns, rows, right=("trial", "seconds", *names)
+        f"sweep {sweep.id}: {state}{f', {why}' if why else ''}",
+        columns,
+        rows,
+        right=("trial", "seconds", *names),
+        drop=("seconds",),
     )
     render.result(_progress(sweep, state, trials))
     if best:
@@ -203,7 +207,7 @@ def show_choice(sweep: "Sweep", choice: "Choice", top: int) -> None:
         for c in choice.candidates[:top]
     ]
     columns = ("trial", sweep.spec.metric.name, "against the best", "p (Holm)", "cost", "settings")
-    render.table(f"sweep {sweep.id}", columns, rows, right=("trial", "p (Holm)", "cost"))
+    render.table(f"sweep {sweep.id}", columns, rows, right=("trial", "p (Holm)", "cost"), drop=("cost", "p (Holm)"))
     tied, cheapest = choice.tied, choice.cheapest
     if len(choice.candidates) == 1:
         render.result("it is the only complete trial so far")

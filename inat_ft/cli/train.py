@@ -1,6 +1,5 @@
 """`inat-ft train`: flags become overrides, the rest is the engine's."""
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +16,14 @@ if TYPE_CHECKING:
     from inat_ft.training import Setup
 
 _MORE_EPOCHS = 30
+_MOVABLE = {"data.split", "data.root"}
+"""The keys that may change when a run is resumed: where its data are."""
 _TUNE, _DATA, _LEARN, _RUN = "What learns", "Images", "How it learns", "The run"
 
 
 def _flag(names: str, help: str, panel: str, **range_: Any) -> Any:
+    """An option whose help ends with its default; the bracket is escaped, since Typer reads it as markup."""
+    help = help.replace("[default: ", "\\[default: ")
     return typer.Option(*names.split(), help=help, rich_help_panel=panel, show_default=False, **range_)
 
 
@@ -172,11 +175,16 @@ def train(
     overrides = [(SHORT_KEYS.get(key, key), value) for key, value in flags.items()]
     overrides += [parse_override(text) for text in set_ or ()]
     if resume is not None:
-        if overrides or config:
-            raise UsageError("--resume takes its settings from the run", f"run: inat-ft train --resume {resume}")
+        if config or {key for key, _ in overrides} - _MOVABLE:
+            raise UsageError(
+                "--resume takes its settings from the run; only --split and --set data.root may name new places",
+                f"run: inat-ft train --resume {resume}",
+            )
         resume = _run_to_resume(resume, runs_dir)
         config = resume / "config.yaml"
     resolved = load_config(config, overrides)
+    if resume is not None:
+        _require_split(resolved, resume)
     _require_effect(resolved, overrides)
     if config and not resume and "name" not in dict(overrides) and config.resolve().parent.name == resolved.name:
         resolved = resolved.model_copy(update={"name": None})  # a run's settings are taken over, its name stays its own
@@ -200,10 +208,22 @@ def _run_to_resume(run: Path, runs_dir: Path) -> Path:
     found = next((folder for folder in (run, runs_dir / run) if (folder / "config.yaml").is_file()), None)
     if found is None:
         raise UsageError(
-            f"{run} is no run that could go on: it has no config.yaml",
+            f"{run} is not a run that can be resumed: it has no config.yaml",
             f"give its folder, or the name of a run in {runs_dir} (--runs-dir)",
         )
     return found
+
+
+def _require_split(config: "RunConfig", run: Path) -> None:
+    """Refuse to resume a run whose manifest is missing, and say how to name its new place."""
+    from inat_ft.errors import UsageError
+    from inat_ft.settings import expand_user
+
+    split = config.data.split
+    if split and not expand_user(split).is_file() and not (run / "record.json").exists():
+        raise UsageError(
+            f"the manifest of {run} is missing: {split}", f"name its place: inat-ft train --resume {run} --split FILE"
+        )
 
 
 def _require_effect(config: "RunConfig", overrides: "list[Override]") -> None:
@@ -240,11 +260,6 @@ def _train(config: "RunConfig", resume: Path | None, runs_dir: Path, cache_dir: 
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """Leave in order at Ctrl-C, and at SIGTERM, which torchrun and schedulers send, and say how to continue."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     except KeyboardInterrupt as stopped:
@@ -253,8 +268,6 @@ def _stoppable() -> Iterator[None]:
         )
         render.warn("; ".join(["stopped", *notes]))
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _advise(record: "RunRecord") -> None:

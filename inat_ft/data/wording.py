@@ -1,8 +1,11 @@
 """Numbers, sizes and names as a sentence has them."""
 
+import re
 from collections.abc import Sequence
 
 _SHOWN = 5
+_REORDERING = re.compile("[\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Line breaks and the embeddings, overrides and isolates of bidirectional text; right-to-left letters are as they are."""
 
 
 def counted(number: int, noun: str) -> str:
@@ -27,8 +30,13 @@ def few(names: Sequence[str]) -> str:
 
 
 def printable(name: str) -> str:
-    """A name with what cannot be printed written as escapes."""
-    if is_plain(name):
+    """A name with what cannot be printed, or would change the order of what is printed, written as escapes."""
+    if is_plain(name) and not _REORDERING.search(name):
         return name
     shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if is_plain(c) else f"\\x{ord(c):02x}" for c in shown)
+    return "".join(c if is_plain(c) and not _REORDERING.match(c) else _escaped(c) for c in shown)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

@@ -25,6 +25,7 @@ from inat_ft.models.build import empty_net, require_size
 from inat_ft.models.net import Net
 from inat_ft.models.weights import read_metadata, read_state
 from inat_ft.records import RunRecord
+from inat_ft.settings import expand_user
 
 _BATCH = 64
 
@@ -155,7 +156,7 @@ def manifest_of(record: RunRecord, directory: Path, root: Path | None = None) ->
         raise RecordError(f"the record of '{record.name}' does not name its manifest, so its images are unknown")
     path = (directory / record.split.manifest).resolve()
     configured = (record.config.get("data") or {}).get("root")
-    manifest = read_manifest(path, root or (Path(configured).expanduser() if configured else None))
+    manifest = read_manifest(path, root or (expand_user(configured) if configured else None))
     if manifest.fingerprint != record.split.fingerprint:
         raise RecordError(
             f"{path} is not the split that '{record.name}' was trained with: it was made anew since",

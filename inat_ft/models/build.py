@@ -18,6 +18,7 @@ from inat_ft.models.net import Net, make_net
 from inat_ft.models.positions import fit_positions
 from inat_ft.models.weights import fingerprint, named_alike, read_metadata, read_state
 from inat_ft.registry import BACKBONES, blamed, described
+from inat_ft.settings import expand_user
 
 _OTHER_SIZE = "choose another size, or leave it out for the one that its weights were made for"
 
@@ -149,7 +150,7 @@ def _pretrained(backbone: Backbone, config: ModelConfig) -> Pretrained | None:
     name = config.weights or "none"
     if name == "none":
         return None
-    file = Path(name).expanduser()
+    file = expand_user(name)
     if not (file.suffix or file.exists()):
         return backbone.weights(name)
     try:

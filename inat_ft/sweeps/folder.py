@@ -14,6 +14,7 @@ from inat_ft.records import write_text
 from inat_ft.sweeps.local import Sweep
 from inat_ft.sweeps.space import SweepSpec
 from inat_ft.sweeps.storage import open_storage, without_password
+from inat_ft.yaml_io import dump_yaml
 
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
 
@@ -27,8 +28,6 @@ def create(
     spec: SweepSpec, sweeps: Path, id: str, seed: int = 0, storage: str | None = None, wandb: str | None = None
 ) -> Sweep:
     """Make a sweep's folder and study. Raises UsageError when the id is taken or the storage does not work."""
-    import yaml
-
     folder = sweeps / id
     if (folder / "sweep.json").exists():
         raise UsageError(f"the sweep {folder} exists already", f"go on with it: inat-ft sweep run {id}")
@@ -41,7 +40,7 @@ def create(
         raise UsageError(f"the database has a sweep '{id}' already", "choose another --name") from None
     for key, value in {"seed": seed, "wandb": wandb, "spec": spec.to_wandb()}.items():
         study.set_user_attr(key, value)
-    write_text(folder / "sweep.yaml", yaml.safe_dump(spec.to_wandb(), sort_keys=False, allow_unicode=True))
+    write_text(folder / "sweep.yaml", dump_yaml(spec.to_wandb()))
     about = {"id": id, "storage": without_password(storage) if storage else None, "wandb": wandb}
     write_text(folder / "sweep.json", json.dumps(about, indent=2) + "\n")
     return open_sweep(id, sweeps, storage)

@@ -6,7 +6,6 @@ trial that runs without its lock being held is one whose worker has died, and th
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from inat_ft.settings import Override
+from inat_ft.settings import Override, format_override
 from inat_ft.sweeps.conditional import MODE, target
 from inat_ft.sweeps.reading import parse_spec
 from inat_ft.sweeps.sampler import column_values, make_sampler
@@ -97,7 +96,7 @@ class Sweep:
 
     def command(self, point: Point) -> str:
         """The training of a trial as a command that can be pasted."""
-        settings = [f"{key}={json.dumps(v) if isinstance(v, bool) else v}" for key, v in self.settings(point)]
+        settings = (format_override(key, value) for key, value in self.settings(point))
         return " ".join(["inat-ft train", *(f"--set {shlex.quote(setting)}" for setting in settings)])
 
     def trials(self) -> list[Trial]:

@@ -6,14 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from inat_ft.config import explain
 from inat_ft.errors import ConfigError, InatFtError
-from inat_ft.settings import Override, parse_yaml, read_yaml
+from inat_ft.settings import Override, read_yaml
 from inat_ft.sweeps.builtin import BUILT_IN
 from inat_ft.sweeps.conditional import MODE, options, target
 from inat_ft.sweeps.space import Point, SweepSpec
+from inat_ft.yaml_io import parse_yaml
 
 _CHECKED_POINTS = 500
 
@@ -73,7 +75,10 @@ def _numbers(raw: Any) -> Any:
     if isinstance(raw, list):
         return [_numbers(value) for value in raw]
     if isinstance(raw, str) and raw[:1] in set("+-.0123456789"):
-        value = parse_yaml(raw)
+        try:
+            value = parse_yaml(raw)
+        except yaml.YAMLError:
+            return raw
         return value if isinstance(value, (int, float)) and not isinstance(value, bool) else raw
     return raw
 

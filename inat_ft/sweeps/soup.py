@@ -28,7 +28,7 @@ from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.models.net import Net
 from inat_ft.models.weights import read_state, save_model
 from inat_ft.records import RunRecord, write_record, write_text
-from inat_ft.settings import dump_config
+from inat_ft.settings import dump_config, portable
 from inat_ft.sweeps.choice import read_run
 from inat_ft.sweeps.local import Sweep
 from inat_ft.training import split_info
@@ -215,7 +215,7 @@ def _write(
     accuracy = float(predictions.correct.mean())
     config = RunConfig.model_validate({**best.config, "name": directory.name})
     write_predictions(directory / "predictions-val.csv", predictions)
-    write_text(directory / "config.yaml", dump_config(config))
+    write_text(directory / "config.yaml", dump_config(portable(config, directory)))
     save_model(directory / "model.safetensors", judge.net, config, judge.trained.preprocess, judge.trained.classes)
     trained = [member.parameters for member in members if member.parameters]
     names = ", ".join(member.name for member in members)

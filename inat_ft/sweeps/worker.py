@@ -100,7 +100,8 @@ def why(error: BaseException) -> str:
     """What went wrong and what to do about it, in one line."""
     if isinstance(error, InatFtError):
         return "; ".join([*error.message.splitlines(), *error.hint.splitlines()])
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    file = getattr(error, "crash_file", None)
+    return f"{type(error).__name__}: {error}".splitlines()[0] + (f" (traceback: {file})" if file else "")
 
 
 def metric_of(record: RunRecord, name: str) -> float:

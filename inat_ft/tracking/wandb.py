@@ -172,7 +172,7 @@ def _key(base: str) -> str | None:
         return key
     host = base.rsplit("://", maxsplit=1)[-1].split("/", maxsplit=1)[0].split(":", maxsplit=1)[0]
     try:
-        found = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host)
+        found = netrc.netrc(os.environ.get("NETRC") or os.path.expanduser("~/.netrc")).authenticators(host)
     except (OSError, netrc.NetrcParseError):
         return None
     return found[2] if found else None

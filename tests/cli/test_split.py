@@ -83,7 +83,7 @@ def test_what_may_not_be_read_is_told_and_is_no_fault(cli, tmp_path: Path) -> No
         (
             ">/dev/full",
             1,
-            "inat-ft: cannot write the output: No space left on device\n  free some space, or send it elsewhere\n",
+            "inat-ft: cannot write the output: No space left on device\n  free some space, or write it elsewhere\n",
         ),
     ],
 )

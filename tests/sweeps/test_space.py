@@ -165,7 +165,7 @@ def test_a_folder_and_bad_yaml_are_named_with_the_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder, not a YAML file"):
         read_spec(tmp_path)
     (tmp_path / "bad.yaml").write_text("method: grid\nparameters: {lr: {values: [1, 2}\n")
-    with pytest.raises(UsageError, match=r"bad\.yaml is no valid YAML: line 2: "):
+    with pytest.raises(UsageError, match=r"bad\.yaml is not valid YAML: line 2: "):
         read_spec(tmp_path / "bad.yaml")
 
 
