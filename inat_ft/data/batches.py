@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -180,7 +179,10 @@ class ImageInput:
         return rows.view(images.shape).permute(0, 3, 1, 2)
 
 
-@lru_cache(16)
 def _row(pixel: tuple[float, float, float], width: int, device: torch.device) -> Tensor:
-    """One pixel's numbers for each of a row's, `[3 * width]` float32; kept, since a GPU waits for what is sent to it."""
-    return torch.tensor(pixel, device=device).repeat(width)
+    """Return one pixel's values repeated along a row, `[3 * width]` float32.
+
+    Filled on the device, which needs no transfer from the host. Not cached: a tensor made while torch traces, compiles or
+    runs in inference mode must not be used by a later call.
+    """
+    return torch.stack([torch.full((width,), value, dtype=torch.float32, device=device) for value in pixel], 1).flatten()
