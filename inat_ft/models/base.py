@@ -5,12 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from inat_ft.config import Section
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Preprocess(Section):
@@ -22,9 +27,9 @@ class Preprocess(Section):
     """The same for validation, test and prediction, where it differs."""
     resize: Literal["whole image, bilinear, antialiased"] = "whole image, bilinear, antialiased"
     """How it comes to that size: without a crop, whatever its proportions."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: tuple[_Finite, _Finite, _Finite] = (0.485, 0.456, 0.406)
     """Subtracted from each channel (red, green, blue; 0..1). Default: ImageNet's."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[_Positive, _Positive, _Positive] = (0.229, 0.224, 0.225)
     """What each channel is then divided by. Default: ImageNet's."""
 
     @property
