@@ -213,8 +213,13 @@ def _no_record(path: Path) -> InatFtError:
 
 
 def write_record(record: RunRecord, file: Path) -> None:
-    """Write the record as JSON, atomically."""
-    write_text(file, record.model_dump_json(indent=2) + "\n")
+    """Write the record as JSON, atomically. Raises RecordError, and writes nothing, when it could not be read back."""
+    text = record.model_dump_json(indent=2)
+    try:
+        RunRecord.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise RecordError(f"cannot write {file}: {explain(error, RunRecord).message}") from None
+    write_text(file, text + "\n")
 
 
 def write_text(file: Path, text: str) -> None:

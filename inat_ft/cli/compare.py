@@ -71,22 +71,28 @@ def _require_gain(found: "Comparison", first: Path, last: Path, wanted: float) -
 
 
 def _show(found: "Comparison") -> None:
+    from inat_ft.evaluation.configurations import differing_settings
+
     pairs = {pair.second: pair for pair in found.pairs}
     costs = ("trained", "epochs", "time", "images/s", "memory", "looks")
     columns = (
         *("name", found.metric.replace("_", " "), "95 % interval", f"difference to {found.reference}", "p (Holm)"),
         *costs,
     )
+    settings = differing_settings([entry.record for entry in found.entries])
+    if settings:
+        rows = [(key, *values) for key, values in settings.items()]
+        render.table("settings that differ", ("setting", *(entry.name for entry in found.entries)), rows)
     rows = [_row(entry, pairs.get(entry.name)) for entry in found.entries]
     render.table("", columns, rows, right=costs, drop=("images/s", "memory", "looks", "epochs", "time", "trained"))
     flips = [
-        (pair.first, pair.second, f"{pair.only_first:,}", f"{pair.only_second:,}", f"{pair.agreement:.1%}")
+        (pair.second, f"{pair.only_first:,}", f"{pair.only_second:,}", f"{pair.agreement:.1%}")
         for pair in found.pairs
         if pair.only_first is not None and pair.agreement is not None
     ]
     if flips:
-        counts = ("only the first is right", "only the second", "agreement")
-        render.table("", ("first", "second", *counts), flips, right=counts)
+        counts = (f"only {found.reference} correct", "only the other correct", "agreement")
+        render.table("", ("classifier", *counts), flips, right=counts)
     for remark in found.remarks[:_REMARKS]:
         render.result(f"note: {remark}")
     if len(found.remarks) > _REMARKS:

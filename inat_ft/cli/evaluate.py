@@ -1,4 +1,4 @@
-"""`inat-ft eval`: what a run is worth on images it has not learned from."""
+"""`inat-ft eval`: evaluate a run on images that it was not trained on."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -49,13 +49,13 @@ def evaluate(
         Path | None, typer.Option(help="Folder of the images, when they have moved.", show_default=False)
     ] = None,
     cam: Annotated[
-        bool, typer.Option("--cam", help="Grad-CAM: overlay what spoke for the predictions; needs the extra cam.")
+        bool, typer.Option("--cam", help="Draw Grad-CAM maps of the predicted class. Needs the extra cam.")
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Evaluate a run on the test set: metrics with 95 % intervals, figures, predictions image by image.
+    """Evaluate a run on the test set: metrics with 95 % intervals, figures, and predictions.
 
-    Each look at the test set is counted beside the manifest.
+    Each evaluation on the test set is counted in a file beside the manifest.
 
     [dim]inat-ft eval runs/resnet50-head-1[/dim]
     """
@@ -86,10 +86,15 @@ def _show(found: "Evaluated") -> None:
     columns = ("class", "images", "precision", "recall", "F1")
     render.table("", columns, per_class, right=columns[1:])
     classes = found.record.classes
-    render.table("confusion: true class by row, predicted by column", ("", *classes), _confusion(found), right=classes)
+    render.table(
+        "confusion matrix: rows are true classes, columns predicted classes",
+        ("", *classes),
+        _confusion(found),
+        right=classes,
+    )
     if evaluation.look is not None:
-        often = "the first look" if evaluation.look == 1 else f"look number {evaluation.look}"
-        render.result(f"this was {often} at this test set")
+        times = "once" if evaluation.look == 1 else f"{evaluation.look} times"
+        render.result(f"test set evaluated {times}")
     folder = found.directory
     pictures = folder / "figures" / f"*-{evaluation.subset}.png"
     render.result(f"files: {folder / str(evaluation.predictions)}, {folder / 'record.json'}, {pictures}")

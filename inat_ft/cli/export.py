@@ -1,4 +1,4 @@
-"""`inat-ft export`: a trained network for programs without torch."""
+"""`inat-ft export`: write a trained network for programs without PyTorch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +13,9 @@ def export(
     out: Annotated[Path | None, typer.Option(help="The file to write.", show_default="RUN/model.onnx")] = None,
     json: options.Json = False,
 ) -> None:
-    """Write a trained network as ONNX, normalisation and classes included, and check it against torch.
+    """Export a trained network as ONNX, with normalization and class names, and check it against PyTorch.
 
-    The weights themselves are in RUN/model.safetensors and load into torchvision's own model.
+    The weights are also in RUN/model.safetensors, which loads into the original torchvision model.
 
     [dim]inat-ft export runs/resnet50-head-1 --out model.onnx[/dim]
     """
@@ -26,4 +26,4 @@ def export(
     if json:
         render.as_json({"file": file.as_posix(), "largest_difference": error})
     else:
-        render.result(f"{file}: as onnxruntime runs it, probabilities differ from torch's by {error:.1e} at most")
+        render.result(f"{file}: with onnxruntime, probabilities differ from PyTorch by at most {error:.1e}")

@@ -77,9 +77,9 @@ def evaluate_run(
 
 def _overlays(predictions: Predictions, trained: Trained, folder: Path, subset: str, root: Path) -> list[Path]:
     """Grad-CAM of the predicted class on the images of the grid, and on the most confident mistakes."""
-    chosen = {"cam": (sample(predictions), f"{subset} images: what spoke for the prediction")}
+    chosen = {"cam": (sample(predictions), f"{subset} images: Grad-CAM of the predicted class")}
     if predictions.probabilities is not None:
-        chosen["cam_mistakes"] = (worst(predictions), "Most confident mistakes: what spoke for them")
+        chosen["cam_mistakes"] = (worst(predictions), "Most confident mistakes: Grad-CAM of the predicted class")
     files = []
     for name, (places, title) in chosen.items():
         if places:

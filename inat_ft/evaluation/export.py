@@ -35,7 +35,7 @@ class _FromPixels(nn.Module):
 
 
 def export_onnx(run: Path, out: Path) -> float:
-    """Write the network of a run as ONNX; returns by how much its probabilities differ from torch's at most.
+    """Write the network of a run as ONNX; returns the largest difference between its probabilities and PyTorch's.
 
     Input `images`: uint8 `[N, S, S, 3]`, RGB, the whole image resized as in the training; output `probabilities`:
     float32 `[N, C]`. Classes and preprocessing are in the file's metadata. Raises UsageError without the packages,
@@ -64,7 +64,10 @@ def export_onnx(run: Path, out: Path) -> float:
         with torch.inference_mode():
             error = float(np.abs(made - module(images[:2]).numpy()).max())
         if not error <= _TOLERANCE:
-            raise InatFtError(f"the exported network is another one: its probabilities differ by {error:.2g}")
+            raise InatFtError(
+                f"ONNX output does not match PyTorch: probabilities differ by up to {error:.2g}",
+                "please report this; the run itself is not affected",
+            )
     return error
 
 

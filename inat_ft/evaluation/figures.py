@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 """Of Okabe and Ito's palette, which colour-blind people can tell apart."""
 
 _ROWS, _COLUMNS = 10, 3
+_PICTURES_DPI = 110
 _STYLE = {
     "font.size": 9.0,
     "axes.titlesize": 11,
@@ -42,7 +45,10 @@ def draw_figures(predictions: Predictions, folder: Path, subset: str, root: Path
         drawn["reliability"] = _reliability(predictions)
         drawn["mistakes"] = _pictures(predictions, worst(predictions), root, "Most confident mistakes")
     drawn["grid"] = _pictures(predictions, sample(predictions), root, f"{subset} images: true class, then prediction")
-    return [file for name, figure in drawn.items() for file in save(figure, folder / f"{name}-{subset}")]
+    dpi = {"mistakes": _PICTURES_DPI, "grid": _PICTURES_DPI}
+    return [
+        file for name, figure in drawn.items() for file in save(figure, folder / f"{name}-{subset}", dpi.get(name, 150))
+    ]
 
 
 @contextmanager
@@ -50,7 +56,8 @@ def plotting() -> Iterator[Any]:
     """matplotlib in the house style, without a screen."""
     import matplotlib as mpl
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)  # said once, below
         yield mpl
 
 
@@ -76,10 +83,62 @@ def logarithmic(axes: Any, which: str = "x") -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
+def use_fonts_for_all_text(figure: Figure) -> None:
+    """Give each text of a figure fonts that hold its characters, such as Chinese, Japanese or Arabic names.
+
+    Warn once per process about characters that no installed font has; they are drawn as boxes.
+    """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        fonts = _fonts_for(text.get_text())
+        if len(fonts) > 1:
+            text.set_fontfamily(list(fonts))
+
+
+@cache
+def _fonts_for(text: str) -> tuple[str, ...]:
+    """Return font families that together hold the characters of a text; the default one first."""
+    from matplotlib import font_manager
+
+    missing, fonts = {c for c in text if ord(c) > 127 and c.isprintable()}, ["DejaVu Sans"]
+    missing -= _characters(font_manager.findfont("DejaVu Sans"))
+    for entry in font_manager.fontManager.ttflist if missing else ():
+        if missing and entry.style == "normal" and entry.name not in fonts and missing & _characters(entry.fname):
+            missing -= _characters(entry.fname)
+            fonts.append(entry.name)
+    if missing:
+        _warn_once(
+            f"no installed font has {''.join(sorted(missing)[:5])}: these characters are drawn as boxes in figures"
+        )
+    return tuple(fonts)
+
+
+@cache
+def _characters(font: str) -> frozenset[str]:
+    """Return the characters that a font file has glyphs for; empty when it cannot be read."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(map(chr, FT2Font(font).get_charmap()))
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+_warned: list[str] = []
+
+
+def _warn_once(message: str) -> None:
+    if not _warned:
+        _warned.append(message)
+        warnings.warn(f"{message}; install a font such as Noto Sans CJK", stacklevel=2)
+
+
+def save(figure: Figure, stem: Path, dpi: int = 150) -> list[Path]:
     """Write stem.png and stem.svg, atomically."""
     files = []
-    for suffix, options in ((".png", {"dpi": 150}), (".svg", {"metadata": {"Date": None}})):
+    use_fonts_for_all_text(figure)
+    for suffix, options in ((".png", {"dpi": dpi}), (".svg", {"metadata": {"Date": None}})):
         file = stem.with_name(stem.name + suffix)
         with plotting(), replacing(file) as temporary:
             figure.savefig(temporary, format=suffix[1:], **options)
@@ -92,16 +151,17 @@ def _confusion(p: Predictions) -> Figure:
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     side = 2.2 + 0.42 * len(p.classes)
     with plotting():
-        figure, axes = new_figure(side + 0.8, side)
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for row in range(len(p.classes)):
-            for column in range(len(p.classes)):
-                if table[row, column]:
-                    colour = "white" if shares[row, column] > 0.55 else "black"
-                    axes.text(column, row, table[row, column], ha="center", va="center", color=colour, fontsize=8)
-        axes.set_xticks(range(len(p.classes)), p.classes, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(p.classes)), p.classes)
-        axes.set(xlabel="predicted", ylabel="true", title=f"Confusion, {len(p):,} images")
+        figure, (left, right) = new_figure(2 * side + 0.8, side, ncols=2)
+        for axes, title in ((left, f"Confusion matrix, {len(p):,} images"), (right, "Row-normalized (recall), in %")):
+            axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+            axes.set_xticks(range(len(p.classes)), p.classes, rotation=45, ha="right", rotation_mode="anchor")
+            axes.set_yticks(range(len(p.classes)), p.classes)
+            axes.set(xlabel="predicted", ylabel="true", title=title)
+        for row, column in np.argwhere(table).tolist():
+            style = {"ha": "center", "va": "center", "fontsize": 8}
+            style["color"] = "white" if shares[row, column] > 0.55 else "black"
+            left.text(column, row, table[row, column], **style)
+            right.text(column, row, f"{100 * shares[row, column]:.0f}", **style)
     return figure  # type: ignore[no-any-return]
 
 
@@ -117,7 +177,7 @@ def _per_class(p: Predictions) -> Figure:
         errors = [[m.value - (m.low or 0) for m in found], [(m.high or 0) - m.value for m in found]]
         axes.barh(range(len(shown)), [m.value for m in found], xerr=errors, color=BLUE, ecolor=ORANGE, capsize=2)
         axes.set_yticks(range(len(shown)), [f"{p.classes[label]} ({counts[label]})" for label in shown])
-        axes.set(xlim=(0, 1), xlabel="share recognised, with 95 % interval", title="Recall by class")
+        axes.set(xlim=(0, 1), xlabel="recall, with 95 % interval", title="Per-class recall")
     return figure  # type: ignore[no-any-return]
 
 
@@ -129,15 +189,17 @@ def _reliability(p: Predictions, bins: int = 10) -> Figure:
     right = [p.correct[part].mean() for part in parts]
     with plotting():
         figure, axes = new_figure(4.6, 4.4)
-        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as right as it claims")
-        axes.plot(mean, right, color=BLUE, marker="o", label="this network")
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect calibration")
+        axes.plot(mean, right, color=BLUE, marker="o", label="this network (number of images)")
         axes.set(
             xlim=(-0.02, 1.02),
             ylim=(-0.02, 1.02),
             xlabel="confidence",
-            ylabel="share that is right",
+            ylabel="accuracy",
             title="Reliability",
         )
+        for x, y, part in zip(mean, right, parts, strict=True):
+            axes.annotate(f"{len(part):,}", (x, y), (4, -9), textcoords="offset points", fontsize=7, color=GREY)
         axes.legend(frameon=False, loc="upper left")
     return figure  # type: ignore[no-any-return]
 
@@ -167,27 +229,31 @@ def worst(p: Predictions) -> Sequence[int]:
 def draw_overlays(
     p: Predictions, places: Sequence[int], maps: NDArray[np.float32], stem: Path, root: Path, title: str
 ) -> list[Path]:
-    """The images at `places` with what spoke for their predictions laid over, `maps` `[N, S, S]` 0..1, as PNG and SVG."""
-    return save(_pictures(p, places, root, title, maps), stem)
+    """Draw the images at `places` beside their class activation maps, `maps` `[N, S, S]` in 0..1, as PNG and SVG."""
+    return save(_pictures(p, places, root, title, maps), stem, _PICTURES_DPI)
 
 
 def _pictures(
     p: Predictions, places: Sequence[int], root: Path, title: str, maps: NDArray[np.float32] | None = None
 ) -> Figure:
-    """A 10 x 3 grid of images; a tick or a cross says beside the colour whether the prediction is right."""
+    """Draw a 10 x 3 grid of images with their classes; with `maps`, each image beside its class activation map."""
     from inat_ft.data.images import load_image
 
     rows = max(1, -(-len(places) // _COLUMNS))
     with plotting():
-        figure, grid = new_figure(_COLUMNS * 2.3, 0.6 + rows * 2.1, nrows=rows, ncols=_COLUMNS, squeeze=False)
+        width = _COLUMNS * (2.0 if maps is None else 3.4)
+        figure, grid = new_figure(width, 0.6 + rows * 1.65, nrows=rows, ncols=_COLUMNS, squeeze=False)
         figure.suptitle(title if places else f"{title}: none", fontweight="bold", fontsize=11)
         for axes in grid.flat:
             axes.set_axis_off()
         for number, (axes, place) in enumerate(zip(grid.flat, places, strict=False)):
-            axes.imshow(load_image(root / p.paths[place], 160), extent=(0, 1, 0, 1))
+            image = load_image(root / p.paths[place], 160)
+            axes.imshow(image, extent=(0, 1, 0, 1))
             if maps is not None:
                 heat = {"cmap": "inferno", "alpha": 0.5, "vmin": 0, "vmax": 1, "interpolation": "bicubic"}
-                axes.imshow(maps[number], extent=(0, 1, 0, 1), **heat)
+                axes.imshow(image, extent=(1.04, 2.04, 0, 1))
+                axes.imshow(maps[number], extent=(1.04, 2.04, 0, 1), **heat)
+                axes.set_xlim(0, 2.04)
             right = p.correct[place]
             sure = f" ({p.probabilities[place, p.predicted[place]]:.0%})" if p.probabilities is not None else ""
             text = f"{p.classes[p.true[place]]}\n{'✓' if right else '✗'} {p.classes[p.predicted[place]]}{sure}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +96,29 @@ def _of_one_run(file: Path, rows: list[dict[str, Any]], run: str | None) -> list
     if run is None and (len(runs) > 1 or len(listed) > 1):
         raise UsageError(f"{file} holds {len(runs)} runs: {', '.join(runs[:8])}", f"name one: --run '{runs[0]}'")
     chosen = run or next(iter(runs), None)
+    if chosen and charted and _is_group(rows, chosen):
+        raise UsageError(
+            f"{file}: '{chosen}' is the mean of a group of runs, not one run",
+            "turn grouping off in the chart, or export the table of runs",
+        )
     if charted:
         return [
             {k.rsplit(" - ", 1)[-1]: v for k, v in row.items() if k.rsplit(" - ", 1)[0] in (chosen, k)} for row in rows
         ]
     return [row for row in rows if str(row["Name"]) == chosen] if listed else rows
+
+
+def _is_group(rows: list[dict[str, Any]], name: str) -> bool:
+    """Return whether a chart's column is a mean over several runs, which W&B names `Group: x` or `key: value`."""
+    if name.startswith("Group: "):
+        return True
+    spread = (
+        (_number(row.get(key)), _number(row.get(f"{key.removesuffix('__MIN')}__MAX")))
+        for row in rows
+        for key in row
+        if key.startswith(f"{name} - ") and key.endswith("__MIN")
+    )
+    return ": " in name and any(low is not None and high is not None and low < high for low, high in spread)
 
 
 def from_trainer_state(file: Path, name: str) -> RunRecord:
@@ -113,15 +131,32 @@ def from_trainer_state(file: Path, name: str) -> RunRecord:
         )
     history: dict[int, dict[str, Any]] = {}
     test: float | None = None
-    for entry in log:
-        number = _number(entry.get("epoch")) if isinstance(entry, Mapping) else None
-        if number is None:
-            continue
+    for entry in _during_training(log):
+        number = _number(entry.get("epoch"))
+        test = next((value for value in (_number(entry.get("test_accuracy")),) if value is not None), test)
+        if number is None or (number <= 0 and "loss" not in entry):
+            continue  # an evaluation before the first step belongs to no epoch
         epoch = history.setdefault(max(1, math.ceil(number)), {"epoch": max(1, math.ceil(number))})
         pairs = (("loss", "train_loss"), ("eval_loss", "val_loss"), ("eval_accuracy", "val_accuracy"))
         epoch.update({ours: value for theirs, ours in pairs if (value := _number(entry.get(theirs))) is not None})
-        test = next((value for value in (_number(entry.get("test_accuracy")),) if value is not None), test)
     return _with_history(file, name, list(history.values()), test)
+
+
+def _during_training(log: list[Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the entries of a Trainer log without evaluations that ran after the training.
+
+    `train()` ends with an entry that holds `train_runtime`. A later `evaluate()` repeats the last epoch's number but
+    measures the final weights, often those of the best epoch, or another data set. A resumed training logs `loss` again.
+    """
+    finished = False
+    for entry in log:
+        if not isinstance(entry, Mapping):
+            continue
+        if "loss" in entry:
+            finished = False
+        kept = {key: value for key, value in entry.items() if not (finished and str(key).startswith("eval_"))}
+        finished = finished or "train_runtime" in entry
+        yield kept
 
 
 def _with_history(file: Path, name: str, rows: list[dict[str, Any]], test: float | None) -> RunRecord:

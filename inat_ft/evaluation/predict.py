@@ -110,11 +110,23 @@ def predict_files(
             return prepare(rows, numbers)
 
         plain = Batches(source, labels, _BATCH, counted)
-        shares = evaluate(trained.net, plain, trained.compute)[2].double().softmax(1)
+        shares = _probabilities(trained, plain)
         if tta == "flip":
             mirrored = Batches(source, labels, _BATCH, lambda rows, numbers: prepare(rows.flip(2), numbers))
-            shares = (shares + evaluate(trained.net, mirrored, trained.compute)[2].double().softmax(1)) / 2
-    return shares.cpu()
+            shares = (shares + _probabilities(trained, mirrored)) / 2
+    return shares
+
+
+def _probabilities(trained: Trained, batches: Batches) -> Tensor:
+    """Return probabilities `[N, C]`, float64 on the CPU. Raises WeightsError when a logit is not finite."""
+    logits = evaluate(trained.net, batches, trained.compute)[2].cpu().double()
+    bad = int((~logits.isfinite()).any(1).sum())
+    if bad:
+        raise WeightsError(
+            f"the network's output is not finite for {bad:,} of {len(logits):,} images: its weights hold NaN or infinity",
+            "train it again with a lower learning rate, or restore the weights from a copy",
+        )
+    return logits.softmax(1)
 
 
 def predict_subset(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +16,7 @@ from inat_ft.errors import RecordError, UsageError
 from inat_ft.records import replacing
 
 _PREFIX = "p_"
+_NEEDED = ("path", "true", "predicted")
 
 
 @dataclass(frozen=True)
@@ -66,17 +69,24 @@ def read_predictions(file: Path) -> Predictions:
     if file.exists() and not file.is_file():
         raise RecordError(f"{file} is no regular file")
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.reader(lines)
-            header = next(reader, [])
-            rows = [(reader.line_num, row) for row in reader if row]
+        text = _text(file)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
+        header = next(reader, [])
+        rows = [(reader.line_num, row) for row in reader if row]
     except FileNotFoundError:
         raise UsageError(f"no such predictions file: {file}") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise RecordError(f"cannot read {file} as CSV: it is not UTF-8 ({error.reason})", "save it as UTF-8") from None
+    except (OSError, csv.Error) as error:
         raise RecordError(f"cannot read {file} as CSV: {error}") from None
-    missing = {"path", "true", "predicted"} - set(header)
+    missing = sorted(set(_NEEDED) - set(header))
     if missing:
-        raise RecordError(f"{file} lacks the columns {', '.join(sorted(missing))}; it has: {', '.join(header)}")
+        # What the file holds is shown only when it looks like predictions: a record may name any file.
+        shown = f"; it has: {', '.join(header)}" if len(missing) < len(_NEEDED) else ""
+        raise RecordError(
+            f"{file} lacks the columns {', '.join(missing)}{shown}",
+            "the first line must be path,true,predicted[,sha256][,p_<class>...]",
+        )
     twice = [name for name in dict.fromkeys(header) if header.count(name) > 1]
     if twice:
         raise RecordError(f"{file} has the column {twice[0]!r} twice")
@@ -84,6 +94,19 @@ def read_predictions(file: Path) -> Predictions:
         raise RecordError(f"{file} holds no predictions")
     _check_rows(file, header, rows)
     return _parse(file, header, rows)
+
+
+def _text(file: Path) -> str:
+    """Read a text file as UTF-8, or as UTF-16 where its first bytes say so."""
+    data = file.read_bytes()
+    return data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+
+
+def _delimiter(text: str) -> str:
+    """Return the character that separates the needed columns in the header: a comma, semicolon or tab."""
+    header = text.partition("\n")[0]
+    names = {mark: set(next(csv.reader([header.rstrip("\r")], delimiter=mark), [])) for mark in ",;\t"}
+    return next((mark for mark, found in names.items() if set(_NEEDED) <= found), ",")
 
 
 def _check_rows(file: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> None:

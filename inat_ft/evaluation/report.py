@@ -13,8 +13,9 @@ from inat_ft import __version__
 from inat_ft.errors import InatFtError
 from inat_ft.evaluation.charts import draw_charts
 from inat_ft.evaluation.compare import Comparison
+from inat_ft.evaluation.configurations import differing_settings
 from inat_ft.evaluation.entries import Entry, manifest_of_entry
-from inat_ft.evaluation.figures import plotting
+from inat_ft.evaluation.figures import plotting, use_fonts_for_all_text
 from inat_ft.evaluation.predictions import Predictions, align
 from inat_ft.records import write_text
 
@@ -37,6 +38,7 @@ def write_report(comparison: Comparison, file: Path) -> None:
         comparison=comparison,
         metric=comparison.metric.replace("_", " "),
         charts=charts,
+        settings=differing_settings([entry.record for entry in comparison.entries]),
         flips=_flips(comparison),
         classes=_classes(comparison),
         repeat=[_how_to_repeat(entry) for entry in comparison.entries],
@@ -49,8 +51,9 @@ def write_report(comparison: Comparison, file: Path) -> None:
 def inline(figure: Figure) -> str:
     """A figure as a data address, SVG."""
     out = BytesIO()
+    use_fonts_for_all_text(figure)
     with plotting():
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
     return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode()
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from inat_ft.config import Section
 from inat_ft.data.resizing import Resizing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Preprocess(Section):
@@ -27,9 +30,9 @@ class Preprocess(Section):
     """How an image becomes a square of that size, as in the configuration."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """With antialiasing."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: tuple[_Finite, _Finite, _Finite] = (0.485, 0.456, 0.406)
     """Subtracted from each channel (red, green, blue; 0..1). Default: ImageNet's."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[_Positive, _Positive, _Positive] = (0.229, 0.224, 0.225)
     """What each channel is then divided by. Default: ImageNet's."""
 
     @property

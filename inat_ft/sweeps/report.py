@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _ABSENT = object()
 _ABOVE = 0.2
+_LABEL_HEIGHT = 0.07
+"""Distance below which two labels of a parallel-coordinates axis overlap, as a fraction of its height."""
 _GROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
 
 
@@ -60,8 +62,11 @@ def write_report(sweep: Sweep, folder: Path) -> list[Path]:
     weights = importances(trials)
     figures = {"trials": (_over_trials(trials, metric, maximize), f"{metric} of each trial, and the best so far")}
     if weights:
-        figures["parallel"] = (_parallel(trials, metric, maximize), "each line is a trial; the darker, the better")
-        figures["importance"] = (_importance(weights), f"share of the variance of {metric} that a parameter explains")
+        figures["parallel"] = (_parallel(trials, metric, maximize), f"one line per trial, colored by {metric}")
+        figures["importance"] = (
+            _importance(weights),
+            f"fraction of the variance of {metric} explained by each parameter",
+        )
         figures["values"] = (_by_value(trials, metric), f"{metric} by value of each parameter, with the mean")
     loader = ChoiceLoader([PackageLoader("inat_ft.sweeps"), PackageLoader("inat_ft.evaluation")])
     page = (
@@ -146,15 +151,18 @@ def _parallel(trials: Sequence[Trial], metric: str, maximize: bool) -> Figure:
     lines = np.stack([heights for heights, _ in axes_of.values()], axis=1)
     good = lines[:, -1] if maximize else 1 - lines[:, -1]
     jitter = np.random.default_rng(0).uniform(-0.012, 0.012, lines.shape) * np.r_[np.ones(lines.shape[1] - 1), 0]
+    values = np.array([trial.value for trial in trials], float)
     with plotting() as mpl:
         figure, axes = new_figure(max(6.4, 1.3 * len(axes_of)), 3.6)
-        colours = mpl.colormaps["viridis_r"]
+        colours = mpl.colormaps["viridis_r" if maximize else "viridis"]
+        scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(values.min(), values.max()), colours)
+        figure.colorbar(scale, ax=axes, label=metric, pad=0.12, fraction=0.04)
         for place in np.argsort(good):
-            shade = colours(0.1 + 0.9 * good[place])
-            axes.plot(range(lines.shape[1]), (lines + jitter)[place], color=shade, alpha=0.85, linewidth=1.4)
+            shade = scale.to_rgba(values[place])
+            axes.plot(range(lines.shape[1]), (lines + jitter)[place], color=shade, alpha=0.85, linewidth=1.4, zorder=1)
         for place, (_, marks) in enumerate(axes_of.values()):
             axes.axvline(place, color=GREY, linewidth=1)
-            for height, text in marks:
+            for height, text in _apart(marks):
                 axes.annotate(
                     _plain(text),
                     (place, height),
@@ -163,11 +171,22 @@ def _parallel(trials: Sequence[Trial], metric: str, maximize: bool) -> Figure:
                     va="center",
                     fontsize=8,
                     bbox=_GROUND,
+                    zorder=3,
                 )
         axes.set_xticks(range(len(axes_of)), [_plain(name) for name in axes_of])
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
     return figure  # type: ignore[no-any-return]
+
+
+def _apart(marks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Return the labels of an axis without those that would overlap the one below; the first and last stay."""
+    ordered = sorted(marks)
+    kept = ordered[:1]
+    for height, text in ordered[1:-1]:
+        if height - kept[-1][0] >= _LABEL_HEIGHT and ordered[-1][0] - height >= _LABEL_HEIGHT:
+            kept.append((height, text))
+    return kept + ordered[1:][-1:]
 
 
 def _importance(weights: Sequence[Importance]) -> Figure:
@@ -176,10 +195,10 @@ def _importance(weights: Sequence[Importance]) -> Figure:
         for place, weight in enumerate(reversed(weights)):
             axes.barh(place, weight.share, color=BLUE, height=0.6)
             axes.plot([weight.low, weight.high], [place, place], color="black", linewidth=1.4)
-            label = "what chance reaches in 5 %" if place == 0 else None
+            label = "95 % quantile under no effect" if place == 0 else None
             axes.plot([weight.chance] * 2, [place - 0.36, place + 0.36], color=ORANGE, linewidth=2, label=label)
         axes.set_yticks(range(len(weights)), [_plain(weight.name) for weight in reversed(weights)])
-        axes.set(xlim=(0, 1), xlabel="share of the variance, with its 95 % interval")
+        axes.set(xlim=(0, 1), xlabel="fraction of the variance, with 95 % interval")
         axes.legend(frameon=False, loc="lower right")
     return figure  # type: ignore[no-any-return]
 

@@ -6,6 +6,7 @@ import pytest
 from inat_ft.errors import RecordError, UsageError
 from inat_ft.evaluation.compare import compare
 from inat_ft.evaluation.foreign import from_trainer_state, from_wandb
+from inat_ft.evaluation.predictions import read_predictions
 from inat_ft.records import read_record
 
 
@@ -95,3 +96,64 @@ def test_wandb_epochs_from_zero_and_steps(tmp_path: Path) -> None:
     columns = {"epoch": {"0": 1, "1": 2}, "val_accuracy": {"0": 0.3, "1": 0.4}}
     (tmp_path / "columns.json").write_text(json.dumps(columns))
     assert from_wandb(tmp_path / "columns.json", "A").best_epoch == 2
+
+
+def test_an_evaluation_after_training_is_not_taken_for_an_epoch(tmp_path: Path) -> None:
+    log = [
+        {"epoch": 0, "eval_accuracy": 0.1},
+        {"epoch": 1.0, "loss": 1.0},
+        {"epoch": 1.0, "eval_accuracy": 0.80},
+        {"epoch": 2.0, "loss": 0.6},
+        {"epoch": 2.0, "eval_accuracy": 0.85},
+        {"epoch": 3.0, "loss": 0.3},
+        {"epoch": 3.0, "eval_accuracy": 0.70},
+        {"epoch": 3.0, "train_loss": 0.63, "train_runtime": 12.0},
+        {"epoch": 3.0, "eval_accuracy": 0.91},
+        {"epoch": 3.0, "test_accuracy": 0.82},
+    ]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    record = from_trainer_state(tmp_path / "trainer_state.json", "hf")
+    assert [epoch.val_accuracy for epoch in record.history] == [0.80, 0.85, 0.70]
+    assert (record.best_epoch, record.val_accuracy, record.test_accuracy) == (2, 0.85, 0.82)
+
+
+def test_a_training_that_was_resumed_after_its_end_keeps_its_later_epochs(tmp_path: Path) -> None:
+    log = [
+        {"epoch": 1.0, "loss": 1.0},
+        {"epoch": 1.0, "eval_accuracy": 0.5},
+        {"epoch": 1.0, "train_runtime": 3.0},
+        {"epoch": 2.0, "loss": 0.5},
+        {"epoch": 2.0, "eval_accuracy": 0.6},
+    ]
+    (tmp_path / "state.json").write_text(json.dumps({"log_history": log}))
+    assert [e.val_accuracy for e in from_trainer_state(tmp_path / "state.json", "hf").history] == [0.5, 0.6]
+
+
+@pytest.mark.parametrize("name", ["Group: resnet", "backbone: resnet"])
+def test_the_mean_of_a_group_of_runs_is_refused(tmp_path: Path, name: str) -> None:
+    columns = [f"{name} - val_accuracy", f"{name} - val_accuracy__MIN", f"{name} - val_accuracy__MAX"]
+    lines = [",".join(["Step", *columns]), "1,0.5,0.4,0.6", "2,0.6,0.5,0.7"]
+    (tmp_path / "chart.csv").write_text("\n".join(lines))
+    with pytest.raises(UsageError, match="mean of a group of runs"):
+        from_wandb(tmp_path / "chart.csv", "x")
+
+
+def test_predictions_with_other_separators_and_encodings(tmp_path: Path) -> None:
+    rows = ["path,true,predicted", "a.jpg,Käfer,Käfer", "b.jpg,fox,Käfer"]
+    for number, (mark, encoding) in enumerate([(",", "utf-8"), (";", "utf-8-sig"), ("\t", "utf-16")]):
+        file = tmp_path / f"{number}.csv"
+        file.write_bytes("\r\n".join(row.replace(",", mark) for row in rows).encode(encoding))
+        predictions = read_predictions(file)
+        assert predictions.classes == ("Käfer", "fox") and predictions.correct.tolist() == [True, False]
+    (tmp_path / "latin.csv").write_bytes("\n".join(rows).encode("latin-1"))
+    with pytest.raises(RecordError, match="not UTF-8") as caught:
+        read_predictions(tmp_path / "latin.csv")
+    assert "save it as UTF-8" in caught.value.hint
+
+
+def test_a_record_cannot_show_what_is_in_another_file(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("root:x:0:0\npassword=hunter2\n")
+    (tmp_path / "r").mkdir()
+    with pytest.raises(RecordError) as caught:
+        read_predictions(tmp_path / "r" / ".." / "secret")
+    assert "x:0:0" not in str(caught.value) and "hunter2" not in str(caught.value) + caught.value.hint
