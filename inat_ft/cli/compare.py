@@ -81,8 +81,8 @@ def _show(found: "Comparison") -> None:
     )
     settings = differing_settings([entry.record for entry in found.entries])
     if settings:
-        rows = [(key, *values) for key, values in settings.items()]
-        render.table("settings that differ", ("setting", *(entry.name for entry in found.entries)), rows)
+        changed = [(key, *values) for key, values in settings.items()]
+        render.table("settings that differ", ("setting", *(entry.name for entry in found.entries)), changed)
     rows = [_row(entry, pairs.get(entry.name)) for entry in found.entries]
     render.table("", columns, rows, right=costs, drop=("images/s", "memory", "looks", "epochs", "time", "trained"))
     flips = [
