@@ -50,7 +50,11 @@ def split(
         Literal["drop", "keep", "error"], typer.Option(help="Training images that are copies of test images.")
     ] = "drop",
     near: Annotated[
-        bool, typer.Option("--near/--no-near", help="Look for near copies too: resized, saved again.")
+        bool,
+        typer.Option(
+            "--near/--no-near",
+            help="Search for near duplicates: resized or recompressed. Crops, rotations and mirror images are not found.",
+        ),
     ] = True,
     classes_from: Annotated[
         Literal["kingdom", "phylum", "class", "order", "family", "genus", "species"] | None,
@@ -202,6 +206,11 @@ def _show(manifest: "Manifest", findings: "Findings", written: bool, by_default:
     more = f"{printable(most)} has {ratio:.2f} times the training images of {printable(least)}{advice}"
     render.result(f"imbalance: {more if ratio > 1 else 'none, every class has as many training images'}")
     _show_copies(manifest, findings)
+    if manifest.made["near_copies"]:
+        render.remark(
+            "near copies: resized, recompressed, greyscale and slightly brighter copies are searched for; most copies that are "
+            "cropped, rotated, mirrored or much brighter are not found"
+        )
     kinds: dict[str, list[str]] = defaultdict(list)
     for left in manifest.left_out:
         kinds[left.text.partition(": ")[0]].append(left.path)

@@ -12,7 +12,7 @@ import time
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits, load_sample_images
 
@@ -43,14 +43,34 @@ def crops(rng, count, size):
         yield photo.crop((x, y, x + size, y + size))
 
 
+WAYS = (
+    *("quality 90", "quality 70", "quality 50", "half size", "10 % brighter", "15 % brighter"),
+    *("greyscale", "cropped by 2 %", "cropped by 5 %", "mirrored", "rotated by 2 degrees"),
+)
+
+
 def again(picture, way):
-    if way == "brighter":
-        return ImageEnhance.Brightness(picture).enhance(1.1)
+    changed = {
+        "10 % brighter": lambda: ImageEnhance.Brightness(picture).enhance(1.1),
+        "15 % brighter": lambda: ImageEnhance.Brightness(picture).enhance(1.15),
+        "greyscale": lambda: picture.convert("L").convert("RGB"),
+        "cropped by 2 %": lambda: cropped(picture, 0.02),
+        "cropped by 5 %": lambda: cropped(picture, 0.05),
+        "mirrored": lambda: ImageOps.mirror(picture),
+        "rotated by 2 degrees": lambda: picture.rotate(2, Image.Resampling.BICUBIC),
+    }
+    if way in changed:
+        return changed[way]()
     if way == "half size":
         return picture.resize((picture.width // 2, picture.height // 2))
     data = BytesIO()
     picture.save(data, "JPEG", quality=int(way.split()[-1]))
     return Image.open(data).convert("RGB")
+
+
+def cropped(picture, fraction):
+    x, y = (round(side * fraction / 2) for side in picture.size)
+    return picture.crop((x, y, picture.width - x, picture.height - y))
 
 
 def textures(rng, count):
@@ -85,7 +105,7 @@ def main(quick: bool) -> None:
     copies, merged_share, seconds = {}, {}, {}
     originals = list(crops(rng, 40 if quick else 200, 256))
     print(f"{'copies of photographs':32} {'found':>14}")
-    for way in ("quality 90", "quality 70", "quality 50", "half size", "brighter"):
+    for way in WAYS:
         count = len(originals)
         pairs = near_copies(looks(originals + [again(picture, way) for picture in originals]))
         found = sum((pairs == [place, place + count]).all(1).any() for place in range(count))

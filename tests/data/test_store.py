@@ -177,6 +177,4 @@ store(Path({str(tmp_path)!r})).ensure(HASHES, stuck, lambda done, total: None)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "holding\n"
         process.kill()
-    started = time.monotonic()
     assert store(tmp_path).ensure(HASHES, make, silent) == 39
-    assert time.monotonic() - started < 30
