@@ -6,6 +6,8 @@
       DataError                 images, folders, manifests
       WeightsError              pretrained weights or saved models
       RecordError               records and predictions read back
+      StorageError              a full disk or a folder that cannot be written
+      BusyError                 another process works on the same run
       PluginError               a strategy or backbone that another package brings
 
 Anything else that is raised is a fault of this program.
@@ -46,6 +48,14 @@ class WeightsError(InatFtError):
 
 class RecordError(InatFtError):
     """A record or a predictions file cannot be used."""
+
+
+class StorageError(InatFtError):
+    """A file cannot be written: the disk is full, or the folder is read-only."""
+
+
+class BusyError(InatFtError):
+    """Another process is working on the same run."""
 
 
 class PluginError(InatFtError):

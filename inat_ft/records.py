@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inat_ft.config import explain
-from inat_ft.errors import InatFtError, RecordError, UsageError
+from inat_ft.errors import InatFtError, RecordError, StorageError, UsageError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SCHEMA_VERSION = 1
@@ -252,7 +252,7 @@ def replacing(file: Path) -> Iterator[Path]:
         if cause is None:
             raise
         advice = "free some space, or name another folder" if is_full(cause) else "name a folder that can be written"
-        raise InatFtError(f"cannot write {file}: {cause.strerror or cause}", advice) from error
+        raise StorageError(f"cannot write {file}: {cause.strerror or cause}", advice) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from inat_ft.config import RunConfig, TrackConfig
 from inat_ft.crash import write_crash
@@ -31,8 +30,9 @@ from inat_ft.engine.fit import Training, fit
 from inat_ft.engine.lr_range import LrRange, range_test
 from inat_ft.engine.ranks import Ranks, share_layers
 from inat_ft.engine.stopping import EarlyStop
-from inat_ft.errors import UsageError
+from inat_ft.errors import BusyError, InatFtError, UsageError
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
+from inat_ft.locks import FileLock, Timeout
 from inat_ft.models.weights import save_model
 from inat_ft.records import Epoch, Parameters, RunRecord, SplitInfo, read_record, write_record, write_text
 from inat_ft.registry import STRATEGIES, blamed
@@ -159,7 +159,12 @@ def _claimed(directory: Path, ranks: Ranks) -> Iterator[Path]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UsageError(f"another process is training {directory} right now") from None
+        raise BusyError(f"another process is training {directory} right now", "wait until it has finished") from None
+    except InatFtError:
+        with suppress(OSError):  # a directory that was made for this run is empty: nothing stays behind
+            (directory / ".lock").unlink(missing_ok=True)
+            directory.rmdir()
+        raise
     try:
         yield directory
     finally:

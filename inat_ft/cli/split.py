@@ -208,8 +208,8 @@ def _show(manifest: "Manifest", findings: "Findings", written: bool, by_default:
     _show_copies(manifest, findings)
     if manifest.made["near_copies"]:
         render.remark(
-            "near copies: resized, recompressed, greyscale and slightly brighter copies are searched for; most copies that are "
-            "cropped, rotated, mirrored or much brighter are not found"
+            "near copies: resized, recompressed, greyscale and slightly brighter copies are searched for; most copies "
+            "that are cropped, rotated, mirrored or much brighter are not found"
         )
     kinds: dict[str, list[str]] = defaultdict(list)
     for left in manifest.left_out:

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from inat_ft.errors import DataError, UsageError
+from inat_ft.locks import FileLock, Timeout
 
 
 @contextmanager

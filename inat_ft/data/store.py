@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from inat_ft.data.wording import size_text
 from inat_ft.errors import DataError
+from inat_ft.locks import FileLock
 from inat_ft.records import is_full, write_text
 
 _DIGEST = 32

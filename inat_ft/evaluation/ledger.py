@@ -7,9 +7,8 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock
-
 from inat_ft.errors import InatFtError
+from inat_ft.locks import FileLock
 
 
 def ledger_file(manifest: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,18 @@ def create(
     folder = sweeps / id
     if (folder / "sweep.json").exists():
         raise UsageError(f"the sweep {folder} exists already", f"go on with it: inat-ft sweep run {id}")
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _make_study(spec, folder, id, seed, storage, wandb)
+    except BaseException:
+        if new:  # nothing half-made stays behind
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return open_sweep(id, sweeps, storage)
+
+
+def _make_study(spec: SweepSpec, folder: Path, id: str, seed: int, storage: str | None, wandb: str | None) -> None:
     backend, _ = open_storage(storage, folder, id)
     _hush()
     try:
@@ -43,7 +55,6 @@ def create(
     write_text(folder / "sweep.yaml", dump_yaml(spec.to_wandb()))
     about = {"id": id, "storage": without_password(storage) if storage else None, "wandb": wandb}
     write_text(folder / "sweep.json", json.dumps(about, indent=2) + "\n")
-    return open_sweep(id, sweeps, storage)
 
 
 def open_sweep(id: str, sweeps: Path, storage: str | None = None) -> Sweep:

@@ -37,6 +37,9 @@ _REFUSED = {
 }
 """W&B's further distributions, and why they are none here."""
 _MIDDLE = 0.37
+_LARGEST = 1e15
+"""Bounds beyond it are no longer exact as floating-point numbers."""
+_LARGEST_EXPONENT = 700.0
 
 
 class Part(BaseModel):
@@ -69,9 +72,7 @@ class Parameter(Part):
         for key in ("probabilities", "mu", "sigma"):
             if key in raw:
                 raise ValueError(f"'{key}' is not supported here: all values are equally likely before any is tried")
-        for value in raw["values"] if isinstance(raw.get("values"), list) else ():
-            if not isinstance(value, bool | int | float | str | None):
-                raise ValueError(f"values: a value is a number, a word, true, false or null (got {value!r})")
+        _check_values(raw.get("values"))
         for key in ("min", "max"):
             if not isinstance(raw.get(key), int | float | None) or isinstance(raw.get(key), bool):
                 raise ValueError(f"{key} must be a number (got {raw[key]!r})")
@@ -85,10 +86,18 @@ class Parameter(Part):
             raise ValueError("needs one of: value; values; min and max")
         if ranged:
             assert self.min is not None and self.max is not None
+            if max(abs(self.min), abs(self.max)) > _LARGEST or not (
+                math.isfinite(self.min) and math.isfinite(self.max)
+            ):
+                raise ValueError(
+                    f"min and max must be numbers up to {_LARGEST:g} (got {_short(self.min)}, {_short(self.max)})"
+                )
             if not self.min < self.max:
                 raise ValueError(f"min must be below max (got {self.min} and {self.max})")
             if self.kind.startswith(("log_uniform_values", "q_log")) and self.min <= 0:
                 raise ValueError(f"min must be above 0 for {self.kind} (got {self.min})")
+            if self.kind == "log_uniform":
+                _check_exponents(self.min, self.max)
             if self.kind == "int_uniform" and not (float(self.min).is_integer() and float(self.max).is_integer()):
                 raise ValueError(f"int_uniform takes whole numbers (got {self.min} and {self.max})")
         if self.q is not None and not self.kind.startswith("q_"):
@@ -113,7 +122,7 @@ class Parameter(Part):
         if self.kind == "constant":
             return [self.value]
         if self.values is not None:
-            return [value for place, value in enumerate(self.values) if value not in self.values[:place]]
+            return _distinct(self.values)
         low, high = self._bounds()
         step = (self.q or 1.0) if self.kind.startswith("q_") else 1.0
         if self.kind.startswith(("q_", "int_")) and (high - low) / step < MAX_POINTS:
@@ -154,3 +163,39 @@ class Parameter(Part):
         """Without what floating point adds; whole numbers as such where every value is one."""
         value = round(value, 12)
         return int(value) if value.is_integer() and float(self.q or 1.0).is_integer() else value
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    """Return each value once, in order. 1 and 1.0 are equal; true and 1 are as well, as in Python."""
+    return list(dict.fromkeys(values))
+
+
+def _check_exponents(low: float, high: float) -> None:
+    """Raise ValueError for bounds of `log_uniform` that are values: as in W&B, they are exponents of e."""
+    if max(abs(low), abs(high)) > _LARGEST_EXPONENT:
+        raise ValueError(
+            f"the bounds of log_uniform are exponents: exp({low:g}) to exp({high:g}) is out of range; "
+            "for bounds that are values use log_uniform_values"
+        )
+    if low > 0 and high <= 1:
+        meant = f"{math.exp(low):.4g} to {math.exp(high):.4g}"
+        raise ValueError(
+            f"the bounds of log_uniform are exponents: {low:g} and {high:g} mean {meant}; "
+            "for bounds that are values use log_uniform_values"
+        )
+
+
+def _short(number: float) -> str:
+    text = str(number)
+    return text if len(text) <= 20 else f"{text[:8]}... of {len(text)} characters"
+
+
+def _check_values(values: Any) -> None:
+    """Raise ValueError for a list of too many values, or of values that are no scalars; other types are pydantic's."""
+    if not isinstance(values, list):
+        return
+    if len(values) > MAX_POINTS:
+        raise ValueError(f"values: at most {MAX_POINTS:,} values (got {len(values):,}); use min and max for a range")
+    for value in values:
+        if not isinstance(value, bool | int | float | str | None):
+            raise ValueError(f"values: a value is a number, a word, true, false or null (got {value!r})")

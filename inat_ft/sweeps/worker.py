@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inat_ft.errors import ConfigError, DataError, InatFtError, PluginError, UsageError, WeightsError
+from inat_ft.errors import (
+    BusyError,
+    ConfigError,
+    DataError,
+    InatFtError,
+    PluginError,
+    StorageError,
+    UsageError,
+    WeightsError,
+)
 from inat_ft.settings import Override, load_config
 from inat_ft.sweeps.local import Claimed, Sweep, short
 
@@ -80,12 +89,15 @@ def _run(sweep: Sweep, objective: Objective, claimed: Claimed, say: Say) -> None
         if not math.isfinite(value):
             raise InatFtError(f"{sweep.spec.metric.name} is {value}")
     except BaseException as error:
-        for_all = isinstance(error, UsageError | DataError | WeightsError | PluginError) and not sweep.best()
-        if for_all and not isinstance(error, ConfigError):
-            sweep.put_back(claimed, f"could not start: {why(error)}")
-            raise
+        if isinstance(error, BusyError):
+            sweep.put_back(claimed, why(error))
+            time.sleep(_POLL_S)
+            return
         if not isinstance(error, Exception):
             sweep.put_back(claimed, "by its user")
+            raise
+        if _concerns_every_trial(error, not sweep.best()):
+            sweep.put_back(claimed, f"could not run: {why(error)}")
             raise
         reason = why(error)
         sweep.fail(claimed, reason, for_good=isinstance(error, UsageError))
@@ -94,6 +106,18 @@ def _run(sweep: Sweep, objective: Objective, claimed: Claimed, say: Say) -> None
         sweep.finish(claimed, value, pruned)
         ended = " (pruned)" if pruned else ""
         say(f"{shown}: {sweep.spec.metric.name} {value:.4f}{ended}, {time.perf_counter() - started:.1f} s")
+
+
+def _concerns_every_trial(error: Exception, is_first: bool) -> bool:
+    """Return whether a failure is one of the machine or the data, which any other trial would meet as well.
+
+    is_first: no trial has succeeded yet, so that missing weights or a broken plugin are not a matter of the point either.
+    """
+    if isinstance(error, StorageError | DataError | OSError):
+        return True
+    return (
+        is_first and isinstance(error, UsageError | WeightsError | PluginError) and not isinstance(error, ConfigError)
+    )
 
 
 def why(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import yaml
 from tests.conftest import make_images
 
 EXACT = ("--image-size", 32, "--epochs", 1, "--precision", "fp32")
-CNN = ("--backbone", "cnn", "--set", "model.filters=8")
+CNN = ("--backbone", "cnn", "--set", "model.filters=16")
 
 
 def test_every_command_works_in_a_process_of_its_own(cli, tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_every_command_works_in_a_process_of_its_own(cli, tmp_path: Path) -> Non
     Path("sweep.yaml").write_text(
         yaml.safe_dump({"method": "grid", "parameters": {"lr": {"values": [1e-2, 1e-3]}, "epochs": {"value": 1}}})
     )
-    small = ("--set", "model.backbone=cnn", "--set", "model.filters=8", "--set", "data.image_size=32")
+    small = ("--set", "model.backbone=cnn", "--set", "model.filters=16", "--set", "data.image_size=32")
     resnet = ("--backbone", "resnet18", "--weights", "none")
     for words in (
         ("split", "photos", "--test-fraction", "0.25"),
