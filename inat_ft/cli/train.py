@@ -60,7 +60,7 @@ def train(
     ] = None,
     resize: Annotated[
         str | None,
-        _flag("--resize", "squash (whole image), crop (centre) or pad (keep proportions). Default: squash", _DATA),
+        _flag("--resize", "squash (whole image), crop (centre) or pad (keep proportions). [default: squash]", _DATA),
     ] = None,
     augment: Annotated[
         str | None, _flag("--augment", "none, flip, or standard (crop, flip, colours). [default: none]", _DATA)

@@ -52,7 +52,8 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 def left(folder: str) -> list[str]:
-    return sorted(path.name for path in Path(folder).iterdir() if not path.name.endswith(".lock"))
+    inside = Path(folder).iterdir() if Path(folder).is_dir() else ()
+    return sorted(path.name for path in inside if not path.name.endswith(".lock"))
 
 
 def test_inat12k_is_fetched_unpacked_and_then_left_alone(server: Server, cli) -> None:

@@ -25,7 +25,7 @@ def test_split_train_eval_compare(cli, tmp_path: Path) -> None:
     evaluated = cli("eval", "runs/part-a", "--json")
     assert evaluated.code == 0, evaluated.err
     assert evaluated.json["num_images"] == 15 and evaluated.json["look"] == 1
-    assert cli("eval", "runs/part-b/record.json").out.count("look number 2") == 1
+    assert cli("eval", "runs/part-b/record.json").out.count("test set evaluated 2 times") == 1
     with Path("runs/part-a/predictions-test.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 15 and set(rows[0]) == {
