@@ -4,14 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint benchmarks clean
+.PHONY: demo test test-slow lint benchmarks clean
 
 demo: $(READY)
 	rm -rf inat-ft-demo
 	$(BIN)/inat-ft demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m "not slow"
+
+# Several processes, killed processes, every network and strategy: what takes minutes.
+test-slow: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

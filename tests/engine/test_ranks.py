@@ -18,6 +18,8 @@ from torchvision.models import resnet18
 from inat_ft.engine.ranks import Ranks, Rows, share_layers
 from inat_ft.models.net import make_net
 
+pytestmark = pytest.mark.slow
+
 WORDS = "--backbone resnet18 --weights none --image-size 32 --batch-size 12 --precision fp32 --optimizer sgd --lr 1e-3"
 
 

@@ -8,6 +8,8 @@ import yaml
 
 from tests.conftest import make_images
 
+pytestmark = pytest.mark.slow
+
 EXACT = ("--image-size", 32, "--epochs", 1, "--precision", "fp32")
 CNN = ("--backbone", "cnn", "--set", "model.filters=16")
 

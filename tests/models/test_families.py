@@ -25,6 +25,8 @@ from inat_ft.models.net import Net
 from inat_ft.settings import load_config
 from tests.models.families import NAMES, examine, line, no_memory
 
+pytestmark = pytest.mark.slow
+
 CPU = Compute(torch.device("cpu"), "fp32", forced=True)
 SIZES = {"alexnet": 64, "inception_v3": 80, "maxvit_t": 224}
 QUICK = (

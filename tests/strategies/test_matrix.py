@@ -24,6 +24,8 @@ from inat_ft.strategies import Strategy
 from inat_ft.testing import write_images
 from tests.strategies.small import FAMILIES, SIZE, classifier, small_net
 
+pytestmark = pytest.mark.slow
+
 NAMES = [name for name, claims in plugins(STRATEGIES).items() if claims[0].package == "inat-ft"]
 NO_BATCH_NORM = {
     *("squeezenet1_1", "convnext", "vit", "swin", "swin_v2", "timm:vit", "timm:beit", "timm:beit2"),
