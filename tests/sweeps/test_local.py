@@ -172,7 +172,7 @@ def test_missing_data_ends_the_first_trial_and_costs_nothing(tmp_path: Path) -> 
 
     with pytest.raises(DataError, match="no images"):
         work(sweep, objective, say=quiet)
-    assert [(trial.state, trial.reason) for trial in sweep.trials()] == [("interrupted", "could not start: no images")]
+    assert [(trial.state, trial.reason) for trial in sweep.trials()] == [("interrupted", "could not run: no images")]
     assert work(sweep, accuracy, say=quiet)[0] == "finished"
     assert [trial.state for trial in sweep.trials()] == ["complete"] * 6
 
