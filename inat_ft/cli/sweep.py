@@ -1,5 +1,6 @@
 """`inat-ft sweep`: many trainings from one file, on this machine, on many, or through W&B."""
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -140,8 +141,9 @@ def run(
         _pin_split(sweep)
     if workers > 1:
         places = ["--sweeps-dir", str(sweeps_dir), *(["--cache-dir", str(cache_dir)] if cache_dir else [])]
-        stored = ["--storage", storage] if storage else []
-        code = run_workers([sweep.wandb or sweep.id, *places, *stored], workers, count)
+        if storage:  # in the environment: command lines are visible to everyone on the machine
+            os.environ["INAT_FT_SWEEP_STORAGE"] = storage
+        code = run_workers([sweep.wandb or sweep.id, *places], workers, count)
         state, why = sweep.state()
         if code and state not in ("finished", "failed"):
             raise typer.Exit(code)

@@ -148,16 +148,20 @@ def driver_url(url: str) -> str:
         return f"postgresql+psycopg://{rest}"
     why = ": SQLite lets two workers run the same trial" if scheme.startswith("sqlite") else ""
     raise UsageError(
-        f"--storage {url.partition('@')[2] or url}: not an address of a PostgreSQL database{why}",
+        f"--storage {without_password(url)}: not an address of a PostgreSQL database{why}",
         "leave it out for one machine, or: --storage postgresql://user@host/database",
     )
 
 
 def without_password(url: str) -> str:
-    """The address as it may be written to a file."""
-    scheme, _, rest = url.partition("://")
-    login, at, place = rest.rpartition("@")
-    return f"{scheme}://{login.partition(':')[0]}{at}{place}"
+    """Return the address as it may be written to a file or shown: without passwords in the login and in the query."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return f"{url.partition(':')[0]}:..." if ":" in url else url
+    place, question, query = rest.partition("?") if "@" not in rest.partition("?")[2] else (rest, "", "")
+    login, at, host = place.rpartition("@")
+    kept = [part for part in query.split("&") if part and "password" not in part.partition("=")[0].lower()]
+    return f"{scheme}://{login.partition(':')[0]}{at}{host}{question if kept else ''}{'&'.join(kept)}"
 
 
 def _postgres(url: str) -> BaseStorage:

@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -135,14 +134,12 @@ def test_a_key_that_wandb_login_wrote_is_found(at, tmp_path: Path) -> None:
         require_server()
 
 
-def test_a_server_that_is_down_or_mute_is_named_within_five_seconds(at) -> None:
+def test_a_server_that_is_down_or_mute_is_named(at) -> None:
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
         for url in ("http://127.0.0.1:9", f"http://127.0.0.1:{mute.getsockname()[1]}"):
             at(url)
-            started = time.monotonic()
             with pytest.raises(InatFtError, match="cannot be reached") as caught:
                 require_server()
-            assert time.monotonic() - started < 5
             assert "--wandb offline" in caught.value.hint
