@@ -143,3 +143,28 @@ def test_a_server_that_is_down_or_mute_is_named(at) -> None:
             with pytest.raises(InatFtError, match="cannot be reached") as caught:
                 require_server()
             assert "--wandb offline" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("configured", "variable", "expected"),
+    [
+        ("online", "offline", "offline"),
+        ("online", "dryrun", "offline"),
+        ("online", "disabled", None),
+        ("offline", "online", "offline"),
+        ("offline", "disabled", None),
+        ("offline", "", "offline"),
+        ("off", "online", None),
+    ],
+)
+def test_the_variable_decides_how_a_run_is_logged(monkeypatch, configured: str, variable: str, expected) -> None:
+    monkeypatch.setenv("WANDB_MODE", variable)
+    tracker = tracker_for(TrackConfig(wandb=configured))
+    assert isinstance(tracker, NoTracker) if expected is None else tracker.config.wandb == expected
+
+
+def test_an_unknown_mode_is_refused_before_a_run_folder_is_made(invoke, manifest_file: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "bogus")
+    words = ("--split", manifest_file, "--backbone", "cnn", "--image-size", 32, "--set", "model.filters=16")
+    ran = invoke("train", *words, "--epochs", 1, "--wandb", "online")
+    assert ran.code == 2 and "WANDB_MODE=bogus is unknown" in ran.err and not Path("runs").exists()
