@@ -106,7 +106,8 @@ def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: 
             raise InatFtError(
                 f"W&B gives out no more trials of {sweep.wandb}: {message}",
                 f"{len(done)} {'run is' if len(done) == 1 else 'runs are'} complete and kept in {sweep.runs}; "
-                f"send what W&B missed with `wandb sync`, then: inat-ft sweep run {sweep.id}",
+                f"send what W&B missed: wandb sync --include-online {sweep.runs}/*/wandb/run-*\n"
+                f"then: inat-ft sweep run {sweep.id}",
             ) from error
     return "waiting", f"{len(done)} {'run is' if len(done) == 1 else 'runs are'} done, as asked"
 

@@ -6,6 +6,7 @@ import json
 import netrc
 import os
 import re
+import shlex
 import sys
 import urllib.error
 import urllib.request
@@ -69,14 +70,18 @@ class WandbTracker:
         with redirect_stdout(sys.stderr):
             self._safely(lambda: self.run.finish(exit_code=0 if record else 1))
         return (
-            f"W&B's record is in {self._kept}; send it: wandb sync {self._kept}"
-            if self.config.wandb == "offline"
-            else ""
+            f"W&B's record is in {self._kept}; send it: {self._sync_command}" if self.config.wandb == "offline" else ""
         )
 
     @property
     def _kept(self) -> Path:
         return Path(self.run.dir).parent
+
+    @property
+    def _sync_command(self) -> str:
+        """The command that sends what the server lacks; by itself, `wandb sync` skips runs that began online."""
+        option = "" if self.config.wandb == "offline" else "--include-online "
+        return f"wandb sync {option}{shlex.quote(str(self._kept))}"
 
     def _summarise(self, record: RunRecord) -> None:
         import wandb
@@ -93,7 +98,7 @@ class WandbTracker:
         except Exception as error:
             if type(error) is Exception:  # so the agent of a sweep ends a trial: W&B throws it into this thread
                 raise
-            print(f"warning: W&B did not take it ({error}); send it later: wandb sync {self._kept}", file=sys.stderr)
+            print(f"warning: W&B did not take it ({error}); send it later: {self._sync_command}", file=sys.stderr)
 
 
 def patience() -> dict[str, Any]:
