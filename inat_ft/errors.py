@@ -57,6 +57,8 @@ class StorageError(InatFtError):
 class BusyError(InatFtError):
     """Another process is working on the same run."""
 
+    exit_code = 2
+
 
 class PluginError(InatFtError):
     """A plugin cannot be loaded or breaks its contract."""
