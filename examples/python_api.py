@@ -9,33 +9,35 @@ import sys
 from pathlib import Path
 
 from inat_ft.data.manifest import write_manifest
-from inat_ft.data.scan import scan
-from inat_ft.data.sources import find_files
+from inat_ft.data.sources.find import find_images
 from inat_ft.data.split import Options, make_manifest
 from inat_ft.evaluation.compare import compare
 from inat_ft.evaluation.evaluate import evaluate_run
+from inat_ft.images.scan import scan
 from inat_ft.settings import load_config, parse_override
-from inat_ft.training import Listener, Places, train
+from inat_ft.training import Directories, TrainCallbacks, train
 
 
 def main(data: Path, settings: list[str]) -> None:
-    files = find_files(data)
+    files = find_images(data)
     scanned = scan(files.root, files.paths, 10**8, workers=2, near=True, tick=lambda done, total: None)
     options = Options(test_fraction=0.0 if "test" in files.subsets else 0.2)
     manifest, findings = make_manifest(files, scanned, options, Path("splits/example.csv"), [""] * len(files.paths))
     write_manifest(manifest, force=True)
     print(f"{len(manifest.paths)} images, {len(findings.exact_groups)} groups of equal files")
 
-    places = Places(runs=Path("runs"), cache=Path("cache"))
-    listener = Listener(on_epoch=lambda epoch: print(f"  epoch {epoch.epoch}: {epoch.val_accuracy:.3f} on validation"))
+    directories = Directories(runs=Path("runs"), cache=Path("cache"))
+    callbacks = TrainCallbacks(
+        on_epoch=lambda epoch: print(f"  epoch {epoch.epoch}: {epoch.val_accuracy:.3f} on validation")
+    )
     runs = []
     for mode in ("head", "partial"):
         print(mode)
         overrides = [("data.split", str(manifest.path)), ("strategy.name", mode), *map(parse_override, settings)]
-        _, directory = train(load_config(None, overrides), places, listener)
+        _, directory = train(load_config(None, overrides), directories, callbacks)
         evaluate_run(directory, "test")
         runs.append(directory)
-    print(compare(runs).sentence)
+    print(compare(runs).summary)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from inat_ft.errors import ConfigError, PluginError, did_you_mean
-from inat_ft.registry import BACKBONES, STRATEGIES, Plugin, find, plugins
+from inat_ft.registry import BACKBONES, STRATEGIES, Plugin, get, plugins
 
 
 class Section(BaseModel):
@@ -21,7 +21,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class OpenSection(Section):
+class PluginSection(Section):
     """A section whose further keys belong to a plugin, which validates them."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
@@ -58,7 +58,7 @@ class DataConfig(Section):
     """What to do when image files changed since the split."""
 
 
-class ModelConfig(OpenSection):
+class ModelConfig(PluginSection):
     """The network; further keys are the backbone's own options (`inat-ft train --backbone NAME --show-config`)."""
 
     backbone: str = "resnet50"
@@ -69,7 +69,7 @@ class ModelConfig(OpenSection):
     """Share of the features dropped before the last layer."""
 
 
-class StrategyConfig(OpenSection):
+class StrategyConfig(PluginSection):
     """What learns; further keys are the strategy's own options (`inat-ft strategies NAME`)."""
 
     name: str = "head"
@@ -236,28 +236,28 @@ def _family(name: str) -> tuple[str, str | None]:
     if colon:
         return family, variant
     claims = plugins(BACKBONES).get(name, [])
-    others_alone = claims and not any(plugin.is_ours for plugin in claims)
+    others_alone = claims and not any(plugin.is_builtin for plugin in claims)
     if not claims or (others_alone and backbone_class("torchvision").stands_for(name)):
         return "torchvision", name
     return name, None
 
 
-def shadowed(config: RunConfig) -> list[Plugin]:
+def shadowed_plugins(config: RunConfig) -> list[Plugin]:
     """The plugins of other packages that claim the name of the run's backbone or strategy, and are not used."""
-    used = find(BACKBONES, _family(config.model.backbone)[0]), find(STRATEGIES, config.strategy.name)
+    used = get(BACKBONES, _family(config.model.backbone)[0]), get(STRATEGIES, config.strategy.name)
     claims = plugins(BACKBONES).get(config.model.backbone, []) + plugins(STRATEGIES).get(config.strategy.name, [])
     return [plugin for plugin in claims if plugin not in used]
 
 
 def backbone_class(name: str) -> type[Any]:
     """The plugin class of a backbone's name. Raises ConfigError when unknown, PluginError when broken."""
-    return section_class(find(BACKBONES, _family(name)[0]))
+    return load_section_class(get(BACKBONES, _family(name)[0]))
 
 
 def build_backbone(section: ModelConfig) -> Any:
     """The backbone of a model section, holding its options. Raises ConfigError or PluginError."""
     family, variant = _family(section.backbone)
-    plugin = section_class(find(BACKBONES, family))
+    plugin = load_section_class(get(BACKBONES, family))
     if not variant and "variant" in plugin.model_fields:
         raise ConfigError(f"backbone '{family}' stands for many", f"name one of them: --backbone {family}:NAME")
     options = section.options if variant is None else {**section.options, "variant": variant}
@@ -267,11 +267,11 @@ def build_backbone(section: ModelConfig) -> Any:
 def build_strategy(section: StrategyConfig) -> Any:
     """The strategy of a strategy section, holding its options. Raises ConfigError or PluginError."""
     return _build(
-        section_class(find(STRATEGIES, section.name)), section.options, "strategy", StrategyConfig, section.name
+        load_section_class(get(STRATEGIES, section.name)), section.options, "strategy", StrategyConfig, section.name
     )
 
 
-def section_class(plugin: Plugin) -> type[Section]:
+def load_section_class(plugin: Plugin) -> type[Section]:
     """The class of a plugin. Raises PluginError when it cannot be imported or is not what its group asks for."""
     loaded = plugin.load()
     if not issubclass(loaded, Section):
@@ -291,10 +291,10 @@ def _build(plugin: type[Section], options: dict[str, Any], where: str, section: 
     try:
         return plugin(**options)
     except ValidationError as error:
-        raise explain(error, plugin, where, tuple(section.model_fields), f"'{name}'") from None
+        raise format_validation_error(error, plugin, where, tuple(section.model_fields), f"'{name}'") from None
 
 
-def explain(
+def format_validation_error(
     error: ValidationError, model: type[BaseModel], where: str = "", also: tuple[str, ...] = (), owner: str = "it"
 ) -> ConfigError:
     """Pydantic's findings as one ConfigError: each with its key, its value and the nearest right one.
@@ -304,7 +304,7 @@ def explain(
     lines = []
     for finding in error.errors():
         *sections, key = [str(part) for part in finding["loc"]] or [""]
-        dotted = ".".join(part for part in (where, *sections, key) if part)
+        expand_key = ".".join(part for part in (where, *sections, key) if part)
         got = finding["input"]
         if finding["type"] == "extra_forbidden":
             home = ".".join(part for part in (where, *sections) if part)
@@ -315,13 +315,13 @@ def explain(
         elif finding["type"] == "literal_error":
             choices = tuple(word.strip("'") for word in re.findall(r"'[^']*'", finding["ctx"]["expected"]))
             near = did_you_mean(str(got), choices)
-            lines.append(f"{dotted}: {got!r} is not one of {', '.join(choices)}{near}")
+            lines.append(f"{expand_key}: {got!r} is not one of {', '.join(choices)}{near}")
         elif finding["type"] == "missing":
-            lines.append(f"{dotted}: field required")
+            lines.append(f"{expand_key}: field required")
         elif finding["type"] == "value_error":
             lines.append(f"{finding['ctx']['error']}")
         else:
-            lines.append(f"{dotted}: {finding['msg'][0].lower()}{finding['msg'][1:]} (got {got!r})")
+            lines.append(f"{expand_key}: {finding['msg'][0].lower()}{finding['msg'][1:]} (got {got!r})")
     return ConfigError("\n".join(lines), "every key: inat-ft train --show-config")
 
 

@@ -15,17 +15,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from inat_ft.config import explain
+from inat_ft.config import format_validation_error
 from inat_ft.errors import InatFtError, RecordError, StorageError, UsageError
 
-Share = Annotated[float, Field(ge=0, le=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
 SCHEMA_VERSION = 1
 
 
 _FileName = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 
 
-class _Part(BaseModel):
+class _RecordModel(BaseModel):
     """Part of a record: frozen; unknown keys are kept, since other code bases write what they like."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, strict=False)
@@ -40,18 +40,18 @@ class Advice(StrEnum):
     """The training loss was still falling in the last epoch."""
 
 
-class Epoch(_Part):
+class Epoch(_RecordModel):
     """What one pass over the training images came to. The history may come from other tools, so only `epoch` is a must."""
 
     epoch: Annotated[int, Field(ge=1)]
     """Counted from 1."""
     train_loss: float | None = None
     """Mean over the training images, in nats, while learning."""
-    train_accuracy: Share | None = None
+    train_accuracy: UnitInterval | None = None
     """Share of training images that were right while learning."""
     val_loss: float | None = None
     """Mean over the validation images, in nats; null where it is not finite."""
-    val_accuracy: Share | None = None
+    val_accuracy: UnitInterval | None = None
     """Share of validation images that are right after the epoch."""
     lr: float | None = None
     """Learning rate of the last step."""
@@ -59,7 +59,7 @@ class Epoch(_Part):
     """Wall time, validation included."""
 
 
-class Metric(_Part):
+class Metric(_RecordModel):
     """A figure with its 95 % interval."""
 
     value: float
@@ -69,7 +69,7 @@ class Metric(_Part):
     """How the interval was found: wilson, exact, Gaffke, bootstrap."""
 
 
-class ClassMetrics(_Part):
+class ClassMetrics(_RecordModel):
     """How well one class is recognised."""
 
     name: str
@@ -79,7 +79,7 @@ class ClassMetrics(_Part):
     f1: Metric
 
 
-class Evaluation(_Part):
+class Evaluation(_RecordModel):
     """What `inat-ft eval` found on one subset."""
 
     subset: Literal["val", "test"]
@@ -101,7 +101,7 @@ class Evaluation(_Part):
     """Height and width in pixels of the images that the network saw."""
 
 
-class SplitInfo(_Part):
+class SplitInfo(_RecordModel):
     """The data that a run saw."""
 
     manifest: _FileName
@@ -114,7 +114,7 @@ class SplitInfo(_Part):
     """Of the images and labels of each subset."""
 
 
-class Parameters(_Part):
+class Parameters(_RecordModel):
     """How large the network is."""
 
     total: Annotated[int, Field(ge=0)]
@@ -122,7 +122,7 @@ class Parameters(_Part):
     """Those that learned in at least one epoch."""
 
 
-class RunRecord(_Part):
+class RunRecord(_RecordModel):
     """One trained classifier: what it was, how it came about and what it reached.
 
     The least that `inat-ft compare` takes from another code base is `name` and `test_accuracy`; each further key that is
@@ -134,11 +134,11 @@ class RunRecord(_Part):
     """What comparisons call it: without control characters."""
     created: str | None = None
     """UTC, ISO 8601."""
-    test_accuracy: Share | None = None
+    test_accuracy: UnitInterval | None = None
     """Share of the test images that are right; null until the run has been evaluated on the test set."""
     num_test: Annotated[int, Field(ge=1, le=10**9)] | None = None
     """Images that `test_accuracy` was measured on."""
-    val_accuracy: Share | None = None
+    val_accuracy: UnitInterval | None = None
     """Of the best epoch: the best by the monitored metric (`stop.monitor`), then by the validation loss."""
     classes: list[str] = []
     config: dict[str, Any] = {}
@@ -193,7 +193,7 @@ def read_record(path: Path) -> tuple[RunRecord, Path]:
     try:
         record = RunRecord.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise RecordError(f"{file}: {explain(error, RunRecord).message}") from None
+        raise RecordError(f"{file}: {format_validation_error(error, RunRecord).message}") from None
     for key in record.model_extra or {}:
         near = difflib.get_close_matches(key, ("test_accuracy", "num_test", "predictions"), 1, 0.8)
         if key.lower() in ("accuracy", "acc", "test_acc") and not record.predictions:
@@ -218,18 +218,18 @@ def write_record(record: RunRecord, file: Path) -> None:
     try:
         RunRecord.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise RecordError(f"cannot write {file}: {explain(error, RunRecord).message}") from None
+        raise RecordError(f"cannot write {file}: {format_validation_error(error, RunRecord).message}") from None
     write_text(file, text + "\n")
 
 
 def write_text(file: Path, text: str) -> None:
     """Write a text file atomically: a reader finds the old content or the new, never half of it."""
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
+def atomic_write(file: Path) -> Iterator[Path]:
     """A temporary path beside `file` that takes its place when the block ends well, and is removed when it does not.
 
     An existing file keeps its mode, and a symbolic link keeps leading to its target. Raises InatFtError when the disk is
@@ -251,7 +251,9 @@ def replacing(file: Path) -> Iterator[Path]:
         cause = _disk_error(error)
         if cause is None:
             raise
-        advice = "free some space, or name another folder" if is_full(cause) else "name a folder that can be written"
+        advice = (
+            "free some space, or name another folder" if is_disk_full(cause) else "name a folder that can be written"
+        )
         raise StorageError(f"cannot write {file}: {cause.strerror or cause}", advice) from error
     finally:
         if temporary is not None:
@@ -268,7 +270,7 @@ def _disk_error(error: Exception) -> OSError | None:
     return OSError(int(code[1]), os.strerror(int(code[1]))) if code else None
 
 
-def is_full(error: OSError) -> bool:
+def is_disk_full(error: OSError) -> bool:
     """Whether it is space that is missing: on the disk, in a quota, or up to a limit on the size of files."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

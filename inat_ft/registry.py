@@ -12,8 +12,22 @@ from inat_ft.errors import ConfigError, InatFtError, PluginError, did_you_mean
 STRATEGIES = "inat_ft.strategies"
 BACKBONES = "inat_ft.backbones"
 TRACKERS = "inat_ft.trackers"
+METRICS = "inat_ft.metrics"
+OPTIMIZERS = "inat_ft.optimizers"
+EXPORTERS = "inat_ft.exporters"
+SOURCES = "inat_ft.sources"
+SWEEP_BACKENDS = "inat_ft.sweep_backends"
 
-_KIND = {STRATEGIES: "strategy", BACKBONES: "backbone", TRACKERS: "tracker"}
+_KIND = {
+    STRATEGIES: "strategy",
+    BACKBONES: "backbone",
+    TRACKERS: "tracker",
+    METRICS: "metric",
+    OPTIMIZERS: "optimizer",
+    EXPORTERS: "exporter",
+    SOURCES: "source",
+    SWEEP_BACKENDS: "sweep backend",
+}
 _OURS = "inat-ft"
 
 
@@ -28,7 +42,7 @@ class Plugin:
     entry: EntryPoint
 
     @property
-    def is_ours(self) -> bool:
+    def is_builtin(self) -> bool:
         """Whether it comes with inat-ft."""
         return self.package == _OURS
 
@@ -59,41 +73,41 @@ def plugins(group: str) -> dict[str, list[Plugin]]:
     return {name: sorted(found[name], key=lambda plugin: (plugin.package, plugin.target)) for name in sorted(found)}
 
 
-def described(group: str, loaded: type[Any]) -> str:
+def plugin_label(group: str, loaded: type[Any]) -> str:
     """What to call a plugin's class: `strategy 'x' of package 'y'`, by all its names, or by its module when it has none."""
-    names = [f"'{plugin.name}' of package '{plugin.package}'" for plugin in _serving(group, loaded)]
+    names = [f"'{plugin.name}' of package '{plugin.package}'" for plugin in _registered_as(group, loaded)]
     return f"{_KIND[group]} {' or '.join(names) or f'{loaded.__qualname__} of {loaded.__module__}'}"
 
 
-def _serving(group: str, loaded: type[Any]) -> list[Plugin]:
+def _registered_as(group: str, loaded: type[Any]) -> list[Plugin]:
     target = f"{loaded.__module__}:{loaded.__qualname__}"
     return [plugin for claims in plugins(group).values() for plugin in claims if plugin.target == target]
 
 
 @contextmanager
-def blamed(group: str, loaded: type[Any], method: str) -> Iterator[None]:
+def plugin_errors(group: str, loaded: type[Any], method: str) -> Iterator[None]:
     """Whatever a plugin's method raises becomes a PluginError naming it; this program's own errors pass."""
     try:
         yield
     except (InatFtError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
-        packages = sorted({plugin.package for plugin in _serving(group, loaded)} - {_OURS})
+        packages = sorted({plugin.package for plugin in _registered_as(group, loaded)} - {_OURS})
         raise PluginError(
-            f"{described(group, loaded)} failed in {method}: {type(error).__name__}: {error}",
+            f"{plugin_label(group, loaded)} failed in {method}: {type(error).__name__}: {error}",
             f"tell its author (where: run again with --debug), or remove it: pip uninstall {' '.join(packages)}"
             if packages
             else "where: run again with --debug",
         ) from error
 
 
-def find(group: str, name: str) -> Plugin:
+def get(group: str, name: str) -> Plugin:
     """The plugin of that name: inat-ft's own, if there is one.
 
     Raises ConfigError when unknown, PluginError when two other packages claim the name.
     """
     claims = plugins(group).get(name, [])
-    ours = [plugin for plugin in claims if plugin.is_ours]
+    ours = [plugin for plugin in claims if plugin.is_builtin]
     if len(claims) > 1 and len(ours) != 1:
         packages = ", ".join(f"'{plugin.package}'" for plugin in claims)
         raise PluginError(

@@ -13,13 +13,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from inat_ft.config import RunConfig, build_backbone, build_strategy, explain
+from inat_ft.config import RunConfig, build_backbone, build_strategy, format_validation_error
 from inat_ft.errors import ConfigError, UsageError, did_you_mean
 from inat_ft.yaml_io import dump_yaml, parse_yaml, quote_yaml
 
 Override = tuple[str, Any]
 
-SHORT_KEYS = {
+ALIASES = {
     "mode": "strategy.name",
     "unfreeze_from": "strategy.unfreeze_from",
     "backbone": "model.backbone",
@@ -91,7 +91,7 @@ def parse_override(text: str) -> Override:
     if not equals or not key.strip():
         raise ConfigError(f"override '{text}' is not of the form key=value", "for example: --set optim.lr=3e-4")
     try:
-        return dotted(key.strip()), parse_yaml(value)
+        return expand_key(key.strip()), parse_yaml(value)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(
@@ -110,18 +110,18 @@ def format_override(key: str, value: Any) -> str:
     return f"{key}={value if same else quote_yaml(value)}"
 
 
-def dotted(key: str) -> str:
+def expand_key(key: str) -> str:
     """The dotted key that a word stands for. Raises ConfigError naming the nearest known one."""
     if "." in key:
         section = key.partition(".")[0]
         if section not in RunConfig.model_fields:
             raise ConfigError(f"unknown section '{section}'{did_you_mean(section, tuple(RunConfig.model_fields))}")
         return key
-    if key in SHORT_KEYS:
-        return SHORT_KEYS[key]
+    if key in ALIASES:
+        return ALIASES[key]
     if key in ("name", "seed"):
         return key
-    known = ("name", "seed", *SHORT_KEYS)
+    known = ("name", "seed", *ALIASES)
     raise ConfigError(f"unknown key '{key}'{did_you_mean(key, known)}", "every key: inat-ft train --show-config")
 
 
@@ -133,9 +133,9 @@ def load_config(file: Path | None = None, overrides: Iterable[Override] = ()) ->
     try:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise explain(error, RunConfig) from None
-    data = {key: _without_user(path) for key in ("split", "root") if (path := getattr(config.data, key))}
-    weights = _without_user(config.model.weights) if config.model.weights else None
+        raise format_validation_error(error, RunConfig) from None
+    data = {key: _portable_path(path) for key in ("split", "root") if (path := getattr(config.data, key))}
+    weights = _portable_path(config.model.weights) if config.model.weights else None
     return config.model_copy(
         update={
             "data": config.data.model_copy(update=data),
@@ -179,13 +179,13 @@ def portable(config: RunConfig, directory: Path) -> RunConfig:
         whole = Path(os.path.abspath(path))
         relative = inside.is_relative_to(here) and whole.is_relative_to(here)
         kept.setdefault(section, {})[key] = (
-            Path(os.path.relpath(whole, inside)).as_posix() if relative else _without_user(str(whole), outside=True)
+            Path(os.path.relpath(whole, inside)).as_posix() if relative else _portable_path(str(whole), outside=True)
         )
     sections = {name: getattr(config, name).model_copy(update=update) for name, update in kept.items()}
     return config.model_copy(update=sections)
 
 
-def _without_user(path: str, outside: bool = False) -> str:
+def _portable_path(path: str, outside: bool = False) -> str:
     """A path as a record may keep it: relative where it lies below the working folder, else with ~ for the home folder.
 
     outside: from another folder it would be wrong to count from the working folder.

@@ -10,27 +10,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from inat_ft.cache.frozen_prefix import PrefixCache
+from inat_ft.cache.loaders import EpochLoaders, TickFor, no_progress
+from inat_ft.cache.packed_images import Pixels
 from inat_ft.config import RunConfig, build_strategy
-from inat_ft.data.augment import blender
-from inat_ft.data.changes import current_hashes
+from inat_ft.data.file_hashes import verify_hashes
 from inat_ft.data.manifest import Manifest, find_manifest, read_manifest
-from inat_ft.data.pixels import Pixels
 from inat_ft.engine.device import Compute, choose_compute
-from inat_ft.engine.feed import Feed, TickFor, no_progress
-from inat_ft.engine.gradients import relative_gradients
-from inat_ft.engine.passes import OnStep, Recipe
-from inat_ft.engine.plan import Plan, make_plan
-from inat_ft.engine.prefix import PrefixCache
+from inat_ft.engine.gradients import relative_gradient_norms
+from inat_ft.engine.loops import OnStep, StepConfig
+from inat_ft.engine.plan import TrainingPlan, make_plan
 from inat_ft.errors import UsageError
+from inat_ft.images.augment import blender
 from inat_ft.models.build import Model, build_model
 from inat_ft.records import Epoch
-from inat_ft.registry import STRATEGIES, blamed
+from inat_ft.registry import STRATEGIES, plugin_errors
 from inat_ft.settings import expand_user
 from inat_ft.strategies.base import Strategy
 
 
 @dataclass(frozen=True)
-class Places:
+class Directories:
     """Where runs and caches live."""
 
     runs: Path
@@ -38,7 +38,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Listener:
+class TrainCallbacks:
     """Who hears how a run goes on; every part may stay silent."""
 
     say: Callable[[str], None] = lambda line: None
@@ -59,14 +59,14 @@ class Setup:
     manifest: Manifest
     model: Model
     strategy: Strategy
-    plan: Plan
+    plan: TrainingPlan
     compute: Compute
 
     @property
-    def remarks(self) -> Sequence[str]:
+    def warnings(self) -> Sequence[str]:
         """What the user should know before training."""
-        with blamed(STRATEGIES, type(self.strategy), "remarks()"):
-            return self.strategy.remarks(self.config.optim.epochs)
+        with plugin_errors(STRATEGIES, type(self.strategy), "remarks()"):
+            return self.strategy.warnings(self.config.optim.epochs)
 
 
 def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("splits")) -> Setup:
@@ -91,9 +91,9 @@ def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("s
     resize = {"resize": config.data.resize, "interpolation": config.data.interpolation}
     model = replace(model, preprocess=model.preprocess.model_copy(update=resize))
     model.net.to(compute.device).to(memory_format=torch.channels_last)
-    with blamed(STRATEGIES, type(strategy), "choose()"):
-        strategy = strategy.choose(model.net, lambda: _gradients(model, manifest, compute))
-    with blamed(STRATEGIES, type(strategy), "adapt()"):
+    with plugin_errors(STRATEGIES, type(strategy), "choose()"):
+        strategy = strategy.resolve(model.net, lambda: _gradients(model, manifest, compute))
+    with plugin_errors(STRATEGIES, type(strategy), "adapt()"):
         net = strategy.adapt(model.net).to(compute.device)
     plan = make_plan(strategy, net, config.optim.epochs, config.optim.layer_decay)
     resolved = {
@@ -108,19 +108,21 @@ def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("s
 def _gradients(model: Model, manifest: Manifest, compute: Compute) -> dict[str, float]:
     rows = manifest.rows("train")
     paths = [manifest.root / manifest.paths[row] for row in rows]
-    return relative_gradients(model.net, paths, torch.from_numpy(manifest.labels[rows]), model.preprocess, compute)
+    return relative_gradient_norms(model.net, paths, torch.from_numpy(manifest.labels[rows]), model.preprocess, compute)
 
 
-def feed_for(setup: Setup, places: Places, listener: Listener, pool: ThreadPoolExecutor) -> Feed:
+def make_loaders(
+    setup: Setup, directories: Directories, callbacks: TrainCallbacks, pool: ThreadPoolExecutor
+) -> EpochLoaders:
     """What the engine is fed with. Raises DataError when image files changed since the split."""
     config, manifest = setup.config, setup.manifest
-    hashes = current_hashes(manifest, ("train", "val"), places.cache, config.data.changed, listener.tick_for)
-    return Feed(
+    hashes = verify_hashes(manifest, ("train", "val"), directories.cache, config.data.changed, callbacks.tick_for)
+    return EpochLoaders(
         plan=setup.plan,
-        train_pixels=_pixels(setup, "train", hashes, places, pool),
-        val_pixels=_pixels(setup, "val", hashes, places, pool),
+        train_pixels=_pixels(setup, "train", hashes, directories, pool),
+        val_pixels=_pixels(setup, "val", hashes, directories, pool),
         preprocess=setup.model.preprocess,
-        prefix_cache=PrefixCache(setup.plan.net, setup.model.preprocess, setup.compute, places.cache),
+        prefix_cache=PrefixCache(setup.plan.net, setup.model.preprocess, setup.compute, directories.cache),
         batch_size=config.optim.batch_size,
         seed=config.seed,
         augment=config.data.augment,
@@ -128,43 +130,45 @@ def feed_for(setup: Setup, places: Places, listener: Listener, pool: ThreadPoolE
         views=config.data.views,
         image_weights=image_weights(setup),
         blended=bool(config.optim.mixup or config.optim.cutmix),
-        progress=listener.tick_for,
-        say=listener.say,
+        progress=callbacks.tick_for,
+        say=callbacks.say,
     )
 
 
-def _pixels(setup: Setup, subset: str, hashes: Sequence[str], places: Places, pool: ThreadPoolExecutor) -> Pixels:
+def _pixels(
+    setup: Setup, subset: str, hashes: Sequence[str], directories: Directories, pool: ThreadPoolExecutor
+) -> Pixels:
     manifest, rows, preprocess = setup.manifest, setup.manifest.rows(subset), setup.model.preprocess
     return Pixels(
         [manifest.root / manifest.paths[row] for row in rows],
         [hashes[row] for row in rows],
         torch.from_numpy(manifest.labels[rows]).to(setup.compute.device),
         preprocess.image_size if subset == "train" else preprocess.eval_size,
-        places.cache,
+        directories.cache,
         pool,
         preprocess.resizing,
     )
 
 
-def make_recipe(setup: Setup, say: Callable[[str], None]) -> Recipe:
+def make_step_config(setup: Setup, say: Callable[[str], None]) -> StepConfig:
     """How steps are made, with the network as it stands now as the start that l2-sp pulls to."""
     optim, net = setup.config.optim, setup.plan.net
     start = {}
     if optim.regularize == "l2-sp":
         head = set(net.head.parameters())
         for parameter in net.parameters():
-            if id(parameter) in setup.plan.learned:
+            if id(parameter) in setup.plan.trainable_ids:
                 now = parameter.detach()
                 at, strength = (torch.zeros_like(now), optim.sp_head) if parameter in head else (now, optim.sp_backbone)
                 start[parameter] = at.clone(), strength
-    return Recipe(
+    return StepConfig(
         config=optim,
         class_weights=class_weights(setup),
         mix=blender(optim.mixup, optim.cutmix, len(setup.manifest.classes)),
         start=start,
         compile=setup.config.compute.compile,
         say=say,
-        parts=optim.accumulate,
+        accumulation_steps=optim.accumulate,
     )
 
 

@@ -17,55 +17,55 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from inat_ft.cache.loaders import EpochLoaders
 from inat_ft.config import RunConfig, TrackConfig
 from inat_ft.crash import write_crash
 from inat_ft.data.manifest import Manifest
-from inat_ft.data.threads import decoders
 from inat_ft.engine.advice import advise
 from inat_ft.engine.checkpoint import CheckpointError, load_training, save_training
 from inat_ft.engine.device import reproducible
+from inat_ft.engine.distributed import ProcessGroup, convert_sync_layers
+from inat_ft.engine.early_stopping import EarlyStopping
 from inat_ft.engine.environment import environment, peak_memory_mib
-from inat_ft.engine.feed import Feed
-from inat_ft.engine.fit import Training, fit
-from inat_ft.engine.lr_range import LrRange, range_test
-from inat_ft.engine.ranks import Ranks, share_layers
-from inat_ft.engine.stopping import EarlyStop
+from inat_ft.engine.fit import TrainState, fit
+from inat_ft.engine.lr_finder import LRFinderResult, lr_range_test
 from inat_ft.errors import BusyError, InatFtError, UsageError
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.locks import FileLock, Timeout
 from inat_ft.models.weights import save_model
 from inat_ft.records import Epoch, Parameters, RunRecord, SplitInfo, read_record, write_record, write_text
-from inat_ft.registry import STRATEGIES, blamed
+from inat_ft.registry import STRATEGIES, plugin_errors
 from inat_ft.settings import dump_config, portable
-from inat_ft.setup import Listener, Places, Setup, feed_for, make_recipe, prepare
+from inat_ft.setup import Directories, Setup, TrainCallbacks, make_loaders, make_step_config, prepare
+from inat_ft.threads import decoders
 from inat_ft.tracking import Tracker, tracker_for
 
-__all__ = ["Listener", "Places", "Setup", "find_lr", "let_go", "prepare", "split_info", "train"]
+__all__ = ["Directories", "Setup", "TrainCallbacks", "find_lr", "prepare", "release_memory", "split_info", "train"]
 
 
-def find_lr(config: RunConfig, places: Places, listener: Listener | None = None) -> LrRange:
+def find_lr(config: RunConfig, directories: Directories, callbacks: TrainCallbacks | None = None) -> LRFinderResult:
     """A learning-rate range test of what the configuration would train. Nothing is written but the caches."""
-    listener = listener or Listener()
+    callbacks = callbacks or TrainCallbacks()
     with reproducible(config.compute.deterministic), decoders(config.compute.workers) as pool:
         setup = prepare(config)
-        listener = _shared(setup, listener)
-        feed = feed_for(setup, places, listener, pool)
-        recipe = make_recipe(setup, listener.say)
-        return range_test(setup.plan.net, feed, setup.plan, recipe, setup.compute, config.seed)
+        callbacks = _shared(setup, callbacks)
+        loaders = make_loaders(setup, directories, callbacks, pool)
+        step_config = make_step_config(setup, callbacks.say)
+        return lr_range_test(setup.plan.net, loaders, setup.plan, step_config, setup.compute, config.seed)
 
 
-def _shared(setup: Setup, listener: Listener) -> Listener:
+def _shared(setup: Setup, callbacks: TrainCallbacks) -> TrainCallbacks:
     """Make the network look at the batches of all processes; return the listener of this one, silent but for the first."""
-    ranks = setup.compute.ranks
-    left = share_layers(setup.plan.net, ranks.rows) if ranks.size > 1 else []
-    listener = listener if ranks.is_first else Listener()
+    process_group = setup.compute.process_group
+    left = convert_sync_layers(setup.plan.net, process_group.rows) if process_group.size > 1 else []
+    callbacks = callbacks if process_group.is_main_process else TrainCallbacks()
     if left:
-        listener.say(f"warning: {', '.join(left)} looks at each process's share of a batch, not at the whole batch")
-    return listener
+        callbacks.say(f"warning: {', '.join(left)} looks at each process's share of a batch, not at the whole batch")
+    return callbacks
 
 
 def train(
-    config: RunConfig, places: Places, listener: Listener | None = None, resume: Path | None = None
+    config: RunConfig, directories: Directories, callbacks: TrainCallbacks | None = None, resume: Path | None = None
 ) -> tuple[RunRecord, Path]:
     """Train one classifier; returns its record and its directory.
 
@@ -75,20 +75,22 @@ def train(
     if resume is not None and (resume / "record.json").exists():
         return read_record(resume)[0], resume
     with reproducible(config.compute.deterministic):
-        return _train(config, places, listener or Listener(), resume)
+        return _train(config, directories, callbacks or TrainCallbacks(), resume)
 
 
-def _train(config: RunConfig, places: Places, listener: Listener, resume: Path | None) -> tuple[RunRecord, Path]:
+def _train(
+    config: RunConfig, directories: Directories, callbacks: TrainCallbacks, resume: Path | None
+) -> tuple[RunRecord, Path]:
     started = time.perf_counter()
     setup = prepare(config)
-    ranks, listener = setup.compute.ranks, _shared(setup, listener)
-    tracker = tracker_for(config.track if ranks.is_first else TrackConfig())  # before there is a folder
-    new = _new_directory(setup.config, places.runs) if resume is None and ranks.is_first else None
-    with _claimed(Path(ranks.agree(resume or new)), ranks) as directory:
-        run = _Run(setup, directory, places, listener, tracker, started)
+    process_group, callbacks = setup.compute.process_group, _shared(setup, callbacks)
+    tracker = tracker_for(config.track if process_group.is_main_process else TrackConfig())  # before there is a folder
+    new = _new_directory(setup.config, directories.runs) if resume is None and process_group.is_main_process else None
+    with _run_lock(Path(process_group.broadcast(resume or new)), process_group) as directory:
+        run = _Run(setup, directory, directories, callbacks, tracker, started)
         record = None
-        for remark in setup.remarks:
-            listener.say(f"warning: {remark}")
+        for info in setup.warnings:
+            callbacks.say(f"warning: {info}")
         tracker.start(setup.config, directory.name, directory)
         try:
             record = run.train()
@@ -100,11 +102,11 @@ def _train(config: RunConfig, places: Places, listener: Listener, resume: Path |
             raise
         finally:
             if said := tracker.finish(record):
-                listener.say(said)
+                callbacks.say(said)
         return record, directory
 
 
-def let_go() -> None:
+def release_memory() -> None:
     """Free what the training before this one held; to be called in between by who trains many in one process.
 
     Its stages, traced by torch.fx, refer to themselves, so that they would stay until Python looks for such circles. What
@@ -149,8 +151,8 @@ def _is_unused(directory: Path) -> bool:
 
 
 @contextmanager
-def _claimed(directory: Path, ranks: Ranks) -> Iterator[Path]:
-    if not ranks.is_first:
+def _run_lock(directory: Path, process_group: ProcessGroup) -> Iterator[Path]:
+    if not process_group.is_main_process:
         yield directory
         return
     if not directory.is_dir():
@@ -175,67 +177,80 @@ def _claimed(directory: Path, ranks: Ranks) -> Iterator[Path]:
 class _Run:
     setup: Setup
     directory: Path
-    places: Places
-    listener: Listener
+    directories: Directories
+    callbacks: TrainCallbacks
     tracker: Tracker
     started: float
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
-    def writes(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes."""
-        return self.setup.compute.ranks.is_first
+        return self.setup.compute.process_group.is_main_process
 
     def train(self) -> RunRecord:
         setup, config = self.setup, self.setup.config.model_copy(update={"name": self.directory.name})
-        if self.writes:
+        if self.is_main:
             write_text(self.directory / "config.yaml", dump_config(portable(config, self.directory)))
         with decoders(config.compute.workers) as pool:
             with self._timed("checking"):
-                feed = feed_for(setup, self.places, self.listener, pool)
+                loaders = make_loaders(setup, self.directories, self.callbacks, pool)
             stop = config.stop
-            training = Training(EarlyStop(stop.patience, stop.min_delta, stop.monitor))
+            training = TrainState(EarlyStopping(stop.patience, stop.min_delta, stop.monitor))
             file, identity = self.directory / "resume.pt", self._identity(config)
             net, plan = setup.plan.net, setup.plan
-            recipe = make_recipe(setup, self.listener.say)  # before the checkpoint: it remembers the start
+            step_config = make_step_config(setup, self.callbacks.say)  # before the checkpoint: it remembers the start
             load_training(file, training, net, plan, config.optim, identity)
             with self._timed("training"):
-                listener, compute = self.listener, setup.compute
+                callbacks, compute = self.callbacks, setup.compute
                 save = partial(self._save, file, identity)
-                fit(net, feed, plan, recipe, compute, config.seed, training, listener.on_step, self._on_epoch, save)
-        return self._finish(config, training, feed)
+                fit(
+                    net,
+                    loaders,
+                    plan,
+                    step_config,
+                    compute,
+                    config.seed,
+                    training,
+                    callbacks.on_step,
+                    self._on_epoch,
+                    save,
+                )
+        return self._finish(config, training, loaders)
 
     def _on_epoch(self, epoch: Epoch) -> bool | None:
         self.tracker.log(epoch)
-        return self.listener.on_epoch(epoch)
+        return self.callbacks.on_epoch(epoch)
 
     def _identity(self, config: RunConfig) -> str:
         """Of all that the run's numbers depend on."""
-        parts = config.model_dump(mode="json", include={"seed", "data", "model", "strategy", "optim", "stop"})
-        parts["data"].pop("split"), parts["data"].pop("root")
-        whole = [parts, self.setup.manifest.fingerprint, self.setup.model.weights_sha256]
+        accumulation_steps = config.model_dump(
+            mode="json", include={"seed", "data", "model", "strategy", "optim", "stop"}
+        )
+        accumulation_steps["data"].pop("split"), accumulation_steps["data"].pop("root")
+        whole = [accumulation_steps, self.setup.manifest.fingerprint, self.setup.model.weights_sha256]
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
-    def _save(self, file: Path, identity: str, training: Training) -> None:
-        if not self.writes:
+    def _save(self, file: Path, identity: str, training: TrainState) -> None:
+        if not self.is_main:
             return
         save_training(file, training, self.setup.plan.net, self.setup.plan, identity)
         lines = (epoch.model_dump_json() for epoch in training.history)
         write_text(self.directory / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
 
-    def _finish(self, config: RunConfig, training: Training, feed: Feed) -> RunRecord:
-        trained = self.setup.plan.num_learned  # counted while adapters, if any, are still there
-        with blamed(STRATEGIES, type(self.setup.strategy), "merge()"):
+    def _finish(self, config: RunConfig, training: TrainState, loaders: EpochLoaders) -> RunRecord:
+        trained = self.setup.plan.num_trainable  # counted while adapters, if any, are still there
+        with plugin_errors(STRATEGIES, type(self.setup.strategy), "merge()"):
             self.setup.strategy.merge(self.setup.plan.net)
-        if self.writes:
-            self._write_results(config, training, feed)
+        if self.is_main:
+            self._write_results(config, training, loaders)
         self.seconds["total"] = time.perf_counter() - self.started
-        record = self._record(config, training, feed, trained)
-        if self.writes:
+        record = self._record(config, training, loaders, trained)
+        if self.is_main:
             write_record(record, self.directory / "record.json")
         return record
 
-    def _write_results(self, config: RunConfig, training: Training, feed: Feed) -> None:
+    def _write_results(self, config: RunConfig, training: TrainState, loaders: EpochLoaders) -> None:
         setup, manifest = self.setup, self.setup.manifest
         rows = manifest.rows("val")
         assert training.best_logits is not None
@@ -243,7 +258,7 @@ class _Run:
         predictions = from_probabilities(
             manifest.classes,
             [manifest.paths[row] for row in rows],
-            feed.val_pixels.hashes,
+            loaders.val_pixels.hashes,
             manifest.labels[rows],
             probabilities,
         )
@@ -253,7 +268,7 @@ class _Run:
             self.directory / "model.safetensors", setup.plan.net, config, setup.model.preprocess, manifest.classes
         )
 
-    def _record(self, config: RunConfig, training: Training, feed: Feed, trained: int) -> RunRecord:
+    def _record(self, config: RunConfig, training: TrainState, loaders: EpochLoaders, trained: int) -> RunRecord:
         setup, manifest = self.setup, self.setup.manifest
         best = training.history[training.best_epoch - 1]
         total = sum(parameter.numel() for parameter in setup.plan.net.parameters())
@@ -268,7 +283,7 @@ class _Run:
             split=split_info(manifest, self.directory),
             history=training.history,
             best_epoch=training.best_epoch,
-            stopped_early=bool(training.stopped),
+            stopped_early=bool(training.stop_reason),
             parameters=Parameters(total=total, trained=trained),
             seconds={part: round(seconds, 3) for part, seconds in self.seconds.items()},
             images_per_s=round(trained_images / self.seconds["total"], 2),
@@ -277,14 +292,14 @@ class _Run:
             compute={
                 "device": setup.compute.device.type,
                 "precision": setup.compute.precision,
-                "processes": setup.compute.ranks.size,
-                "decisions": feed.decisions,
+                "processes": setup.compute.process_group.size,
+                "decisions": loaders.decisions,
             },
             environment=environment(setup.compute),
             weights_sha256=setup.model.weights_sha256,
             predictions={"val": file.name} if (file := self.directory / "predictions-val.csv").exists() else {},
             optimizer_steps=training.steps,
-            advice=advise(training.history, training.steps, bool(training.stopped)),
+            advice=advise(training.history, training.steps, bool(training.stop_reason)),
         )
 
     @contextmanager

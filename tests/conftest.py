@@ -15,7 +15,7 @@ import inat_ft.cli.main
 from inat_ft.cli import render
 from inat_ft.config import RunConfig
 from inat_ft.settings import load_config
-from inat_ft.training import Places
+from inat_ft.training import Directories
 
 torch.set_num_threads(1)
 settings.register_profile("inat_ft", deadline=None)  # how long an example takes depends on the machine
@@ -63,8 +63,8 @@ def manifest_file(images: Path) -> Path:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path / "runs", tmp_path / "cache")
+def directories(tmp_path: Path) -> Directories:
+    return Directories(tmp_path / "runs", tmp_path / "cache")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from inat_ft.config import RunConfig
 from inat_ft.errors import ConfigError, UsageError
 from inat_ft.settings import (
-    SHORT_KEYS,
+    ALIASES,
     describe,
     dump_config,
     format_override,
@@ -239,4 +239,4 @@ def test_paths_outside_the_project_are_kept_whole(tmp_path: Path, monkeypatch: p
 def test_every_key_is_documented_and_every_short_key_exists() -> None:
     lines = {line["key"]: line for line in describe(load_config(None, [("strategy.name", "partial")]))}
     assert all(line["help"] for line in lines.values())
-    assert set(SHORT_KEYS.values()) <= set(lines)
+    assert set(ALIASES.values()) <= set(lines)

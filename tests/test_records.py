@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from inat_ft.errors import InatFtError
-from inat_ft.records import replacing, write_text
+from inat_ft.records import atomic_write, write_text
 
 
 def test_an_existing_file_keeps_its_mode_and_a_new_one_has_the_usual(tmp_path: Path) -> None:
@@ -46,9 +46,9 @@ def test_what_is_written_is_synced_through_a_handle_that_may_write(
 
 @pytest.mark.parametrize("code", [28, 122, 27])
 def test_the_code_of_a_library_s_error_decides_and_not_its_words(tmp_path: Path, code: int) -> None:
-    with pytest.raises(InatFtError) as caught, replacing(tmp_path / "model"):
+    with pytest.raises(InatFtError) as caught, atomic_write(tmp_path / "model"):
         raise RuntimeError(f"I/O error while writing: another wording (os error {code})")
     assert os.strerror(code) in caught.value.message and "free some space" in caught.value.hint
-    with pytest.raises(RuntimeError), replacing(tmp_path / "model"):
+    with pytest.raises(RuntimeError), atomic_write(tmp_path / "model"):
         raise RuntimeError("this is not about No space left on device")
     assert not list(tmp_path.iterdir())

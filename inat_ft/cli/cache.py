@@ -19,10 +19,10 @@ def cache(
 
     [dim]inat-ft cache --clear --kind prefix[/dim]
     """
-    from inat_ft.data.places import cache_folder
-    from inat_ft.data.store import clear_store, list_stores
-    from inat_ft.data.wording import counted, size_text
+    from inat_ft.cache.array_store import clear_store, list_stores
     from inat_ft.errors import UsageError
+    from inat_ft.paths import cache_folder
+    from inat_ft.text import format_bytes, pluralize
 
     if kind not in (None, "packed", "prefix"):
         raise UsageError(f"unknown kind '{kind}'", "known: packed, prefix")
@@ -39,12 +39,12 @@ def cache(
             {"kind": s.kind, "rows": s.rows, "bytes": s.size, "folder": s.folder.as_posix(), "key": s.key}
             for s in stores
         ]
-        render.as_json({"folder": folder.as_posix(), "bytes": total, "cleared": clear, "caches": listed})
+        render.echo_json({"folder": folder.as_posix(), "bytes": total, "cleared": clear, "caches": listed})
         return
-    rows = [(s.kind, f"{s.rows:,}", size_text(s.size), _about(s.key), s.folder.name) for s in stores]
+    rows = [(s.kind, f"{s.rows:,}", format_bytes(s.size), _about(s.key), s.folder.name) for s in stores]
     if rows:
         render.table("", ("kind", "rows", "size", "of", "folder"), rows, right=("rows", "size"))
-    render.result(f"{folder}: {size_text(total)} in {counted(len(stores), 'cache')}{', cleared' if clear else ''}")
+    render.echo(f"{folder}: {format_bytes(total)} in {pluralize(len(stores), 'cache')}{', cleared' if clear else ''}")
 
 
 def _about(key: dict[str, object]) -> str:

@@ -8,9 +8,9 @@ import typer
 from inat_ft.cli import options, render
 
 if TYPE_CHECKING:
+    from inat_ft.evaluation.candidates import Candidate
     from inat_ft.evaluation.compare import Comparison
-    from inat_ft.evaluation.entries import Entry
-    from inat_ft.evaluation.pairs import Pair
+    from inat_ft.evaluation.pairwise import PairwiseResult
 
 _REMARKS = 12
 
@@ -50,20 +50,20 @@ def compare(
 
         write_report(found, html)
     if json:
-        render.as_json(_as_json(found))
+        render.echo_json(_as_json(found))
     else:
         _show(found)
         if html is not None:
-            render.result(f"report: {html}")
+            render.echo(f"report: {html}")
     if fail_under is not None:
         _require_gain(found, records[0], records[-1], fail_under)
 
 
 def _require_gain(found: "Comparison", first: Path, last: Path, wanted: float) -> None:
     from inat_ft.errors import InatFtError
-    from inat_ft.evaluation.compare import gain
+    from inat_ft.evaluation.compare import improvement
 
-    reached = gain(found, first, last)
+    reached = improvement(found, first, last)
     if reached is None:
         raise InatFtError(f"--fail-under {wanted}: their records do not allow comparing {last} with {first}")
     if reached < wanted - 1e-9:
@@ -79,35 +79,35 @@ def _show(found: "Comparison") -> None:
         *("name", found.metric.replace("_", " "), "95 % interval", f"difference to {found.reference}", "p (Holm)"),
         *costs,
     )
-    settings = differing_settings([entry.record for entry in found.entries])
+    settings = differing_settings([candidate.record for candidate in found.candidates])
     if settings:
         changed = [(key, *values) for key, values in settings.items()]
-        render.table("settings that differ", ("setting", *(entry.name for entry in found.entries)), changed)
-    rows = [_row(entry, pairs.get(entry.name)) for entry in found.entries]
+        render.table("settings that differ", ("setting", *(candidate.name for candidate in found.candidates)), changed)
+    rows = [_row(candidate, pairs.get(candidate.name)) for candidate in found.candidates]
     render.table("", columns, rows, right=costs, drop=("images/s", "memory", "looks", "epochs", "time", "trained"))
     flips = [
-        (pair.second, f"{pair.only_first:,}", f"{pair.only_second:,}", f"{pair.agreement:.1%}")
+        (pair.second, f"{pair.n_first_only:,}", f"{pair.n_second_only:,}", f"{pair.agreement:.1%}")
         for pair in found.pairs
-        if pair.only_first is not None and pair.agreement is not None
+        if pair.n_first_only is not None and pair.agreement is not None
     ]
     if flips:
         counts = (f"only {found.reference} correct", "only the other correct", "agreement")
         render.table("", ("classifier", *counts), flips, right=counts)
-    for remark in found.remarks[:_REMARKS]:
-        render.result(f"note: {remark}")
+    for info in found.remarks[:_REMARKS]:
+        render.echo(f"note: {info}")
     if len(found.remarks) > _REMARKS:
-        render.result(f"and {len(found.remarks) - _REMARKS} more notes: --json or --html has them all")
-    render.result(found.sentence)
+        render.echo(f"and {len(found.remarks) - _REMARKS} more notes: --json or --html has them all")
+    render.echo(found.summary)
 
 
-def _row(entry: "Entry", pair: "Pair | None") -> list[str]:
-    record, score = entry.record, entry.score
-    spread = "" if entry.deviation is None else f" ± {entry.deviation:.4f}"
+def _row(candidate: "Candidate", pair: "PairwiseResult | None") -> list[str]:
+    record, score = candidate.record, candidate.score
+    spread = "" if candidate.std is None else f" ± {candidate.std:.4f}"
     between = "" if score is None or score.low is None or score.high is None else f"{score.low:.4f} to {score.high:.4f}"
     total = record.seconds.get("total")
     looks = record.test.look if record.test else None
     return [
-        entry.name,
+        candidate.name,
         "unknown" if score is None else f"{score.value:.4f}{spread}",
         between or "unknown",
         _difference(pair),
@@ -121,7 +121,7 @@ def _row(entry: "Entry", pair: "Pair | None") -> list[str]:
     ]
 
 
-def _difference(pair: "Pair | None") -> str:
+def _difference(pair: "PairwiseResult | None") -> str:
     if pair is None:
         return ""
     if pair.difference is None:
@@ -134,24 +134,24 @@ def _as_json(found: "Comparison") -> dict[str, Any]:
     return {
         "metric": found.metric,
         "reference": found.reference,
-        "sentence": found.sentence,
+        "sentence": found.summary,
         "entries": [
             {
-                "name": entry.name,
-                "records": [file.as_posix() for file in entry.files],
-                "score": entry.score.model_dump() if entry.score else None,
-                "deviation": entry.deviation,
-                "num_test": entry.num_test,
-                "remarks": entry.remarks,
+                "name": candidate.name,
+                "records": [file.as_posix() for file in candidate.files],
+                "score": candidate.score.model_dump() if candidate.score else None,
+                "deviation": candidate.std,
+                "num_test": candidate.num_test,
+                "remarks": candidate.remarks,
             }
-            for entry in found.entries
+            for candidate in found.candidates
         ],
         "pairs": [
             {
                 **pair.__dict__,
                 "different_images": pair.different_images,
                 "difference": pair.difference.__dict__ if pair.difference else None,
-                "is_real": pair.is_real,
+                "is_real": pair.is_significant,
             }
             for pair in found.pairs
         ],

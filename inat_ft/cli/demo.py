@@ -31,12 +31,12 @@ def demo(
     os.chdir(to)
     for line in _LINES:
         _run(ctx.find_root().command, line)
-    render.result(f"\nThat took {time.monotonic() - started:.0f} s. Everything is in {to}/:")
-    render.result(
+    render.echo(f"\nThat took {time.monotonic() - started:.0f} s. Everything is in {to}/:")
+    render.echo(
         "  data/digits   the images            runs/part-a, runs/part-b   weights, records, predictions, figures"
     )
-    render.result("  splits/       the manifest          report.html                the comparison, to look at")
-    render.result(f"Go on from there: cd {to}; inat-ft train --backbone efficientnet_lite0 --mode partial")
+    render.echo("  splits/       the manifest          report.html                the comparison, to look at")
+    render.echo(f"Go on from there: cd {to}; inat-ft train --backbone efficientnet_lite0 --mode partial")
 
 
 _LINES = (
@@ -62,7 +62,7 @@ def _require_extra() -> None:
 
 def _run(inat_ft: Any, line: str) -> None:
     """Run one command as a user would, in this process: the imports are paid for once."""
-    render.result(f"\n$ inat-ft {line}")
+    render.echo(f"\n$ inat-ft {line}")
     sys.stdout.flush()
     code = inat_ft.main(shlex.split(line), prog_name="inat-ft", standalone_mode=False)
     if code:

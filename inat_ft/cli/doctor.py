@@ -15,16 +15,16 @@ def doctor(
 
     [dim]inat-ft doctor[/dim]
     """
-    from inat_ft.checkup import look
-    from inat_ft.data.places import cache_folder
+    from inat_ft.diagnostics import run_checks
+    from inat_ft.paths import cache_folder
 
-    found = list(look(runs_dir, cache_folder(cache_dir)))
+    detail = list(run_checks(runs_dir, cache_folder(cache_dir)))
     if json:
-        render.as_json([asdict(finding) for finding in found])
+        render.echo_json([asdict(finding) for finding in detail])
     else:
-        render.table("", ("", "state", "found"), [(each.what, each.state, each.found) for each in found])
-        for finding in found:
+        render.table("", ("", "state", "found"), [(each.name, each.status, each.detail) for each in detail])
+        for finding in detail:
             if finding.hint:
-                render.result(f"{finding.what}: {finding.hint}")
-    if any(finding.state == "problem" for finding in found):
+                render.echo(f"{finding.name}: {finding.hint}")
+    if any(finding.status == "problem" for finding in detail):
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ import typer
 from inat_ft.cli import options, render
 
 if TYPE_CHECKING:
-    from inat_ft.evaluation.evaluate import Evaluated
+    from inat_ft.evaluation.evaluate import EvaluationResult
     from inat_ft.records import Metric
 
 _NAMES = {
@@ -60,19 +60,19 @@ def evaluate(
     [dim]inat-ft eval runs/resnet50-head-1[/dim]
     """
     from inat_ft.evaluation.evaluate import evaluate_run
-    from inat_ft.evaluation.predict import Inference
+    from inat_ft.evaluation.predict import InferenceConfig
 
     with render.progress(f"evaluating on {subset}") as tick:
-        inference = Inference(device, precision, tta, image_size)
+        inference = InferenceConfig(device, precision, tta, image_size)
         found = evaluate_run(run, subset, inference, root=root, cam=cam, tick=tick)
     if json:
         files = [file.as_posix() for file in found.figures]
-        render.as_json({"run": found.record.name, **found.evaluation.model_dump(mode="json"), "figures": files})
+        render.echo_json({"run": found.record.name, **found.evaluation.model_dump(mode="json"), "figures": files})
     else:
         _show(found)
 
 
-def _show(found: "Evaluated") -> None:
+def _show(found: "EvaluationResult") -> None:
     evaluation = found.evaluation
     rows = [(_NAMES.get(name, name), *_cells(metric)) for name, metric in evaluation.metrics.items()]
     title = (
@@ -94,10 +94,10 @@ def _show(found: "Evaluated") -> None:
     )
     if evaluation.look is not None:
         times = "once" if evaluation.look == 1 else f"{evaluation.look} times"
-        render.result(f"test set evaluated {times}")
+        render.echo(f"test set evaluated {times}")
     folder = found.directory
     pictures = folder / "figures" / f"*-{evaluation.subset}.png"
-    render.result(f"files: {folder / str(evaluation.predictions)}, {folder / 'record.json'}, {pictures}")
+    render.echo(f"files: {folder / str(evaluation.predictions)}, {folder / 'record.json'}, {pictures}")
 
 
 def _cells(metric: "Metric") -> tuple[str, str]:
@@ -105,7 +105,7 @@ def _cells(metric: "Metric") -> tuple[str, str]:
     return f"{metric.value:.4f}", between
 
 
-def _confusion(found: "Evaluated") -> list[list[object]]:
+def _confusion(found: "EvaluationResult") -> list[list[object]]:
     return [
         [name, *(f"{count:,}" if count else "." for count in row)]
         for name, row in zip(found.record.classes, found.evaluation.confusion, strict=True)

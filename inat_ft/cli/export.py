@@ -19,11 +19,11 @@ def export(
 
     [dim]inat-ft export runs/resnet50-head-1 --out model.onnx[/dim]
     """
-    from inat_ft.evaluation.export import export_onnx
+    from inat_ft.exporters.onnx import export_onnx
 
     file = out or run / "model.onnx"
     error = export_onnx(run, file)
     if json:
-        render.as_json({"file": file.as_posix(), "largest_difference": error})
+        render.echo_json({"file": file.as_posix(), "largest_difference": error})
     else:
-        render.result(f"{file}: with onnxruntime, probabilities differ from PyTorch by at most {error:.1e}")
+        render.echo(f"{file}: with onnxruntime, probabilities differ from PyTorch by at most {error:.1e}")

@@ -27,7 +27,7 @@ def fetch(
 
     [dim]inat-ft fetch inat12k --to data/[/dim]
     """
-    from inat_ft.data import datasets
+    from inat_ft.download import datasets
     from inat_ft.errors import UsageError
 
     if name == "digits":
@@ -42,13 +42,13 @@ def fetch(
             datasets.INAT12K_URL if url is None else url,
             sha256=sha256,
             keep_archive=keep_archive,
-            say=render.remark,
+            say=render.info,
             tick_for=render.progress,
         )
     if done.warning:
         render.warn(done.warning)
     if json:
-        render.as_json({"folder": done.folder.as_posix(), "images": done.num_images, "fetched": done.new})
+        render.echo_json({"folder": done.folder.as_posix(), "images": done.num_images, "fetched": done.new})
         return
-    render.result(f"{done.folder}: {done.num_images:,} images{'' if done.new else ', already complete'}")
-    render.remark(f"next: inat-ft split {done.folder}")
+    render.echo(f"{done.folder}: {done.num_images:,} images{'' if done.new else ', already complete'}")
+    render.info(f"next: inat-ft split {done.folder}")

@@ -13,10 +13,10 @@ from typer.core import TyperGroup
 
 from inat_ft import __version__
 from inat_ft.cli import commands, render
-from inat_ft.cli.deferred import defer_compiler
-from inat_ft.cli.memory import keep_memory
-from inat_ft.data.places import ensure_home
+from inat_ft.cli.lazy_dynamo import defer_compiler
+from inat_ft.cli.malloc import keep_memory
 from inat_ft.errors import InatFtError, UsageError
+from inat_ft.paths import ensure_home
 
 _ANYWHERE = ("quiet", "debug")
 """Options that every command takes, wherever they stand."""
@@ -134,7 +134,7 @@ def run() -> None:
     try:
         if not {"--help", "-h", "--version"} & set(sys.argv):
             _require_utf8()
-        if (home := ensure_home()) and render.is_first():
+        if (home := ensure_home()) and render.is_main_process():
             render.warn(
                 f"there is no home folder: {home} is used instead; INAT_FT_CACHE_DIR names the folder of caches"
             )
@@ -147,8 +147,8 @@ def run() -> None:
     except Exception as error:
         if _debug:
             _show_traceback(error)
-        problem = error if isinstance(error, InatFtError) else _explained(error)
-        if render.is_first() or not isinstance(problem, UsageError):  # one process reports a wrong command line
+        problem = error if isinstance(error, InatFtError) else _eta_squared(error)
+        if render.is_main_process() or not isinstance(problem, UsageError):  # one process reports a wrong command line
             render.error(problem)
         sys.exit(problem.exit_code)
 
@@ -156,7 +156,7 @@ def run() -> None:
 def _set_defaults() -> None:
     global _debug  # noqa: PLW0603 - one command line, one setting
     _debug = bool(os.environ.get("INAT_FT_DEBUG"))
-    render.set_quiet(not render.is_first())
+    render.set_quiet(not render.is_main_process())
     signal.signal(signal.SIGTERM, _terminate)  # leave in order, and say how to resume
 
 
@@ -176,7 +176,7 @@ def _show_traceback(error: Exception) -> None:
     print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
 
 
-def _explained(error: Exception) -> InatFtError:
+def _eta_squared(error: Exception) -> InatFtError:
     """What the system refused, in a sentence; anything else is a bug, of which the traceback is kept."""
     from inat_ft.crash import is_refusal, write_crash
 
@@ -199,7 +199,7 @@ def _explained(error: Exception) -> InatFtError:
 def _cache() -> Any:
     from pathlib import Path
 
-    from inat_ft.data.places import cache_folder
+    from inat_ft.paths import cache_folder
 
     chosen = os.environ.get("INAT_FT_CACHE_DIR")
     return cache_folder(Path(chosen) if chosen else None)

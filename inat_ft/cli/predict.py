@@ -8,7 +8,7 @@ import typer
 from inat_ft.cli import options, render
 
 if TYPE_CHECKING:
-    from inat_ft.evaluation.unlabelled import Answer
+    from inat_ft.evaluation.inference import ImagePrediction
 
 _SHOWN = 30
 
@@ -36,32 +36,30 @@ def predict(
     [dim]inat-ft predict runs/resnet50-head-1 photos/ --out predictions.csv[/dim]
     """
     from inat_ft.errors import DataError
-    from inat_ft.evaluation.predict import Inference
-    from inat_ft.evaluation.unlabelled import predict_images, write_answers
+    from inat_ft.evaluation.inference import predict_images, write_csv
+    from inat_ft.evaluation.predict import InferenceConfig
 
     with render.progress("predicting") as tick:
-        answers, problems = predict_images(run, images, Inference(device, precision, tta, image_size), tick)
+        answers, problems = predict_images(run, images, InferenceConfig(device, precision, tta, image_size), tick)
     for problem in problems:
         render.warn(f"{problem.message}; left out")
     if not answers:
         raise DataError("none of the images can be read")
     if out is not None:
-        write_answers(answers, out)
+        write_csv(answers, out)
     if json:
-        render.as_json([_as_json(answer, top) for answer in answers])
+        render.echo_json([_as_json(answer, top) for answer in answers])
         return
     rows = [(answer.path.as_posix(), *(f"{name} {share:.1%}" for name, share in answer.top(top))) for answer in answers]
     columns = ("image", "predicted", *(f"choice {number}" for number in range(2, len(rows[0]))))
     render.table("", columns, rows[:_SHOWN])
     if len(rows) > _SHOWN:
-        render.result(
-            f"and {len(rows) - _SHOWN:,} more{'' if out else ': --out predictions.csv or --json has them all'}"
-        )
+        render.echo(f"and {len(rows) - _SHOWN:,} more{'' if out else ': --out predictions.csv or --json has them all'}")
     if out is not None:
-        render.result(f"predictions: {out}")
+        render.echo(f"predictions: {out}")
 
 
-def _as_json(answer: "Answer", top: int) -> dict[str, Any]:
+def _as_json(answer: "ImagePrediction", top: int) -> dict[str, Any]:
     best = answer.top(top)
     return {
         "path": answer.path.as_posix(),

@@ -37,7 +37,7 @@ def new(
 
     [dim]inat-ft record new predictions.csv --name "my cnn" --out partA.json[/dim]
     """
-    from inat_ft.evaluation.foreign import from_predictions
+    from inat_ft.evaluation.importers import from_predictions
 
     _write(lambda: from_predictions(predictions, name, out), name, out, force, json)
 
@@ -52,7 +52,7 @@ def wandb(
     json: options.Json = False,
 ) -> None:
     """From what W&B exports of a run."""
-    from inat_ft.evaluation.foreign import from_wandb
+    from inat_ft.evaluation.importers import from_wandb
 
     _write(lambda: from_wandb(export, name, run), name, out, force, json)
 
@@ -66,24 +66,24 @@ def huggingface(
     json: options.Json = False,
 ) -> None:
     """From the state of a Hugging Face Trainer."""
-    from inat_ft.evaluation.foreign import from_trainer_state
+    from inat_ft.evaluation.importers import from_trainer_state
 
     _write(lambda: from_trainer_state(state, name), name, out, force, json)
 
 
 def _write(make: "Callable[[], RunRecord]", name: str, out: Path, force: bool, json: bool) -> None:
-    from inat_ft.data.wording import is_plain
     from inat_ft.errors import UsageError
     from inat_ft.records import write_record
+    from inat_ft.text import is_printable
 
-    if not name.strip() or not is_plain(name):
+    if not name.strip() or not is_printable(name):
         raise UsageError(f"--name {name!r} is no name", "use letters, digits and signs that can be seen")
     if out.exists() and not force:
         raise UsageError(f"{out} exists already", "name another file with --out, or replace it: --force")
     record = make()
     write_record(record, out)
     if json:
-        render.as_json(record.model_dump(mode="json"))
+        render.echo_json(record.model_dump(mode="json"))
         return
     shown = "unknown" if record.test_accuracy is None else f"{record.test_accuracy:.4f}"
-    render.result(f"{out}: {record.name}, test accuracy {shown}")
+    render.echo(f"{out}: {record.name}, test accuracy {shown}")

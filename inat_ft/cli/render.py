@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from inat_ft.data.wording import printable
 from inat_ft.errors import InatFtError
+from inat_ft.text import escape_unprintable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,28 +51,28 @@ def console(stderr: bool = False) -> "Console":
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=None if known else 160)
 
 
-def remark(text: str) -> None:
+def info(text: str) -> None:
     """A line for a person, on stderr."""
     if not _quiet:
-        print(_shown(text), file=sys.stderr, flush=True)
+        print(_safe(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """A warning, on stderr, in quiet mode too."""
-    print(f"warning: {_shown(text)}", file=sys.stderr, flush=True)
+    print(f"warning: {_safe(text)}", file=sys.stderr, flush=True)
 
 
-def result(text: str) -> None:
+def echo(text: str) -> None:
     """A line of the result, on stdout."""
-    print(_shown(text), flush=True)
+    print(_safe(text), flush=True)
 
 
-def _shown(text: str) -> str:
+def _safe(text: str) -> str:
     """Text for a terminal, which would obey the control characters that a file's name may hold."""
-    return "\n".join(map(printable, text.split("\n")))
+    return "\n".join(map(escape_unprintable, text.split("\n")))
 
 
-def as_json(value: Any) -> None:
+def echo_json(value: Any) -> None:
     """Print the result for a script: JSON alone on stdout. JSON has no NaN and no infinity: they become null."""
     finite = _finite(value)
     text = json.dumps(finite, indent=2, ensure_ascii=False, allow_nan=False)
@@ -91,18 +91,18 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the one of several processes, started by torchrun, that prints results."""
     return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def error(problem: InatFtError) -> None:
     """What was wrong and what to do next, on stderr."""
-    lines = _LONG.sub(r"\1...\2", _shown(problem.message)).splitlines()
-    who = "inat-ft" if is_first() else f"inat-ft (process {os.environ['RANK']})"
+    lines = _LONG.sub(r"\1...\2", _safe(problem.message)).splitlines()
+    who = "inat-ft" if is_main_process() else f"inat-ft (process {os.environ['RANK']})"
     print(f"{who}: {lines[0]}", *lines[1:], sep="\n  ", file=sys.stderr)
     for text in (problem.hint, *getattr(problem, "__notes__", ())):
-        for line in _LONG.sub(r"\1...\2", _shown(text)).splitlines():
+        for line in _LONG.sub(r"\1...\2", _safe(text)).splitlines():
             print(f"  {line}", file=sys.stderr)
 
 
@@ -121,17 +121,17 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
-    terminal, cells = console(), [[_shown(str(cell)) for cell in row] for row in rows]
+    terminal, cells = console(), [[_safe(str(cell)) for cell in row] for row in rows]
     kept = _fitting(
-        [_shown(column) for column in columns], cells, [columns.index(name) for name in drop], terminal.width
+        [_safe(column) for column in columns], cells, [columns.index(name) for name in drop], terminal.width
     )
     drawn = Table(
-        title=Text(_shown(title)) if title else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
+        title=Text(_safe(title)) if title else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
     )
     for place in kept:
         words = [word for row in cells for word in row[place].split()]
         drawn.add_column(
-            Text(_shown(columns[place])),
+            Text(_safe(columns[place])),
             justify="right" if columns[place] in right else "left",
             overflow="fold",
             min_width=min(max(map(len, words), default=0), _WHOLE_WORD),
@@ -140,7 +140,7 @@ def table(
         drawn.add_row(*(Text(row[place]) for place in kept))
     terminal.print(drawn)
     if left := [columns[place] for place in range(len(columns)) if place not in kept]:
-        remark(f"not shown, since the terminal is narrow: {', '.join(left)}")
+        info(f"not shown, since the terminal is narrow: {', '.join(left)}")
 
 
 def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], drop: Sequence[int], width: int) -> list[int]:
@@ -192,7 +192,7 @@ def _bar(what: str, unit: str) -> Iterator[Tick]:
     )
     start = time.monotonic()
     with Progress(*columns, console=console(stderr=True)) as bar:
-        task = bar.add_task(_shown(what), total=None, rate="")
+        task = bar.add_task(_safe(what), total=None, rate="")
 
         def tick(done: int, total: int) -> None:
             rate = f"{done / max(time.monotonic() - start, 1e-6):,.0f} {unit}/s"
@@ -209,6 +209,6 @@ def _plain_lines(what: str, unit: str) -> Tick:
         now = time.monotonic()
         if now - last >= _PLAIN_EVERY_S or (done == total and now - start > 1):
             last = now
-            remark(f"{what}: {done:,} of {total:,} {unit}, {done / max(now - start, 1e-6):,.0f}/s")
+            info(f"{what}: {done:,} of {total:,} {unit}, {done / max(now - start, 1e-6):,.0f}/s")
 
     return tick

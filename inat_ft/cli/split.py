@@ -11,10 +11,10 @@ import typer
 from inat_ft.cli import options, render
 
 if TYPE_CHECKING:
-    from inat_ft.data.files import Files
     from inat_ft.data.manifest import Manifest
-    from inat_ft.data.scan import Scan
+    from inat_ft.data.sources.base import Files
     from inat_ft.data.split import Findings, Options
+    from inat_ft.images.scan import Scan
 
 _SHOWN = 5
 
@@ -47,7 +47,7 @@ def split(
         ),
     ] = None,
     leakage: Annotated[
-        Literal["drop", "keep", "error"], typer.Option(help="Training images that are copies of test images.")
+        Literal["drop", "keep", "error"], typer.Option(help="TrainState images that are copies of test images.")
     ] = "drop",
     near: Annotated[
         bool,
@@ -96,7 +96,7 @@ def split(
         return
     assert data is not None
     from inat_ft.data.manifest import write_manifest
-    from inat_ft.data.sources import find_files
+    from inat_ft.data.sources.find import find_images
     from inat_ft.data.split import Options, default_test_fraction
 
     named = Path(os.path.abspath(data))  # as typed: a link keeps its name
@@ -106,13 +106,13 @@ def split(
         raise UsageError(
             f"--val-fraction {val_fraction} and --test-fraction {test_fraction} leave nothing to train on", "lower one"
         )
-    files = find_files(data, classes_from, skip=place, exclude=exclude or ())
+    files = find_images(data, classes_from, skip=place, exclude=exclude or ())
     reserved = default_test_fraction(files) if test_fraction is None else test_fraction
     chosen = Options(val_fraction, reserved, seed, leakage, near, group_by)
     manifest, findings = _split(files, chosen, place, max_pixels, workers, strict)
     written = write_manifest(manifest, force)
     if json:
-        render.as_json(_as_json(manifest, findings))
+        render.echo_json(_as_json(manifest, findings))
     else:
         _show(manifest, findings, written, by_default=test_fraction is None)
 
@@ -130,26 +130,29 @@ def _split(
     files: "Files", chosen: "Options", out: Path, max_pixels: int, workers: int, strict: bool
 ) -> "tuple[Manifest, Findings]":
     from inat_ft.data.classes import check_classes
-    from inat_ft.data.grouping import group_names
-    from inat_ft.data.overheard import overheard
-    from inat_ft.data.scan import scan
+    from inat_ft.data.groups import group_names
     from inat_ft.data.split import check_fractions, make_manifest
-    from inat_ft.data.threads import num_cores
+    from inat_ft.images.libjpeg_warnings import capture_decoder_warnings
+    from inat_ft.images.scan import scan
+    from inat_ft.threads import num_cores
 
     check_fractions(files, chosen)
-    groups = group_names(files, chosen.group_by, render.remark)
+    groups = group_names(files, chosen.group_by, render.info)
     for warning in check_classes(files, chosen.test_fraction):
         render.warn(warning)
     import torchvision.io  # noqa: F401  takes a second, which is no part of scanning
 
-    with overheard(), render.progress("scanning") as tick:  # in this order: a bar keeps the stderr that it finds
+    with (
+        capture_decoder_warnings(),
+        render.progress("scanning") as tick,
+    ):  # in this order: a bar keeps the stderr that it finds
         scanned = scan(files.root, files.paths, max_pixels, workers or num_cores(), chosen.near, tick)
     _refuse(files, scanned, strict)
     return make_manifest(files, scanned, chosen, out, groups)
 
 
 def _refuse(files: "Files", scanned: "Scan", strict: bool) -> None:
-    from inat_ft.data.files import Reason
+    from inat_ft.data.sources.base import Reason
     from inat_ft.errors import DataError
 
     bad = [(path, why) for path, why in zip(files.paths, scanned.problems, strict=True) if why]
@@ -185,17 +188,17 @@ def _as_json(manifest: "Manifest", findings: "Findings") -> dict[str, Any]:
         "leaked_to_val": [{"train": train, "val": val} for train, val in findings.leaked_val],
         "label_conflicts": findings.conflicts,
         "near_label_conflicts": findings.near_conflicts,
-        "classes_without_test": findings.untested,
+        "classes_without_test": findings.classes_without_test,
     }
 
 
 def _show(manifest: "Manifest", findings: "Findings", written: bool, by_default: bool) -> None:
     from inat_ft.data.manifest import SUBSETS
-    from inat_ft.data.wording import few, printable
+    from inat_ft.text import escape_unprintable, few
 
     counts = manifest.counts()
     rows: list[list[object]] = [
-        [printable(name), *(f"{row[subset]:,}" for subset in SUBSETS), f"{sum(row.values()):,}"]
+        [escape_unprintable(name), *(f"{row[subset]:,}" for subset in SUBSETS), f"{sum(row.values()):,}"]
         for name, row in counts.items()
     ]
     sums = [sum(row[subset] for row in counts.values()) for subset in SUBSETS]
@@ -203,11 +206,13 @@ def _show(manifest: "Manifest", findings: "Findings", written: bool, by_default:
     render.table("", ("class", *SUBSETS, "all"), rows, right=(*SUBSETS, "all"))
     most, least, ratio = _imbalance(manifest)
     advice = "; see train --balance" if ratio >= 2 else ""
-    more = f"{printable(most)} has {ratio:.2f} times the training images of {printable(least)}{advice}"
-    render.result(f"imbalance: {more if ratio > 1 else 'none, every class has as many training images'}")
+    more = (
+        f"{escape_unprintable(most)} has {ratio:.2f} times the training images of {escape_unprintable(least)}{advice}"
+    )
+    render.echo(f"imbalance: {more if ratio > 1 else 'none, every class has as many training images'}")
     _show_copies(manifest, findings)
     if manifest.made["near_copies"]:
-        render.remark(
+        render.info(
             "near copies: resized, recompressed, greyscale and slightly brighter copies are searched for; most copies "
             "that are cropped, rotated, mirrored or much brighter are not found"
         )
@@ -215,24 +220,24 @@ def _show(manifest: "Manifest", findings: "Findings", written: bool, by_default:
     for left in manifest.left_out:
         kinds[left.text.partition(": ")[0]].append(left.path)
     for kind, paths in sorted(kinds.items(), key=lambda item: -len(item[1])):
-        render.result(f"left out: {len(paths):,} ({kind}): {few(paths)}")
-    if findings.untested:
-        render.warn(f"no test images of {few(findings.untested)}")
+        render.echo(f"left out: {len(paths):,} ({kind}): {few(paths)}")
+    if findings.classes_without_test:
+        render.warn(f"no test images of {few(findings.classes_without_test)}")
     _show_test_set(manifest, sums[SUBSETS.index("test")], by_default)
-    render.result(f"manifest: {manifest.path}{'' if written else ' (unchanged)'}")
+    render.echo(f"manifest: {manifest.path}{'' if written else ' (unchanged)'}")
     is_found = manifest.path.parent == Path("splits")
     named = "" if is_found else f" --split {shlex.quote(str(manifest.path))}"
-    render.remark(f"next: inat-ft train --mode head{named}")
+    render.info(f"next: inat-ft train --mode head{named}")
 
 
 def _show_test_set(manifest: "Manifest", num_test: int, by_default: bool) -> None:
     fraction = manifest.made["test_fraction"]
     if not num_test:
-        render.result(
+        render.echo(
             "no test set: `inat-ft eval` will need one; reserve it here with --test-fraction 0.2, or add a test folder"
         )
     elif fraction and by_default:
-        render.result(
+        render.echo(
             f"test set: {fraction:.0%} of each class reserved by default, since none is given; --test-fraction 0: none"
         )
 
@@ -245,14 +250,14 @@ def _imbalance(manifest: "Manifest") -> tuple[str, str, float]:
 
 
 def _show_copies(manifest: "Manifest", findings: "Findings") -> None:
-    from inat_ft.data.wording import counted, few, printable
+    from inat_ft.text import escape_unprintable, few, pluralize
 
     kept = set(manifest.paths)
     one_side = "" if findings.leaked or findings.leaked_val else ", kept on one side"
     for what, groups in (("equal files", findings.exact_groups), ("near copies", findings.near_groups)):
         if groups:
-            render.result(
-                f"{what}: {sum(map(len, groups)):,} images in {counted(len(groups), 'group')}{one_side}: {few(groups[0])}"
+            render.echo(
+                f"{what}: {sum(map(len, groups)):,} images in {pluralize(len(groups), 'group')}{one_side}: {few(groups[0])}"
             )
     for name, pairs in (("test", findings.leaked), ("validation", findings.leaked_val)):
         for done, some in (
@@ -260,9 +265,9 @@ def _show_copies(manifest: "Manifest", findings: "Findings") -> None:
             ("left out", [pair for pair in pairs if pair[0] not in kept]),  # for that, or as a label conflict
         ):
             if some:
-                render.result(
-                    f"train and {name} overlap: {counted(len(some), 'image')} {done}, copies of {name} images or in one "
-                    f"group with them, such as {printable(some[0][0])} with {printable(some[0][1])}"
+                render.echo(
+                    f"train and {name} overlap: {pluralize(len(some), 'image')} {done}, copies of {name} images or in one "
+                    f"group with them, such as {escape_unprintable(some[0][0])} with {escape_unprintable(some[0][1])}"
                 )
     in_test = any(path in kept for group in findings.conflicts for path in group)
     for what, groups, done in (
@@ -270,26 +275,26 @@ def _show_copies(manifest: "Manifest", findings: "Findings") -> None:
         ("near copies", findings.near_conflicts, one_side),
     ):
         if groups:
-            render.result(
-                f"label conflicts: {counted(len(groups), 'time')} {what} have several labels{done}: {few(groups[0])}"
+            render.echo(
+                f"label conflicts: {pluralize(len(groups), 'time')} {what} have several labels{done}: {few(groups[0])}"
             )
 
 
 def _check(path: Path, json: bool) -> None:
-    from inat_ft.data.check import check_manifest
     from inat_ft.data.manifest import read_manifest
-    from inat_ft.data.wording import few
+    from inat_ft.data.verify import check_manifest
+    from inat_ft.text import few
 
     manifest = read_manifest(path)
     with render.progress("checking", "files") as tick:
         found = check_manifest(manifest, tick)
     if json:
-        render.as_json({"missing": found.missing, "changed": found.changed, "new": found.new})
+        render.echo_json({"missing": found.missing, "changed": found.changed, "new": found.new})
     else:
         for what, names in (("missing", found.missing), ("changed", found.changed), ("new", found.new)):
             if names:
-                render.result(f"{what}: {len(names):,}: {few(names)}")
+                render.echo(f"{what}: {len(names):,}: {few(names)}")
         if not found:
-            render.result(f"{len(manifest.paths):,} images are as {path} says")
+            render.echo(f"{len(manifest.paths):,} images are as {path} says")
     if found:
         raise typer.Exit(1)

@@ -15,37 +15,37 @@ def strategies(
 
     [dim]inat-ft strategies partial[/dim]
     """
-    from inat_ft.registry import STRATEGIES, find, plugins
+    from inat_ft.registry import STRATEGIES, get, plugins
 
     if name is not None:
-        shown = _one(find(STRATEGIES, name))
+        shown = _one(get(STRATEGIES, name))
         if json:
-            render.as_json(shown)
+            render.echo_json(shown)
             return
-        render.result(f"{name}: {shown['summary']}")
+        render.echo(f"{name}: {shown['summary']}")
         if not shown["options"]:
-            render.result("it has no options")
+            render.echo("it has no options")
             return
         cells = [(f"strategy.{each['name']}", each["type"], each["default"], each["help"]) for each in shown["options"]]
         render.table("", ("key", "type", "default", "meaning"), cells)
         return
     found = [_listed(plugin) for claims in plugins(STRATEGIES).values() for plugin in claims]
     if json:
-        render.as_json(found)
+        render.echo_json(found)
         return
     rows = [(each["name"], each["package"], each["summary"]) for each in found if not each["problem"]]
     render.table("", ("strategy", "package", "what it does"), rows)
     for each in found:
         if each["problem"]:
-            render.result(f"broken: {each['problem']}")
+            render.echo(f"broken: {each['problem']}")
 
 
 def _listed(plugin: Any) -> dict[str, Any]:
     from inat_ft.errors import PluginError
-    from inat_ft.registry import STRATEGIES, find
+    from inat_ft.registry import STRATEGIES, get
 
     try:
-        chosen = find(STRATEGIES, plugin.name)
+        chosen = get(STRATEGIES, plugin.name)
         if chosen != plugin:
             problem = f"{plugin}: the name is taken by package '{chosen.package}'"
             return {"name": plugin.name, "package": plugin.package, "summary": "", "problem": problem}
@@ -55,9 +55,9 @@ def _listed(plugin: Any) -> dict[str, Any]:
 
 
 def _one(plugin: Any) -> dict[str, Any]:
-    from inat_ft.config import section_class
+    from inat_ft.config import load_section_class
 
-    loaded = section_class(plugin)
+    loaded = load_section_class(plugin)
     return {
         "name": plugin.name,
         "package": plugin.package,

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from inat_ft.cli import options, render, sweep_found, sweep_show
+from inat_ft.cli import options, render
+from inat_ft.cli import sweep_render as sweep_show
+from inat_ft.cli import sweep_results as sweep_found
 from inat_ft.cli.commands import HELP
-from inat_ft.cli.sweep_common import Id, Storage, SweepsDir, objective, open_sweep, where
+from inat_ft.cli.sweep_options import Id, Storage, SweepsDir, objective, open_sweep, where
 
 if TYPE_CHECKING:
-    from inat_ft.sweeps.local import Sweep
+    from inat_ft.sweeps.study import Sweep
 
 app = typer.Typer(
     name="sweep",
@@ -61,17 +63,17 @@ def create(
     from inat_ft.errors import UsageError
     from inat_ft.settings import parse_override
     from inat_ft.sweeps import folder
-    from inat_ft.sweeps.builtin import BUILT_IN, over_strategies
-    from inat_ft.sweeps.reading import read_spec
-    from inat_ft.sweeps.trying import require_split, try_networks
+    from inat_ft.sweeps.defaults import BUILT_IN, strategy_sweep
+    from inat_ft.sweeps.parsing import read_spec
+    from inat_ft.sweeps.preflight import check_models, require_split
 
     if name is not None and not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise UsageError(f"--name {name}: an ID is made of letters, digits, '-', '_' and '.'")
     if file and strategies:
         raise UsageError(f"--strategies makes a sweep of its own, and {file} is one", "leave one of them out")
-    raw, left_out = over_strategies() if strategies else (BUILT_IN, {})
+    raw, left_out = strategy_sweep() if strategies else (BUILT_IN, {})
     spec = read_spec(file, [parse_override(text) for text in set_ or ()], raw)
-    try_networks(spec)
+    check_models(spec)
     path = None
     if backend == "local":
         require_split(spec)
@@ -93,16 +95,16 @@ def create(
             "left_out": left_out,
             "next": _next(sweep, sweeps_dir),
         }
-        render.as_json(about)
+        render.echo_json(about)
         return
     for line in sweep_show.about_space(sweep):
-        render.remark(line)
+        render.info(line)
     for strategy, why in left_out.items():
-        render.remark(f"left out: {strategy}: {why}")
+        render.info(f"left out: {strategy}: {why}")
     if path:
-        render.result(f"W&B:  {path}")
-    render.result(f"id:   {sweep.id}")
-    render.result(f"next: {_next(sweep, sweeps_dir)}")
+        render.echo(f"W&B:  {path}")
+    render.echo(f"id:   {sweep.id}")
+    render.echo(f"next: {_next(sweep, sweeps_dir)}")
 
 
 def _next(sweep: "Sweep", sweeps_dir: Path) -> str:
@@ -127,8 +129,8 @@ def run(
     [dim]inat-ft sweep run[/dim]
     [dim]inat-ft sweep run abcd2345 --workers 4 --count 8[/dim]
     """
-    from inat_ft.data.places import cache_folder
-    from inat_ft.sweeps.worker import is_one_of_several, run_workers, work
+    from inat_ft.paths import cache_folder
+    from inat_ft.sweeps.worker import is_child_worker, run_workers, work
 
     sweep = open_sweep(id, sweeps_dir, storage, adopt=True)
     endless = sweep.spec.num_trials is None and sweep.wandb is None
@@ -136,28 +138,28 @@ def run(
         from inat_ft.errors import UsageError
 
         raise UsageError("nothing limits this sweep", "add run_cap to its file, or run with --count")
-    if not is_one_of_several():
-        sweep.go_on()
+    if not is_child_worker():
+        sweep.resume()
         _pin_split(sweep)
     if workers > 1:
-        places = ["--sweeps-dir", str(sweeps_dir), *(["--cache-dir", str(cache_dir)] if cache_dir else [])]
+        directories = ["--sweeps-dir", str(sweeps_dir), *(["--cache-dir", str(cache_dir)] if cache_dir else [])]
         if storage:  # in the environment: command lines are visible to everyone on the machine
             os.environ["INAT_FT_SWEEP_STORAGE"] = storage
-        code = run_workers([sweep.wandb or sweep.id, *places], workers, count)
+        code = run_workers([sweep.wandb or sweep.id, *directories], workers, count)
         state, why = sweep.state()
         if code and state not in ("finished", "failed"):
             raise typer.Exit(code)
     elif sweep.wandb:
         from inat_ft.sweeps.wandb import run_agent
 
-        state, why = run_agent(sweep, objective(sweep, cache_folder(cache_dir)), count, render.remark)
+        state, why = run_agent(sweep, objective(sweep, cache_folder(cache_dir)), count, render.info)
     else:
         try:
-            state, why = work(sweep, objective(sweep, cache_folder(cache_dir)), count, render.remark)
+            state, why = work(sweep, objective(sweep, cache_folder(cache_dir)), count, render.info)
         except KeyboardInterrupt:
-            render.remark(f"interrupted; go on with: {_next(sweep, sweeps_dir)}")
+            render.info(f"interrupted; go on with: {_next(sweep, sweeps_dir)}")
             raise
-    if not is_one_of_several():
+    if not is_child_worker():
         sweep_show.show_end(sweep, state, why)
 
 
@@ -185,7 +187,7 @@ def status(
     """
     sweep = open_sweep(id, sweeps_dir, storage)
     if json:
-        render.as_json(sweep_show.status_json(sweep))
+        render.echo_json(sweep_show.status_json(sweep))
         return
     while watch:
         render.console().clear()
@@ -211,9 +213,9 @@ def list_(json: options.Json = False, sweeps_dir: SweepsDir = Path("sweeps")) ->
 
     found = [{**about, **sweep_show.standing(about["id"], sweeps_dir)} for about in list_sweeps(sweeps_dir)]
     if json:
-        render.as_json(found)
+        render.echo_json(found)
     elif not found:
-        render.remark(f"there is no sweep in {sweeps_dir}; make one: inat-ft sweep create")
+        render.info(f"there is no sweep in {sweeps_dir}; make one: inat-ft sweep create")
     else:
         rows = [
             (
@@ -237,4 +239,4 @@ def stop(id: Id = None, storage: Storage = None, sweeps_dir: SweepsDir = Path("s
         from inat_ft.sweeps.wandb import stop_sweep
 
         stop_sweep(sweep.wandb)
-    render.result(f"stopped: {sweep.id}")
+    render.echo(f"stopped: {sweep.id}")

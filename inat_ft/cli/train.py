@@ -167,12 +167,10 @@ def train(
     [dim]inat-ft train --backbone cnn --image-size 64 --epochs 10   (from scratch)[/dim]
     """
     from inat_ft.errors import UsageError
-    from inat_ft.settings import SHORT_KEYS, load_config, parse_override
+    from inat_ft.settings import ALIASES, load_config, parse_override
 
-    flags = {
-        key: value for key, value in locals().items() if key in (*SHORT_KEYS, "seed", "name") and value is not None
-    }
-    overrides = [(SHORT_KEYS.get(key, key), value) for key, value in flags.items()]
+    flags = {key: value for key, value in locals().items() if key in (*ALIASES, "seed", "name") and value is not None}
+    overrides = [(ALIASES.get(key, key), value) for key, value in flags.items()]
     overrides += [parse_override(text) for text in set_ or ()]
     if resume is not None:
         if config or {key for key, _ in overrides} - _MOVABLE:
@@ -228,7 +226,7 @@ def _require_split(config: "RunConfig", run: Path) -> None:
 
 def _require_effect(config: "RunConfig", overrides: "list[Override]") -> None:
     """Refuse an option that comes to nothing, and tell of plugins that are not used."""
-    from inat_ft.config import shadowed
+    from inat_ft.config import shadowed_plugins
     from inat_ft.errors import UsageError
 
     if "optim.alpha" in dict(overrides) and config.optim.average != "wise-ft":
@@ -237,22 +235,22 @@ def _require_effect(config: "RunConfig", overrides: "list[Override]") -> None:
         raise UsageError(
             "--views is an option of --augment standard, which is not asked for", "add: --augment standard"
         )
-    for plugin in shadowed(config):
+    for plugin in shadowed_plugins(config):
         render.warn(f"{plugin} is not used: the name is inat-ft's own or torchvision's; pip uninstall {plugin.package}")
 
 
 def _train(config: "RunConfig", resume: Path | None, runs_dir: Path, cache_dir: Path | None, json: bool) -> None:
-    from inat_ft.cli.listening import listener
-    from inat_ft.data.places import cache_folder
-    from inat_ft.training import Places, train
+    from inat_ft.cli.training_progress import callbacks
+    from inat_ft.paths import cache_folder
+    from inat_ft.training import Directories, train
 
     with _stoppable():
-        record, directory = train(config, Places(runs_dir, cache_folder(cache_dir)), listener(config), resume)
-    if not render.is_first():
+        record, directory = train(config, Directories(runs_dir, cache_folder(cache_dir)), callbacks(config), resume)
+    if not render.is_main_process():
         return
     _advise(record)
     if json:
-        render.as_json({**record.model_dump(mode="json"), "directory": directory.as_posix()})
+        render.echo_json({**record.model_dump(mode="json"), "directory": directory.as_posix()})
     else:
         _show_run(record, directory)
 
@@ -284,57 +282,57 @@ def _advise(record: "RunRecord") -> None:
         stop = record.config["stop"]["patience"] and record.stopped_early
         epochs = min(10_000, max(_MORE_EPOCHS, 3 * len(record.history)))
         longer = f"--epochs {epochs}{' --patience 0' if stop else ''}"
-        render.remark(f"{'; '.join(reasons)}: try the same command with {longer}, or with --find-lr")
+        render.info(f"{'; '.join(reasons)}: try the same command with {longer}, or with --find-lr")
 
 
 def _train_seeds(config: "RunConfig", seeds: int, runs_dir: Path, cache_dir: Path | None, json: bool) -> None:
     from statistics import mean, stdev
 
-    from inat_ft.cli.listening import listener
-    from inat_ft.data.places import cache_folder
-    from inat_ft.training import Places, let_go, train
+    from inat_ft.cli.training_progress import callbacks
+    from inat_ft.paths import cache_folder
+    from inat_ft.training import Directories, release_memory, train
 
-    places, runs = Places(runs_dir, cache_folder(cache_dir)), []
+    directories, runs = Directories(runs_dir, cache_folder(cache_dir)), []
     for seed in range(config.seed, config.seed + seeds):
-        render.remark(f"seed {seed}")
+        render.info(f"seed {seed}")
         name = f"{config.name}-seed{seed}" if config.name else None
-        let_go()
+        release_memory()
         with _stoppable():
-            runs.append(train(config.model_copy(update={"seed": seed, "name": name}), places, listener(config)))
-    if not render.is_first():
+            runs.append(train(config.model_copy(update={"seed": seed, "name": name}), directories, callbacks(config)))
+    if not render.is_main_process():
         return
     _advise(runs[0][0])
     accuracies = [record.val_accuracy or 0.0 for record, _ in runs]
     if json:
-        directories = [directory.as_posix() for _, directory in runs]
-        render.as_json(
+        names = [directory.as_posix() for _, directory in runs]
+        render.echo_json(
             {
                 "mean": mean(accuracies),
                 "deviation": stdev(accuracies),
                 "val_accuracy": accuracies,
-                "directories": directories,
+                "directories": names,
             }
         )
         return
     for record, directory in runs:
-        render.result(f"seed {record.seed}: validation accuracy {record.val_accuracy:.4f}  {directory}")
-    render.result(f"{seeds} seeds: validation accuracy {mean(accuracies):.4f} ± {stdev(accuracies):.4f}")
-    render.remark("next: inat-ft eval each of them, then inat-ft compare --group with another configuration's")
+        render.echo(f"seed {record.seed}: validation accuracy {record.val_accuracy:.4f}  {directory}")
+    render.echo(f"{seeds} seeds: validation accuracy {mean(accuracies):.4f} ± {stdev(accuracies):.4f}")
+    render.info("next: inat-ft eval each of them, then inat-ft compare --group with another configuration's")
 
 
 def _find_lr(config: "RunConfig", runs_dir: Path, cache_dir: Path | None, json: bool) -> None:
-    from inat_ft.cli.listening import listener
-    from inat_ft.data.places import cache_folder
-    from inat_ft.evaluation.lr_range import draw_lr_range
-    from inat_ft.training import Places, find_lr
+    from inat_ft.cli.training_progress import callbacks
+    from inat_ft.evaluation.lr_figure import draw_lr_range
+    from inat_ft.paths import cache_folder
+    from inat_ft.training import Directories, find_lr
 
-    found = find_lr(config, Places(runs_dir, cache_folder(cache_dir)), listener(config))
-    if not render.is_first():
+    found = find_lr(config, Directories(runs_dir, cache_folder(cache_dir)), callbacks(config))
+    if not render.is_main_process():
         return
     stem = config.name or f"{config.model.backbone.replace(':', '-')}-{config.strategy.name}"
     picture = draw_lr_range(found.lrs, found.losses, found.smooth, found.suggestion, runs_dir / f"{stem}-lr-range")
     if json:
-        render.as_json(
+        render.echo_json(
             {
                 "suggestion": found.suggestion,
                 "lr": found.lrs,
@@ -344,12 +342,12 @@ def _find_lr(config: "RunConfig", runs_dir: Path, cache_dir: Path | None, json: 
             }
         )
         return
-    render.result(f"picture: {picture}")
+    render.echo(f"picture: {picture}")
     if found.suggestion is None:
         render.warn("the loss does not fall at any rate, so that there is nothing to suggest")
     else:
-        render.result(f"suggested learning rate: {found.suggestion:.1e}, where the loss falls fastest")
-        render.remark(f"next: the same command with --lr {found.suggestion:.1e} in place of --find-lr")
+        render.echo(f"suggested learning rate: {found.suggestion:.1e}, where the loss falls fastest")
+        render.info(f"next: the same command with --lr {found.suggestion:.1e} in place of --find-lr")
 
 
 def _show_run(record: "RunRecord", directory: Path) -> None:
@@ -359,26 +357,24 @@ def _show_run(record: "RunRecord", directory: Path) -> None:
     monitor = record.config["stop"].get("monitor", "val_accuracy")
     value = getattr(record.history[(record.best_epoch or 1) - 1], monitor)
     shown = "" if monitor == "val_accuracy" else f", {monitor} {'not finite' if value is None else f'{value:.4f}'}"
-    render.result(
-        f"best: {epochs}{early}{shown}, validation accuracy {accuracy:.4f} in {record.seconds['total']:.1f} s"
-    )
-    render.result(f"run:  {directory}")
-    render.remark(f"next: inat-ft eval {directory}")
+    render.echo(f"best: {epochs}{early}{shown}, validation accuracy {accuracy:.4f} in {record.seconds['total']:.1f} s")
+    render.echo(f"run:  {directory}")
+    render.info(f"next: inat-ft eval {directory}")
 
 
 def _dry_run(config: "RunConfig", json: bool) -> None:
-    from inat_ft.engine.table import stage_table
+    from inat_ft.engine.summary import stage_table
     from inat_ft.settings import dump_config
     from inat_ft.training import prepare
 
     setup = prepare(config, load_weights=False)
-    for remark in setup.remarks:
-        render.warn(remark)
+    for info in setup.warnings:
+        render.warn(info)
     rows = stage_table(setup.plan, setup.config.optim.lr)
     if json:
-        render.as_json({"config": setup.config.model_dump(mode="json"), "stages": rows})
+        render.echo_json({"config": setup.config.model_dump(mode="json"), "stages": rows})
         return
-    render.result(dump_config(setup.config).rstrip())
+    render.echo(dump_config(setup.config).rstrip())
     _show_stages(setup, rows)
 
 
@@ -399,6 +395,6 @@ def _show_config(config: "RunConfig", json: bool) -> None:
 
     keys = describe(config)
     if json:
-        render.as_json(keys)
+        render.echo_json(keys)
     else:
         render.table("", ("key", "value", "meaning"), [(key["key"], key["value"], key["help"]) for key in keys])

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inat_ft.data import augment
-from inat_ft.data.images import MAX_PIXELS, load_image
-from inat_ft.data.resizing import SQUASH, Resizing
 from inat_ft.errors import DataError
+from inat_ft.images import augment
+from inat_ft.images.decode import MAX_PIXELS, load_image
+from inat_ft.images.resizing import SQUASH, Resizing
 
 _AHEAD = 2
 _VARIATIONS = {"flip": augment.flip, "standard": augment.standard}
@@ -64,7 +64,7 @@ class ImageFiles:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredRows:
     """Rows of a memory-mapped store; `positions` `[N]` says where each row of ours stands in it."""
 
     mapped: np.ndarray
@@ -82,7 +82,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Resident:
+class ResidentRows:
     """Rows that stay on the device."""
 
     data: Tensor
@@ -108,7 +108,7 @@ class Batches:
     batch_size: int
     prepare: Callable[[Tensor, Tensor], Tensor]
     start: int = 0
-    least: int = 2
+    min_batch: int = 2
     """A last batch with fewer rows joins the one before: BatchNorm needs two, and each of several processes one."""
     frozen: Callable[[Tensor], Tensor] | None = None
     """From what stage `start` takes to what follows the frozen stages, where these are computed in a form of their own."""
@@ -122,7 +122,7 @@ class Batches:
         """The numbers of the rows of each batch."""
         order = torch.arange(self.num_images) if order is None else order
         parts = list(torch.split(order, self.batch_size))
-        if len(parts) > 1 and len(parts[-1]) < min(self.least, self.batch_size):
+        if len(parts) > 1 and len(parts[-1]) < min(self.min_batch, self.batch_size):
             parts[-2:] = [torch.cat(parts[-2:])]
         return parts
 
@@ -142,7 +142,7 @@ class Batches:
 
 
 def _ahead(source: Source, orders: Sequence[Tensor], pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    if isinstance(source, Resident):
+    if isinstance(source, ResidentRows):
         for numbers in orders:
             yield source.rows(numbers), numbers
         return

@@ -7,9 +7,9 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from inat_ft.data.files import Files, Reason
-from inat_ft.data.wording import counted, few, printable
+from inat_ft.data.sources.base import Files, Reason
 from inat_ft.errors import DataError
+from inat_ft.text import escape_unprintable, few, pluralize
 
 _FEW = 10
 
@@ -89,10 +89,10 @@ def _require_files(files: Files, counts: _Counts) -> None:
     if not empty:
         return
     left = next((left for left in files.left_out if empty[0] in left.path.split("/")), None)
-    why = f": {printable(left.path)} ({left.text})" if left else ": there are no files of it"
+    why = f": {escape_unprintable(left.path)} ({left.text})" if left else ": there are no files of it"
     raise DataError(
         f"{_classes(empty)} {'has' if len(empty) == 1 else 'have'} no images{why}",
-        f"add images, remove the folder, or leave it out: --exclude {shlex.quote(printable(empty[0]))}",
+        f"add images, remove the folder, or leave it out: --exclude {shlex.quote(escape_unprintable(empty[0]))}",
     )
 
 
@@ -131,7 +131,7 @@ def _require_enough(counts: _Counts) -> None:
     shown = few([f"'{name}' ({counts.of(name, '')})" for name in short])
     raise DataError(
         f"too few images to split in {shown}: each class needs "
-        f"at least {counted(needed, 'image')}, {' and '.join(parts)}",
+        f"at least {pluralize(needed, 'image')}, {' and '.join(parts)}",
         f"add images, or leave the class out with --exclude{'; --test-fraction 0 needs one fewer' * counts.new_test}",
     )
 
@@ -155,7 +155,8 @@ def names(group: Iterable[str]) -> str:
     shown = list(group)
     seen = Counter(unicodedata.normalize("NFC", name) for name in shown)
     return " and ".join(
-        f"'{printable(name)}'" + (f" ({ascii(name)[1:-1]})" if seen[unicodedata.normalize("NFC", name)] > 1 else "")
+        f"'{escape_unprintable(name)}'"
+        + (f" ({ascii(name)[1:-1]})" if seen[unicodedata.normalize("NFC", name)] > 1 else "")
         for name in shown
     )
 

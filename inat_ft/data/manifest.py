@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inat_ft.data.files import LeftOut, Reason
+from inat_ft.data.sources.base import LeftOut, Reason
 from inat_ft.errors import DataError, UsageError
-from inat_ft.records import replacing
+from inat_ft.records import atomic_write
 
 SUBSETS = ("train", "val", "test")
 
@@ -133,7 +133,7 @@ def write_manifest(manifest: Manifest, force: bool = False) -> bool:
                 f"{manifest.path} exists already and is another split",
                 "name another file with --out, or replace it: --force",
             )
-    with replacing(manifest.path) as temporary:
+    with atomic_write(manifest.path) as temporary:
         temporary.write_bytes(text)
     return True
 

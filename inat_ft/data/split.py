@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inat_ft.data.assign import TEST, TRAIN, UNDECIDED, VAL, Shares, assign
-from inat_ft.data.files import Files, LeftOut, Reason
-from inat_ft.data.grouping import Kin, families, find_kin
+from inat_ft.data.groups import DuplicateGroups, clusters, group_images
 from inat_ft.data.manifest import Manifest
-from inat_ft.data.scan import Scan
-from inat_ft.data.wording import printable
+from inat_ft.data.sources.base import Files, LeftOut, Reason
+from inat_ft.data.stratify import TEST, TRAIN, UNASSIGNED, VAL, SplitFractions, stratified_group_split
 from inat_ft.errors import DataError, UsageError
+from inat_ft.images.scan import Scan
+from inat_ft.text import escape_unprintable
 
-_CODES = {"train": TRAIN, "val": VAL, "test": TEST, "": UNDECIDED}
+_CODES = {"train": TRAIN, "val": VAL, "test": TEST, "": UNASSIGNED}
 _SAME_FOLDER = 0.5
 
 DEFAULT_TEST_FRACTION = 0.2
@@ -58,7 +58,7 @@ class Findings:
     leaked_val: list[tuple[str, str]] = field(default_factory=list)
     conflicts: list[list[str]] = field(default_factory=list)
     near_conflicts: list[list[str]] = field(default_factory=list)
-    untested: list[str] = field(default_factory=list)
+    classes_without_test: list[str] = field(default_factory=list)
 
 
 def make_manifest(
@@ -73,15 +73,15 @@ def make_manifest(
     usable = np.flatnonzero([not why for why in scanned.problems])
     _require_classes(files, scanned, usable)
     pool = _Pool(files, scanned, usable)
-    looks = scanned.looks.of(usable) if options.near else None
-    kin = find_kin(pool.hashes, [groups[place] for place in usable.tolist()], looks)
-    findings = Findings(pool.named(families(kin.exact)), pool.named(families(kin.near)))
+    signatures = scanned.signatures.take(usable) if options.near else None
+    duplicates = group_images(pool.hashes, [groups[place] for place in usable.tolist()], signatures)
+    findings = Findings(pool.named(clusters(duplicates.exact)), pool.named(clusters(duplicates.near)))
     left_out = [*files.left_out, *_unusable(files, scanned)]
-    gone = _leaking(pool, kin, options.leakage, findings) | _conflicting(pool, kin, findings)
+    gone = _leaking(pool, duplicates, options.leakage, findings) | _conflicting(pool, duplicates, findings)
     left_out += [LeftOut(pool.paths[place], *reason) for place, reason in sorted(gone.items())]
     keep = np.setdiff1d(np.arange(len(usable)), np.fromiter(gone, np.int64, len(gone)))
     _require_left(pool, keep, gone)
-    return _manifest(files, pool, keep, kin.units[keep], options, path, sorted(left_out), findings), findings
+    return _manifest(files, pool, keep, duplicates.group_ids[keep], options, path, sorted(left_out), findings), findings
 
 
 def default_test_fraction(files: Files) -> float:
@@ -113,7 +113,7 @@ def _require_classes(files: Files, scanned: Scan, usable: NDArray[np.int64]) -> 
         bad += [(left.path, left.text) for left in files.left_out if missing[0] in left.path.split("/")]
         why = f": {bad[0][0]} ({bad[0][1]})" if bad else ""
         raise DataError(
-            f"class '{printable(missing[0])}' has no usable image{why}",
+            f"class '{escape_unprintable(missing[0])}' has no usable image{why}",
             "add images, or leave the class out with --exclude",
         )
 
@@ -123,7 +123,8 @@ def _require_left(pool: _Pool, keep: NDArray[np.int64], gone: _Gone) -> None:
     for place, (reason, _) in sorted(gone.items()):
         if pool.labels[place] not in left:
             raise DataError(
-                f"class '{printable(pool.labels[place])}' has no image left: {pool.paths[place]} is left out ({reason})",
+                f"class '{escape_unprintable(pool.labels[place])}' has no image left: "
+                f"{pool.paths[place]} is left out ({reason})",
                 "give each picture one label, add others, or leave the class out with --exclude",
             )
 
@@ -136,7 +137,7 @@ class _Pool:
         self.paths = [files.paths[place] for place in places]
         self.labels = [files.labels[place] for place in places]
         self.hashes = [scanned.hashes[place] for place in places]
-        self.given = np.fromiter((_CODES[files.subsets[place]] for place in places), np.uint8, len(places))
+        self.preset = np.fromiter((_CODES[files.subsets[place]] for place in places), np.uint8, len(places))
 
     def named(self, groups: list[list[int]]) -> list[list[str]]:
         """Paths of images given by number."""
@@ -147,11 +148,11 @@ class _Pool:
         return [group for group in groups if len({self.labels[place] for place in group}) > 1]
 
 
-def _conflicting(pool: _Pool, kin: Kin, findings: Findings) -> _Gone:
+def _conflicting(pool: _Pool, duplicates: DuplicateGroups, findings: Findings) -> _Gone:
     """Equal files under several labels, outside the test set: nobody knows which label is right."""
-    equal = pool.disagreeing(families(kin.exact))
+    equal = pool.disagreeing(clusters(duplicates.exact))
     findings.conflicts = pool.named(equal)
-    pairs = pool.disagreeing(kin.pairs.tolist())
+    pairs = pool.disagreeing(duplicates.pairs.tolist())
     findings.near_conflicts = pool.named(pairs)
     return {
         place: (
@@ -160,24 +161,26 @@ def _conflicting(pool: _Pool, kin: Kin, findings: Findings) -> _Gone:
         )
         for group in equal
         for place in group
-        if pool.given[place] != TEST
+        if pool.preset[place] != TEST
     }
 
 
-def _leaking(pool: _Pool, kin: Kin, policy: str, findings: Findings) -> _Gone:
+def _leaking(pool: _Pool, duplicates: DuplicateGroups, policy: str, findings: Findings) -> _Gone:
     """Images that are copies of, or in one group with, images of a given set that they must not know.
 
     The test set comes before the validation set, and that before the training set.
     """
-    level = np.where(pool.given == UNDECIDED, TRAIN, pool.given).astype(np.int64)
-    of_unit, of_copies = _highest(level, kin.units), _highest(level, kin.copies)
+    level = np.where(pool.preset == UNASSIGNED, TRAIN, pool.preset).astype(np.int64)
+    of_unit, of_copies = _highest(level, duplicates.group_ids), _highest(level, duplicates.copies)
     gone: _Gone = {}
     for code, name, leaked in ((TEST, "test", findings.leaked), (VAL, "validation", findings.leaked_val)):
         is_copy = (level < code) & (of_copies == code)
-        partners = _first_of(kin.copies, level == code)
-        members = _first_of(kin.units, level == code)
+        partners = _first_of(duplicates.copies, level == code)
+        members = _first_of(duplicates.group_ids, level == code)
         for place in np.flatnonzero((level < code) & (of_unit == code)).tolist():
-            other = partners[int(kin.copies[place])] if is_copy[place] else members[int(kin.units[place])]
+            other = (
+                partners[int(duplicates.copies[place])] if is_copy[place] else members[int(duplicates.group_ids[place])]
+            )
             leaked.append((pool.paths[place], pool.paths[other]))
             what, reason = ("a copy of", Reason.COPY) if is_copy[place] else ("in one group with", Reason.GROUP)
             gone[place] = f"{what} a {name} image: {pool.paths[other]}", reason
@@ -225,8 +228,8 @@ def _manifest(
     classes = tuple(sorted(files.classes | {pool.labels[place] for place in places}))
     index = {name: number for number, name in enumerate(classes)}
     labels = np.fromiter((index[pool.labels[place]] for place in places), np.int64, len(places))
-    shares = Shares(options.val_fraction, options.test_fraction)
-    subsets = assign(paths, labels, pool.given[keep], units, classes, shares, options.seed)
+    shares = SplitFractions(options.val_fraction, options.test_fraction)
+    subsets = stratified_group_split(paths, labels, pool.preset[keep], units, classes, shares, options.seed)
     sizes = Counter(units.tolist())
     names: dict[int, str] = {}
     for unit, name in zip(units.tolist(), paths, strict=True):
@@ -245,7 +248,7 @@ def _manifest(
         _made(files, options),
     )
     if (subsets == TEST).any():
-        findings.untested = [name for name, row in manifest.counts().items() if not row["test"]]
+        findings.classes_without_test = [name for name, row in manifest.counts().items() if not row["test"]]
     return manifest
 
 

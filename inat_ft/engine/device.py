@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from inat_ft.engine.ranks import ALONE, Ranks, join, local_rank
+from inat_ft.engine.distributed import SINGLE_PROCESS, ProcessGroup, init_distributed, local_rank
 from inat_ft.errors import UsageError
 
 _CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -26,7 +26,7 @@ class Compute:
     device: torch.device
     precision: str
     forced: bool = False
-    ranks: Ranks = ALONE
+    process_group: ProcessGroup = SINGLE_PROCESS
     """The processes that train together."""
 
     @property
@@ -67,8 +67,8 @@ def choose_compute(device: str, precision: str) -> Compute:
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: this machine has no Apple GPU that torch can use", "try: --device auto")
     if precision != "auto":
-        return Compute(chosen, precision, forced=True, ranks=join(chosen))
-    return Compute(chosen, "bf16" if has_bf16(chosen) else "fp32", ranks=join(chosen))
+        return Compute(chosen, precision, forced=True, process_group=init_distributed(chosen))
+    return Compute(chosen, "bf16" if has_bf16(chosen) else "fp32", process_group=init_distributed(chosen))
 
 
 def _best_device() -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from inat_ft import __version__
-from inat_ft.data.threads import num_cores
 from inat_ft.engine.device import Compute
+from inat_ft.threads import num_cores
 
 _PACKAGES = ("torchvision", "numpy", "pillow", "timm")
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from inat_ft.data.batches import Batches
-from inat_ft.engine.averages import Average, make_average
 from inat_ft.engine.device import Compute
+from inat_ft.engine.early_stopping import EarlyStopping
+from inat_ft.engine.loops import Forward, OnStep, StepConfig, evaluate, train_one_epoch, update_bn
 from inat_ft.engine.optimizer import Rate, make_optimizer
-from inat_ft.engine.passes import OnStep, Pass, Recipe, evaluate, learn, refresh_norms
-from inat_ft.engine.plan import Plan
-from inat_ft.engine.stopping import EarlyStop
+from inat_ft.engine.plan import TrainingPlan
+from inat_ft.engine.weight_averaging import WeightAverage, make_average
 from inat_ft.models.net import Net
 from inat_ft.records import Epoch
 
@@ -33,15 +33,15 @@ class Data(Protocol):
     def val(self, prefix: int, epoch: int) -> Batches:
         """Validation batches, likewise."""
 
-    def order(self, generator: torch.Generator) -> Tensor:
+    def sample_order(self, generator: torch.Generator) -> Tensor:
         """Numbers of the training images in the order of an epoch, `[M]` int64."""
 
 
 @dataclass
-class Training:
+class TrainState:
     """Where a training stands between two epochs: with the weights, all that is needed to go on from there."""
 
-    stop: EarlyStop
+    stop: EarlyStopping
     epoch: int = 0
     """Epochs done."""
     steps: int = 0
@@ -50,55 +50,55 @@ class Training:
     history: list[Epoch] = field(default_factory=list)
     average: dict[str, Tensor] = field(default_factory=dict)
     """What an average of weights must remember (averages.py)."""
-    as_trained: dict[str, Tensor] = field(default_factory=dict)
+    raw_weights: dict[str, Tensor] = field(default_factory=dict)
     """The weights to go on from, while the network holds averaged ones; empty while it holds these themselves."""
     best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
     """Copies of all that training may change, as after the best epoch, by name in the network's state."""
     best_logits: Tensor | None = None
     """Validation logits `[N, C]` float32 after the best epoch, on the CPU."""
-    stopped: str = ""
+    stop_reason: str = ""
     """Why training ended before the last epoch: patience, or asked; empty when it did not."""
 
 
 def fit(
     net: Net,
     data: Data,
-    plan: Plan,
-    recipe: Recipe,
+    plan: TrainingPlan,
+    step_config: StepConfig,
     compute: Compute,
     seed: int,
-    training: Training,
+    state: TrainState,
     on_step: OnStep = lambda done, total, loss, accuracy: None,
     on_epoch: Callable[[Epoch], bool | None] = lambda epoch: None,
-    save: Callable[[Training], None] = lambda training: None,
-) -> Training:
+    save: Callable[[TrainState], None] = lambda state: None,
+) -> TrainState:
     """Train until the last epoch, until patience is at its end or `on_epoch` says so, then restore the best weights.
 
     The best epoch is the first of those with the best monitored metric and, among these, the lowest validation loss.
     `save` is called after every epoch with all that is needed to resume. Raises InatFtError when the training loss is not
     finite.
     """
-    names = plan.changing_state()
-    ahead = epochs(net, data, plan, recipe, compute, seed, training, on_step)
-    for epoch, logits in ahead if not training.stopped else ():
-        best = training.history[training.best_epoch - 1] if training.best_epoch else None
-        training.history.append(epoch)
-        if plan.changes(epoch.epoch - 1):
-            training.stop.start_anew()
-        if best is None or training.stop.score(epoch) > training.stop.score(best):
-            training.best, training.best_epoch, training.best_logits = copies(net, names), epoch.epoch, logits.cpu()
-        if training.stop.update(epoch):
-            training.stopped = "patience"
-        if compute.ranks.agree(on_epoch(epoch)) and not training.stopped:
-            training.stopped = "asked"
-        if training.epoch == len(plan.epochs):
-            training.stopped = ""
-        save(training)
-        if training.stopped:
+    names = plan.trainable_state_names()
+    ahead = epochs(net, data, plan, step_config, compute, seed, state, on_step)
+    for epoch, logits in ahead if not state.stop_reason else ():
+        best = state.history[state.best_epoch - 1] if state.best_epoch else None
+        state.history.append(epoch)
+        if plan.starts_phase(epoch.epoch - 1):
+            state.stop.reset()
+        if best is None or state.stop.score(epoch) > state.stop.score(best):
+            state.best, state.best_epoch, state.best_logits = copies(net, names), epoch.epoch, logits.cpu()
+        if state.stop.step(epoch):
+            state.stop_reason = "patience"
+        if compute.process_group.broadcast(on_epoch(epoch)) and not state.stop_reason:
+            state.stop_reason = "asked"
+        if state.epoch == len(plan.epochs):
+            state.stop_reason = ""
+        save(state)
+        if state.stop_reason:
             break
-    restore(net, training.best)
-    return training
+    restore(net, state.best)
+    return state
 
 
 def copies(net: Net, names: list[str]) -> dict[str, Tensor]:
@@ -118,11 +118,11 @@ def restore(net: Net, weights: dict[str, Tensor]) -> None:
 def epochs(
     net: Net,
     data: Data,
-    plan: Plan,
-    recipe: Recipe,
+    plan: TrainingPlan,
+    step_config: StepConfig,
     compute: Compute,
     seed: int,
-    training: Training,
+    state: TrainState,
     on_step: OnStep = lambda done, total, loss, accuracy: None,
 ) -> Iterator[tuple[Epoch, Tensor]]:
     """Train in place; after each epoch yield its figures and the validation logits `[N, C]` float32 on the device.
@@ -131,42 +131,44 @@ def epochs(
     epoch hangs on seed and epoch alone, so a training that goes on from `training` does what an uninterrupted one would.
     Raises InatFtError when the loss is not finite.
     """
-    config = recipe.config
-    average = make_average(plan, config, training.average)
+    config = step_config.config
+    average = make_average(plan, config, state.average)
 
     def after(done: int, total: int, loss: float | None, accuracy: float | None) -> None:
         average.after_step()
-        training.steps += 1
+        state.steps += 1
         on_step(done, total, loss, accuracy)
 
-    while training.epoch < len(plan.epochs):
-        started, number = time.perf_counter(), training.epoch
-        restore(net, training.as_trained)
-        training.as_trained = {}
+    while state.epoch < len(plan.epochs):
+        started, number = time.perf_counter(), state.epoch
+        restore(net, state.raw_weights)
+        state.raw_weights = {}
         # averaged weights differ from those that learned before, also where they are frozen by now
         learning, prefix = plan.epochs[number], plan.frozen_prefix(number, since_start=config.average != "none")
-        net.learn(learning.parameters)
-        if training.optimizer is None or plan.changes(number):
-            training.optimizer = make_optimizer(learning, config, training.optimizer)
+        net.set_trainable(learning.parameters)
+        if state.optimizer is None or plan.starts_phase(number):
+            state.optimizer = make_optimizer(learning, config, state.optimizer)
         average.before_epoch(number)
         seed_layers(seed, number)
-        on = Pass(net, data.train(prefix, number), prefix, compute, learned=recipe.learned(net, prefix))
+        forward = Forward(
+            net, data.train(prefix, number), prefix, compute, compiled_tail=step_config.compiled_tail(net, prefix)
+        )
         val = data.val(prefix, number)
-        order = data.order(epoch_generator(seed, number, "order"))
-        first, last = plan.stretch(number) if config.restart else (0, config.epochs)
-        rate = Rate(training.optimizer, config, number - first, last - first)
-        loss, accuracy = learn(on, recipe, training.optimizer, order, rate, after)
-        _take_average(net, plan, average, training, on)
+        order = data.sample_order(epoch_generator(seed, number, "order"))
+        first, last = plan.phase(number) if config.restart else (0, config.epochs)
+        rate = Rate(state.optimizer, config, number - first, last - first)
+        loss, accuracy = train_one_epoch(forward, step_config, state.optimizer, order, rate, after)
+        _take_average(net, plan, average, state, forward)
         val_loss, val_accuracy, logits = evaluate(net, val, compute, prefix)
-        training.epoch += 1
+        state.epoch += 1
         if not math.isfinite(val_loss):
-            recipe.say(
-                f"warning: the validation loss is {val_loss} after epoch {training.epoch}, so the network's output is not "
+            step_config.say(
+                f"warning: the validation loss is {val_loss} after epoch {state.epoch}, so the network's output is not "
                 "finite; try a lower learning rate: --lr"
             )
         yield (
             Epoch(
-                epoch=training.epoch,
+                epoch=state.epoch,
                 train_loss=loss,
                 train_accuracy=accuracy,
                 val_loss=val_loss if math.isfinite(val_loss) else None,
@@ -178,14 +180,14 @@ def epochs(
         )
 
 
-def _take_average(net: Net, plan: Plan, average: Average, training: Training, on: Pass) -> None:
+def _take_average(net: Net, plan: TrainingPlan, average: WeightAverage, state: TrainState, forward: Forward) -> None:
     """Put averaged weights, if there are any, into the network, and remember those that training goes on from."""
-    averaged = average.after_epoch(training.epoch)
+    averaged = average.after_epoch(state.epoch)
     if averaged:
-        training.as_trained = copies(net, plan.changing_state())
+        state.raw_weights = copies(net, plan.trainable_state_names())
         restore(net, averaged)
         if average.refreshes_norms:
-            refresh_norms(on)
+            update_bn(forward)
 
 
 def epoch_generator(seed: int, epoch: int, what: str) -> torch.Generator:

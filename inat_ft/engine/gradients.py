@@ -10,17 +10,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inat_ft.data.batches import Batches, ImageFiles, ImageInput
-from inat_ft.data.threads import decoders
 from inat_ft.engine.device import Compute
 from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net
+from inat_ft.threads import decoders
 
 MAX_IMAGES = 512
 
 _BATCH = 32
 
 
-def relative_gradients(
+def relative_gradient_norms(
     net: Net, paths: Sequence[Path], labels: Tensor, preprocess: Preprocess, compute: Compute
 ) -> dict[str, float]:
     """For each parameter, by its name in the classifier, the norm of its gradient over its own norm.
@@ -39,7 +39,7 @@ def relative_gradients(
             loss = F.cross_entropy(net(inputs), wanted, reduction="sum") / len(chosen)
             torch.autograd.backward(loss)
     ratios = {
-        net.origin(name): float(parameter.grad.norm() / parameter.detach().norm().clamp(min=1e-12))
+        net.original_name(name): float(parameter.grad.norm() / parameter.detach().norm().clamp(min=1e-12))
         for name, parameter in net.named_parameters()
         if parameter.grad is not None
     }

@@ -12,12 +12,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from inat_ft.config import OptimConfig
-from inat_ft.engine.plan import Learning
+from inat_ft.engine.plan import Trainable
 
 _ROUNDING = 1e-9
 
 
-def make_optimizer(learning: Learning, config: OptimConfig, before: Optimizer | None = None) -> Optimizer:
+def make_optimizer(learning: Trainable, config: OptimConfig, before: Optimizer | None = None) -> Optimizer:
     """Return an optimizer of just what learns, with one parameter group per learning rate and kind of decay.
 
     The state of parameters that already learned with `before` is taken over. Weight decay spares biases, normalization

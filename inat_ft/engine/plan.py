@@ -13,12 +13,12 @@ from torch import nn
 
 from inat_ft.errors import PluginError
 from inat_ft.models.net import Net
-from inat_ft.registry import STRATEGIES, blamed, described
+from inat_ft.registry import STRATEGIES, plugin_errors, plugin_label
 from inat_ft.strategies.base import Group, Strategy
 
 
 @dataclass(frozen=True)
-class Learning:
+class Trainable:
     """What learns in one epoch: parameters and, for each, its multiple of the learning rate.
 
     no_weight_decay: ids of the parameters that weight decay spares.
@@ -32,7 +32,7 @@ class Learning:
         """The parameters that learn."""
         return [parameter for parameter, _ in self.scales]
 
-    def same_as(self, other: Learning) -> bool:
+    def same_as(self, other: Trainable) -> bool:
         """Whether the same parameters learn at the same rates."""
         return self._ids() == other._ids()
 
@@ -41,21 +41,21 @@ class Learning:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """The strategy's answers for all epochs."""
 
     net: Net
-    epochs: tuple[Learning, ...]
+    epochs: tuple[Trainable, ...]
 
     @cached_property
-    def learned(self) -> frozenset[int]:
+    def trainable_ids(self) -> frozenset[int]:
         """Ids of the parameters that learn in at least one epoch."""
         return frozenset(id(parameter) for epoch in self.epochs for parameter in epoch.parameters)
 
     @cached_property
-    def num_learned(self) -> int:
+    def num_trainable(self) -> int:
         """How many numbers learn in at least one epoch."""
-        return sum(parameter.numel() for parameter in self.net.parameters() if id(parameter) in self.learned)
+        return sum(parameter.numel() for parameter in self.net.parameters() if id(parameter) in self.trainable_ids)
 
     @cached_property
     def _prefixes(self) -> list[int]:
@@ -73,7 +73,7 @@ class Plan:
         return list(accumulate(self._prefixes, min))
 
     @cached_property
-    def _last_learned(self) -> list[list[int]]:
+    def _last_trained_epoch(self) -> list[list[int]]:
         """By epoch, then by length of the prefix: the last epoch before it in which something in the prefix learned."""
         rows = [[0] * (len(self.net.stages) + 1)]
         for number, first in enumerate(self._prefixes, 1):
@@ -92,39 +92,39 @@ class Plan:
         """Return the number of leading stages in which nothing learns in this epoch; since_start: nor in any before it."""
         return self._shortest_prefixes[epoch] if since_start else self._prefixes[epoch]
 
-    def last_learned(self, prefix: int, epoch: int) -> int:
+    def last_trained_epoch(self, prefix: int, epoch: int) -> int:
         """Return the last epoch before this one, counted from 1, in which something in the prefix learned; 0: none.
 
         What a frozen prefix computes for an image stays the same as long as this does.
         """
-        return self._last_learned[epoch][prefix]
+        return self._last_trained_epoch[epoch][prefix]
 
-    def repeats(self, epoch: int) -> int:
+    def epochs_until_thaw(self, epoch: int) -> int:
         """Return for how many epochs from this one on, itself included, at least as long a prefix stays frozen."""
         prefix, last = self.frozen_prefix(epoch), epoch
         while last < len(self.epochs) and self.frozen_prefix(last) >= prefix:
             last += 1
         return last - epoch
 
-    def changes(self, epoch: int) -> bool:
+    def starts_phase(self, epoch: int) -> bool:
         """Return whether something else learns in this epoch than in the one before."""
-        return epoch > 0 and self.stretch(epoch)[0] == epoch
+        return epoch > 0 and self.phase(epoch)[0] == epoch
 
-    def stretch(self, epoch: int) -> tuple[int, int]:
+    def phase(self, epoch: int) -> tuple[int, int]:
         """Return the first and the last (excluded) of the epochs around this one in which the same learns."""
         place = bisect_right(self._phases, epoch)
         return self._phases[place - 1], (*self._phases, len(self.epochs))[place]
 
-    def changing_state(self) -> list[str]:
+    def trainable_state_names(self) -> list[str]:
         """Names, in the network's own state, of every tensor that training may change."""
-        names = {name for name, parameter in self.net.named_parameters() if id(parameter) in self.learned}
+        names = {name for name, parameter in self.net.named_parameters() if id(parameter) in self.trainable_ids}
         for path, module in self.net.named_modules():
-            if any(id(parameter) in self.learned for parameter in module.parameters(recurse=False)):
+            if any(id(parameter) in self.trainable_ids for parameter in module.parameters(recurse=False)):
                 names |= {f"{path}.{name}" for name, _ in module.named_buffers(recurse=False)}
         return [name for name in self.net.state_dict() if name in names]
 
 
-def make_plan(strategy: Strategy, net: Net, epochs: int, layer_decay: float = 1.0) -> Plan:
+def make_plan(strategy: Strategy, net: Net, epochs: int, layer_decay: float = 1.0) -> TrainingPlan:
     """Ask the strategy for all epochs.
 
     layer_decay: factor on the learning rate for each layer further from the head, where a layer is a block, as in timm.
@@ -134,15 +134,15 @@ def make_plan(strategy: Strategy, net: Net, epochs: int, layer_decay: float = 1.
     spared = frozenset(
         id(parameter)
         for name, parameter in net.named_parameters()
-        if parameter.ndim <= 1 or net.origin(name) in net.no_weight_decay
+        if parameter.ndim <= 1 or net.original_name(name) in net.no_weight_decay
     )
-    return Plan(net, tuple(_learning(strategy, net, epoch, factors, spared) for epoch in range(epochs)))
+    return TrainingPlan(net, tuple(_learning(strategy, net, epoch, factors, spared) for epoch in range(epochs)))
 
 
 def _depths(net: Net) -> dict[int, int]:
     """Return for each parameter, by id, how many layers come after its own."""
     last = max(net.layer_ids.values())
-    return {id(parameter): last - _layer(net, net.origin(name)) for name, parameter in net.named_parameters()}
+    return {id(parameter): last - _layer(net, net.original_name(name)) for name, parameter in net.named_parameters()}
 
 
 def _layer(net: Net, name: str) -> int:
@@ -156,9 +156,9 @@ def _layer(net: Net, name: str) -> int:
 
 def _learning(
     strategy: Strategy, net: Net, epoch: int, factors: Mapping[int, float], spared: frozenset[int]
-) -> Learning:
-    name = described(STRATEGIES, type(strategy))
-    with blamed(STRATEGIES, type(strategy), f"groups(epoch={epoch})"):
+) -> Trainable:
+    name = plugin_label(STRATEGIES, type(strategy))
+    with plugin_errors(STRATEGIES, type(strategy), f"groups(epoch={epoch})"):
         groups = strategy.groups(net, epoch)
     if not isinstance(groups, Sequence) or not all(isinstance(group, Group) for group in groups):
         raise PluginError(f"{name} breaks the contract: groups() must return a list of Group, not {groups!r}")
@@ -176,4 +176,4 @@ def _learning(
     if not scales:
         raise PluginError(f"{name} lets nothing learn in epoch {epoch + 1}")
     order = {id(parameter): place for place, parameter in enumerate(net.parameters())}
-    return Learning(tuple(sorted(scales.values(), key=lambda pair: order[id(pair[0])])), spared)
+    return Trainable(tuple(sorted(scales.values(), key=lambda pair: order[id(pair[0])])), spared)

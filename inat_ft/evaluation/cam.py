@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from inat_ft.data.batches import ImageFiles, ImageInput
-from inat_ft.data.threads import decoders
 from inat_ft.errors import UsageError
-from inat_ft.evaluation.predict import Trained
+from inat_ft.evaluation.predict import LoadedModel
+from inat_ft.threads import decoders
 
 _BATCH = 8
 _EXTRA_TOKENS = (0, 1, 2, 5)
@@ -68,14 +68,14 @@ def _layout(x: object, count: int) -> _Layout | None:
     return None
 
 
-def require_maps(trained: Trained) -> None:
+def check_cam(trained: LoadedModel) -> None:
     """Raises UsageError when captum is not installed, or the network tells no places of its images apart."""
     _import_captum()
     size, seeded = trained.preprocess.eval_size, torch.Generator().manual_seed(0)
     _last_with_places(trained.net, torch.rand(2, 3, size, size, generator=seeded).to(trained.compute.device))
 
 
-def heat_maps(trained: Trained, paths: Sequence[Path], classes: Sequence[int]) -> Tensor:
+def grad_cam(trained: LoadedModel, paths: Sequence[Path], classes: Sequence[int]) -> Tensor:
     """How much each place spoke for the class named, float32 `[N, S, S]`, 0 to 1 within each image.
 
     Raises UsageError as `require_maps` does.
@@ -89,7 +89,7 @@ def heat_maps(trained: Trained, paths: Sequence[Path], classes: Sequence[int]) -
         for start in range(0, len(paths), _BATCH):
             numbers = torch.arange(start, min(start + _BATCH, len(paths)))
             images = prepare(source.rows(numbers).to(device), numbers)
-            with _place_of_maps(net, images) as spot:
+            with _cam_layer(net, images) as spot:
                 target = torch.tensor([classes[number] for number in numbers], device=device)
                 maps = gradcam(net, spot).attribute(images, target, relu_attributions=True).detach()[:, 0].float().cpu()
             found.append(maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12))
@@ -97,7 +97,7 @@ def heat_maps(trained: Trained, paths: Sequence[Path], classes: Sequence[int]) -
 
 
 @contextmanager
-def _place_of_maps(net: nn.Module, images: Tensor) -> Iterator[nn.Module]:
+def _cam_layer(net: nn.Module, images: Tensor) -> Iterator[nn.Module]:
     """An identity that sees, as maps, what comes out of the last module in which places matter to the answer."""
     chosen, layout = _last_with_places(net, images)
     spot = nn.Identity()

@@ -15,7 +15,7 @@ from inat_ft.evaluation.bounds import Contributions, Floats
 from inat_ft.evaluation.predictions import Predictions
 
 BINS = 15
-_TINY = 1e-15
+_EPS = 1e-15
 _FEW = 30
 """Images a class up to which the bias of F1 is summed instead of expanded."""
 
@@ -37,7 +37,7 @@ def log_loss(p: Predictions) -> Contributions:
 
     As the largest loss counts the largest that occurs, or the mean loss if each image were of another class.
     """
-    losses = -np.log(np.clip(probabilities(p), _TINY, 1))
+    losses = -np.log(np.clip(probabilities(p), _EPS, 1))
     found = losses[np.arange(len(p)), p.true]
     others = losses.shape[1] - 1
     if_wrong = float((losses.sum(1) - found).mean()) / others if others else 0.0

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from inat_ft.evaluation.cam import heat_maps, require_maps
-from inat_ft.evaluation.figures import draw_figures, draw_overlays, sample, worst
-from inat_ft.evaluation.ledger import count_look
-from inat_ft.evaluation.metrics import all_metrics, at_temperature, confusion, ece, fit_temperature, log_loss
-from inat_ft.evaluation.predict import Inference, Trained, load_for, predict_subset
+from inat_ft.evaluation.cam import check_cam, grad_cam
+from inat_ft.evaluation.figures import draw_figures, draw_overlays, most_confident_mistakes, sample_grid
+from inat_ft.evaluation.ledger import record_test_evaluation
+from inat_ft.evaluation.metrics import compute_metrics, confusion, ece, fit_temperature, log_loss, temperature_scale
+from inat_ft.evaluation.predict import InferenceConfig, LoadedModel, load_model, predict_subset
 from inat_ft.evaluation.predictions import Predictions, read_predictions, write_predictions
 from inat_ft.records import Evaluation, Metric, RunRecord, read_record, write_record
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationResult:
     """What an evaluation left behind."""
 
     record: RunRecord
@@ -28,12 +28,12 @@ class Evaluated:
 def evaluate_run(
     run: Path,
     subset: str,
-    inference: Inference = Inference(),
+    inference: InferenceConfig = InferenceConfig(),
     *,
     root: Path | None = None,
     cam: bool = False,
     tick: Callable[[int, int], None] = lambda done, total: None,
-) -> Evaluated:
+) -> EvaluationResult:
     """Evaluate a run (its directory or record.json) on a subset and write everything beside its record.
 
     root: where the images are, when they have moved. cam: overlay where the network looked, too.
@@ -41,17 +41,17 @@ def evaluate_run(
     """
     record, file = read_record(run)
     directory = file.parent
-    trained = load_for(directory / "model.safetensors", inference)
+    trained = load_model(directory / "model.safetensors", inference)
     if cam:
-        require_maps(trained)  # before the test set is looked at
+        check_cam(trained)  # before the test set is looked at
     predictions, manifest = predict_subset(trained, record, directory, subset, inference.tta, root, tick)
     fingerprint = manifest.subset_fingerprint(subset)
     look = None
     if subset == "test":
-        look = count_look(manifest.path, fingerprint, record.name, float(predictions.correct.mean()))
+        look = record_test_evaluation(manifest.path, fingerprint, record.name, float(predictions.correct.mean()))
     name = f"predictions-{subset}.csv"
     write_predictions(directory / name, predictions)
-    metrics, per_class = all_metrics(predictions)
+    metrics, per_class = compute_metrics(predictions)
     temperature = _temperature(record, directory, trained.preprocess.eval_size, inference.tta)
     if temperature is not None:
         metrics |= _calibrated(predictions, temperature)
@@ -72,20 +72,23 @@ def evaluate_run(
     figures = draw_figures(predictions, directory / "figures", subset, manifest.root)
     if cam:
         figures += _overlays(predictions, trained, directory / "figures", subset, manifest.root)
-    return Evaluated(record, evaluation, directory, figures)
+    return EvaluationResult(record, evaluation, directory, figures)
 
 
-def _overlays(predictions: Predictions, trained: Trained, folder: Path, subset: str, root: Path) -> list[Path]:
+def _overlays(predictions: Predictions, trained: LoadedModel, folder: Path, subset: str, root: Path) -> list[Path]:
     """Grad-CAM of the predicted class on the images of the grid, and on the most confident mistakes."""
-    chosen = {"cam": (sample(predictions), f"{subset} images: Grad-CAM of the predicted class")}
+    chosen = {"cam": (sample_grid(predictions), f"{subset} images: Grad-CAM of the predicted class")}
     if predictions.probabilities is not None:
-        chosen["cam_mistakes"] = (worst(predictions), "Most confident mistakes: Grad-CAM of the predicted class")
+        chosen["cam_mistakes"] = (
+            most_confident_mistakes(predictions),
+            "Most confident mistakes: Grad-CAM of the predicted class",
+        )
     files = []
-    for name, (places, title) in chosen.items():
-        if places:
-            paths = [root / predictions.paths[place] for place in places]
-            maps = heat_maps(trained, paths, predictions.predicted[places].tolist()).numpy()
-            files += draw_overlays(predictions, places, maps, folder / f"{name}-{subset}", root, title)
+    for name, (directories, title) in chosen.items():
+        if directories:
+            paths = [root / predictions.paths[place] for place in directories]
+            maps = grad_cam(trained, paths, predictions.predicted[directories].tolist()).numpy()
+            files += draw_overlays(predictions, directories, maps, folder / f"{name}-{subset}", root, title)
     return files
 
 
@@ -101,7 +104,7 @@ def _temperature(record: RunRecord, directory: Path, image_size: int, tta: str) 
 
 
 def _calibrated(predictions: Predictions, temperature: float) -> dict[str, Metric]:
-    scaled = at_temperature(predictions, temperature)
+    scaled = temperature_scale(predictions, temperature)
     return {
         "temperature": Metric(value=temperature, method="fitted on validation"),
         "ece_calibrated": Metric(value=ece(scaled).value),

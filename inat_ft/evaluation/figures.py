@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from inat_ft.evaluation.metrics import confusion
 from inat_ft.evaluation.predictions import Predictions
-from inat_ft.records import replacing
+from inat_ft.records import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,8 +43,12 @@ def draw_figures(predictions: Predictions, folder: Path, subset: str, root: Path
     drawn: dict[str, Figure] = {"confusion": _confusion(predictions), "per_class": _per_class(predictions)}
     if predictions.probabilities is not None:
         drawn["reliability"] = _reliability(predictions)
-        drawn["mistakes"] = _pictures(predictions, worst(predictions), root, "Most confident mistakes")
-    drawn["grid"] = _pictures(predictions, sample(predictions), root, f"{subset} images: true class, then prediction")
+        drawn["mistakes"] = _pictures(
+            predictions, most_confident_mistakes(predictions), root, "Most confident mistakes"
+        )
+    drawn["grid"] = _pictures(
+        predictions, sample_grid(predictions), root, f"{subset} images: true class, then prediction"
+    )
     dpi = {"mistakes": _PICTURES_DPI, "grid": _PICTURES_DPI}
     return [
         file for name, figure in drawn.items() for file in save(figure, folder / f"{name}-{subset}", dpi.get(name, 150))
@@ -140,7 +144,7 @@ def save(figure: Figure, stem: Path, dpi: int = 150) -> list[Path]:
     use_fonts_for_all_text(figure)
     for suffix, options in ((".png", {"dpi": dpi}), (".svg", {"metadata": {"Date": None}})):
         file = stem.with_name(stem.name + suffix)
-        with plotting(), replacing(file) as temporary:
+        with plotting(), atomic_write(file) as temporary:
             figure.savefig(temporary, format=suffix[1:], **options)
         files.append(file)
     return files
@@ -204,7 +208,7 @@ def _reliability(p: Predictions, bins: int = 10) -> Figure:
     return figure  # type: ignore[no-any-return]
 
 
-def sample(p: Predictions) -> Sequence[int]:
+def sample_grid(p: Predictions) -> Sequence[int]:
     """Thirty images, as evenly over the classes as they come, the same for every network on these images."""
     rng = np.random.default_rng(0)
     shuffled = rng.permutation(len(p))
@@ -217,7 +221,7 @@ def sample(p: Predictions) -> Sequence[int]:
     return chosen
 
 
-def worst(p: Predictions) -> Sequence[int]:
+def most_confident_mistakes(p: Predictions) -> Sequence[int]:
     """The thirty mistakes with the highest probability, most probable first."""
     assert p.probabilities is not None
     wrong = np.flatnonzero(~p.correct)
@@ -237,7 +241,7 @@ def _pictures(
     p: Predictions, places: Sequence[int], root: Path, title: str, maps: NDArray[np.float32] | None = None
 ) -> Figure:
     """Draw a 10 x 3 grid of images with their classes; with `maps`, each image beside its class activation map."""
-    from inat_ft.data.images import load_image
+    from inat_ft.images.decode import load_image
 
     rows = max(1, -(-len(places) // _COLUMNS))
     with plotting():

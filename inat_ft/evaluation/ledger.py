@@ -16,7 +16,7 @@ def ledger_file(manifest: Path) -> Path:
     return manifest.with_name(f"{manifest.name}.looks.jsonl")
 
 
-def looks(manifest: Path, fingerprint: str) -> list[dict[str, object]]:
+def test_evaluations(manifest: Path, fingerprint: str) -> list[dict[str, object]]:
     """All looks so far at the test set with this fingerprint, the oldest first. A damaged line counts as none."""
     try:
         lines = ledger_file(manifest).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -33,7 +33,7 @@ def looks(manifest: Path, fingerprint: str) -> list[dict[str, object]]:
     return found
 
 
-def count_look(manifest: Path, fingerprint: str, run: str, accuracy: float) -> int:
+def record_test_evaluation(manifest: Path, fingerprint: str, run: str, accuracy: float) -> int:
     """Enter a look; returns the how-manieth at this test set it is. Raises InatFtError when it cannot be written."""
     file = ledger_file(manifest)
     entry = {
@@ -44,7 +44,7 @@ def count_look(manifest: Path, fingerprint: str, run: str, accuracy: float) -> i
     }
     try:
         with FileLock(f"{file}.lock"), file.open("a", encoding="utf-8") as out:
-            number = len(looks(manifest, fingerprint)) + 1
+            number = len(test_evaluations(manifest, fingerprint)) + 1
             out.write(json.dumps(entry) + "\n")
             out.flush()
             os.fsync(out.fileno())

@@ -29,7 +29,7 @@ __all__ = ["LOWER_IS_BETTER", "METRICS", "NEED_PROBABILITIES", "ece", "log_loss"
 
 Weights = NDArray[np.float32]
 
-DRAWS = 2000
+NUM_BOOTSTRAP = 2000
 """Bootstrap samples behind the interval of the calibration error."""
 
 BOUNDED = "Gaffke"
@@ -37,17 +37,17 @@ BOUNDED = "Gaffke"
 
 _FEW = 20
 """Right or wrong images below which an interval is exact: Wilson's covers 84 % only with one error or none."""
-_TINY = 1e-15
+_EPS = 1e-15
 _MATRIX_BYTES = 64 * 2**20
 
 
-def once(p: Predictions) -> Weights:
+def unit_weights(p: Predictions) -> Weights:
     """Each image once, `[1, N]`."""
     return np.ones((1, len(p)), np.float32)
 
 
 @dataclass(frozen=True)
-class Draws:
+class BootstrapWeights:
     """Bootstrap samples of images as blocks of counts float32 `[B, N]`; B over all blocks is `number`.
 
     true: int64 `[N]`. The same blocks each time.
@@ -55,7 +55,7 @@ class Draws:
 
     true: NDArray[np.int64]
     seed: int = 0
-    number: int = DRAWS
+    number: int = NUM_BOOTSTRAP
 
     def __iter__(self) -> Iterator[Weights]:
         images, rng = len(self.true), np.random.default_rng(self.seed)
@@ -92,7 +92,7 @@ def _binomial(right: int, number: int, alpha: float, method: str) -> Metric:
     return Metric(value=right / number, low=float(found.low), high=float(found.high), method=method)
 
 
-def all_metrics(p: Predictions, seed: int = 0) -> tuple[dict[str, Metric], list[ClassMetrics]]:
+def compute_metrics(p: Predictions, seed: int = 0) -> tuple[dict[str, Metric], list[ClassMetrics]]:
     """Every metric that the predictions allow, and precision, recall and F1 of every class."""
     names = [name for name in METRICS if p.probabilities is not None or name not in NEED_PROBABILITIES]
     hits, true, predicted = (counts.astype(int).tolist() for counts in class_counts(p))
@@ -106,10 +106,10 @@ def all_metrics(p: Predictions, seed: int = 0) -> tuple[dict[str, Metric], list[
         )
         for label, name in enumerate(p.classes)
     ]
-    return {name: one_metric(p, name, Draws(p.true, seed)) for name in names}, rows
+    return {name: compute_metric(p, name, BootstrapWeights(p.true, seed)) for name in names}, rows
 
 
-def one_metric(p: Predictions, name: str, samples: Draws) -> Metric:
+def compute_metric(p: Predictions, name: str, samples: BootstrapWeights) -> Metric:
     """A metric by its name, with its interval. samples: for the calibration error."""
     if name in SHARES_OF_IMAGES:
         found = METRICS[name](p)
@@ -152,7 +152,7 @@ def _gaps(p: Predictions, weights: Weights) -> Floats:
     return shares
 
 
-def _ece_interval(p: Predictions, samples: Draws) -> tuple[float, float]:
+def _ece_interval(p: Predictions, samples: BootstrapWeights) -> tuple[float, float]:
     """An interval of the calibration error that allows for its bias.
 
     Chance gaps count as errors whatever their sign, so the estimate lies above the population value, and bootstrap samples
@@ -160,7 +160,7 @@ def _ece_interval(p: Predictions, samples: Draws) -> tuple[float, float]:
     corrects for that; 0 is included unless the gaps exceed what chance gives in 95 % of samples. Quantiles of 1 and
     99 %, since with 2.5 and 97.5 % a simulation of 300 to 1,000 images covered the population value in 87 to 94 % only.
     """
-    plain = _gaps(p, once(p))
+    plain = _gaps(p, unit_weights(p))
     gaps = samples.of(_gaps, p)
     value, drawn = ece(p).value, np.abs(gaps).sum(1)
     low, high = interval(drawn, 0.01)
@@ -199,13 +199,13 @@ def fit_temperature(p: Predictions) -> float:
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
-        return log_loss(at_temperature(p, float(np.exp(log_temperature)))).value
+        return log_loss(temperature_scale(p, float(np.exp(log_temperature)))).value
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
-def at_temperature(p: Predictions, temperature: float) -> Predictions:
+def temperature_scale(p: Predictions, temperature: float) -> Predictions:
     """The same predictions with their log probabilities divided by a temperature; no prediction changes."""
-    logits = np.log(np.clip(probabilities(p), _TINY, 1)) / temperature
+    logits = np.log(np.clip(probabilities(p), _EPS, 1)) / temperature
     shares = np.exp(logits - logits.max(1, keepdims=True))
     return Predictions(p.classes, p.paths, p.hashes, p.true, p.predicted, shares / shares.sum(1, keepdims=True))

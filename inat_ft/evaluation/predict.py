@@ -10,28 +10,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from inat_ft.cache.loaders import no_progress
 from inat_ft.config import ModelConfig
 from inat_ft.data.batches import Batches, ImageFiles, ImageInput
-from inat_ft.data.changes import current_hashes
+from inat_ft.data.file_hashes import verify_hashes
 from inat_ft.data.manifest import Manifest, read_manifest
-from inat_ft.data.threads import decoders
 from inat_ft.engine.device import Compute, choose_compute
-from inat_ft.engine.feed import no_progress
-from inat_ft.engine.passes import evaluate
+from inat_ft.engine.loops import evaluate
 from inat_ft.errors import DataError, RecordError, UsageError, WeightsError
 from inat_ft.evaluation.predictions import Predictions, from_probabilities
 from inat_ft.models.base import Preprocess
-from inat_ft.models.build import empty_net, require_size
+from inat_ft.models.build import build_net, check_input_size
 from inat_ft.models.net import Net
 from inat_ft.models.weights import read_metadata, read_state
 from inat_ft.records import RunRecord
 from inat_ft.settings import expand_user
+from inat_ft.threads import decoders
 
 _BATCH = 64
 
 
 @dataclass(frozen=True)
-class Inference:
+class InferenceConfig:
     """How a trained network is shown images.
 
     device, precision: as in training; tta: none, or flip (the mean with the mirrored image); image_size: height and width
@@ -45,7 +45,7 @@ class Inference:
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoadedModel:
     """A network as saved, on its device, with its classes and its input."""
 
     net: Net
@@ -54,7 +54,7 @@ class Trained:
     compute: Compute
 
 
-def load_trained(file: Path, compute: Compute, image_size: int | None = None) -> Trained:
+def load_trained_model(file: Path, compute: Compute, image_size: int | None = None) -> LoadedModel:
     """Read a model.safetensors that training wrote; image_size overrides the one that it says to evaluate at.
 
     Raises RecordError when it is not there, WeightsError when it is none, ConfigError when it takes no images of that size.
@@ -70,22 +70,22 @@ def load_trained(file: Path, compute: Compute, image_size: int | None = None) ->
         raise WeightsError(
             f"{file} does not say how its network is built: {error}", "name the model.safetensors of a run"
         ) from error
-    net = empty_net(config, len(classes), preprocess.image_size, seed=0)
-    net.load(state, str(file))
+    net = build_net(config, len(classes), preprocess.image_size, seed=0)
+    net.load_original_state_dict(state, str(file))
     net.eval().to(compute.device).to(memory_format=torch.channels_last)
     if image_size is not None:
-        require_size(net, image_size, preprocess.image_size)
+        check_input_size(net, image_size, preprocess.image_size)
         preprocess = preprocess.model_copy(update={"eval_image_size": image_size})
-    return Trained(net, classes, preprocess, compute)
+    return LoadedModel(net, classes, preprocess, compute)
 
 
-def load_for(file: Path, inference: Inference) -> Trained:
+def load_model(file: Path, inference: InferenceConfig) -> LoadedModel:
     """As `load_trained`, on the device that is asked for. Raises UsageError, too, when that is not there."""
-    return load_trained(file, choose_compute(inference.device, inference.precision), inference.image_size)
+    return load_trained_model(file, choose_compute(inference.device, inference.precision), inference.image_size)
 
 
 def predict_files(
-    trained: Trained,
+    trained: LoadedModel,
     paths: Sequence[Path],
     tta: str,
     tick: Callable[[int, int], None],
@@ -103,13 +103,13 @@ def predict_files(
         source = ImageFiles(paths, trained.preprocess.eval_size, pool, problems, trained.preprocess.resizing, hashes)
         done = 0
 
-        def counted(rows: Tensor, numbers: Tensor) -> Tensor:
+        def pluralize(rows: Tensor, numbers: Tensor) -> Tensor:
             nonlocal done
             done += len(rows)
             tick(done, len(paths))
             return prepare(rows, numbers)
 
-        plain = Batches(source, labels, _BATCH, counted)
+        plain = Batches(source, labels, _BATCH, pluralize)
         shares = _probabilities(trained, plain)
         if tta == "flip":
             mirrored = Batches(source, labels, _BATCH, lambda rows, numbers: prepare(rows.flip(2), numbers))
@@ -117,7 +117,7 @@ def predict_files(
     return shares
 
 
-def _probabilities(trained: Trained, batches: Batches) -> Tensor:
+def _probabilities(trained: LoadedModel, batches: Batches) -> Tensor:
     """Return probabilities `[N, C]`, float64 on the CPU. Raises WeightsError when a logit is not finite."""
     logits = evaluate(trained.net, batches, trained.compute)[2].cpu().double()
     bad = int((~logits.isfinite()).any(1).sum())
@@ -130,7 +130,7 @@ def _probabilities(trained: Trained, batches: Batches) -> Tensor:
 
 
 def predict_subset(
-    trained: Trained,
+    trained: LoadedModel,
     record: RunRecord,
     directory: Path,
     subset: str,
@@ -150,7 +150,7 @@ def predict_subset(
             f"{manifest.path} has no {subset} images",
             "reserve some and train again: inat-ft split DATA --test-fraction 0.2",
         )
-    hashes_now = current_hashes(manifest, (subset,), None, changes_allowed(record), no_progress)
+    hashes_now = verify_hashes(manifest, (subset,), None, changes_allowed(record), no_progress)
     manifest = replace(manifest, hashes=hashes_now)
     paths, hashes = ([column[row] for row in rows] for column in (manifest.paths, manifest.hashes))
     shares = predict_files(trained, [manifest.root / path for path in paths], tta, tick, hashes=hashes)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inat_ft.errors import RecordError, UsageError
-from inat_ft.records import replacing
+from inat_ft.records import atomic_write
 
 _PREFIX = "p_"
 _NEEDED = ("path", "true", "predicted")
@@ -54,7 +54,7 @@ def from_probabilities(
 def write_predictions(file: Path, predictions: Predictions) -> None:
     """Write the CSV atomically; probabilities with nine significant digits."""
     classes, p = predictions.classes, predictions.probabilities
-    with replacing(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
+    with atomic_write(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
         writer = csv.writer(out, lineterminator="\n")
         columns = [f"{_PREFIX}{name}" for name in classes] if p is not None else []
         writer.writerow(["path", "true", "predicted", "sha256", *columns])

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from inat_ft import __version__
 from inat_ft.errors import InatFtError
+from inat_ft.evaluation.candidates import Candidate, manifest_of_candidate
 from inat_ft.evaluation.charts import draw_charts
 from inat_ft.evaluation.compare import Comparison
 from inat_ft.evaluation.configurations import differing_settings
-from inat_ft.evaluation.entries import Entry, manifest_of_entry
 from inat_ft.evaluation.figures import plotting, use_fonts_for_all_text
 from inat_ft.evaluation.predictions import Predictions, align
 from inat_ft.records import write_text
@@ -38,11 +38,11 @@ def write_report(comparison: Comparison, file: Path) -> None:
         comparison=comparison,
         metric=comparison.metric.replace("_", " "),
         charts=charts,
-        settings=differing_settings([entry.record for entry in comparison.entries]),
+        settings=differing_settings([candidate.record for candidate in comparison.candidates]),
         flips=_flips(comparison),
         classes=_classes(comparison),
-        repeat=[_how_to_repeat(entry) for entry in comparison.entries],
-        again=_again(comparison),
+        repeat=[_how_to_repeat(candidate) for candidate in comparison.candidates],
+        again=_recompute(comparison),
         version=__version__,
     )
     write_text(file, page)
@@ -57,12 +57,12 @@ def inline(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _best_two(comparison: Comparison) -> tuple[Entry, Entry, Predictions] | None:
+def _best_two(comparison: Comparison) -> tuple[Candidate, Candidate, Predictions] | None:
     """The reference and the best other one on the same images, with the latter's predictions in the former's order."""
-    entries = {entry.name: entry for entry in comparison.entries}
+    candidates = {candidate.name: candidate for candidate in comparison.candidates}
     for pair in comparison.pairs:
         if pair.p is not None:
-            first, second = entries[pair.first], entries[pair.second]
+            first, second = candidates[pair.first], candidates[pair.second]
             aligned = align(first.predictions[0], second.predictions[0])
             return None if isinstance(aligned, str) else (first, second, aligned)
     return None
@@ -91,7 +91,7 @@ def _flips(comparison: Comparison) -> list[dict[str, Any]]:
     if found is None:
         return []
     first, second, aligned = found
-    manifest = manifest_of_entry(first) or manifest_of_entry(second)
+    manifest = manifest_of_candidate(first) or manifest_of_candidate(second)
     if manifest is None:
         return []
     a = first.predictions[0]
@@ -117,7 +117,7 @@ def _flips(comparison: Comparison) -> list[dict[str, Any]]:
 def _thumbnail(path: Path) -> str | None:
     from PIL import Image
 
-    from inat_ft.data.images import load_image
+    from inat_ft.images.decode import load_image
 
     try:
         pixels = load_image(path, 128)
@@ -128,12 +128,12 @@ def _thumbnail(path: Path) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _how_to_repeat(entry: Entry) -> dict[str, Any]:
-    record, folder = entry.record, _from_here(entry.files[0].parent)
+def _how_to_repeat(candidate: Candidate) -> dict[str, Any]:
+    record, folder = candidate.record, _from_here(candidate.files[0].parent)
     versions = {key: value for key, value in record.environment.items() if value}
     commands = [f"inat-ft train --config {shlex.quote(f'{folder}/config.yaml')}", f"inat-ft eval {shlex.quote(folder)}"]
     return {
-        "name": entry.name,
+        "name": candidate.name,
         "commands": commands if record.config else [],
         "manifest": record.split.fingerprint if record.split else None,
         "test": record.test.fingerprint if record.test else None,
@@ -143,14 +143,16 @@ def _how_to_repeat(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _again(comparison: Comparison) -> str:
+def _recompute(comparison: Comparison) -> str:
     """The command that makes this comparison."""
     files = [
-        file.parent if file.name == "record.json" else file for entry in comparison.entries for file in entry.files
+        file.parent if file.name == "record.json" else file
+        for candidate in comparison.candidates
+        for file in candidate.files
     ]
     words = ["inat-ft", "compare", *(_from_here(file) for file in files), "--metric", comparison.metric]
     words += ["--margin", f"{comparison.margin:g}"] if comparison.margin is not None else []
-    words += ["--group"] if any(len(entry.records) > 1 for entry in comparison.entries) else []
+    words += ["--group"] if any(len(candidate.records) > 1 for candidate in comparison.candidates) else []
     return shlex.join(words)
 
 

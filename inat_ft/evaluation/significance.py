@@ -26,7 +26,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Finding:
+class TestResult:
     """A difference between two classifiers on the same images.
 
     p: two-sided, None where all images give the same difference, so that its error cannot be estimated; same: whether it
@@ -35,7 +35,7 @@ class Finding:
 
     difference: Difference
     p: float | None
-    same: bool | None = None
+    equivalent: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -57,36 +57,36 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, i
     """
     from scipy.stats import binomtest
 
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    discordant = only_first + only_second
-    p = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
-    return only_first, only_second, p
+    n_first_only, n_second_only = int((first & ~second).sum()), int((second & ~first).sum())
+    discordant = n_first_only + n_second_only
+    p = float(binomtest(n_first_only, discordant).pvalue) if discordant else 1.0
+    return n_first_only, n_second_only, p
 
 
-def compare_samples(first: Sample, second: Sample, margin: float | None = None, alpha: float = ALPHA) -> Finding:
+def compare_samples(first: Sample, second: Sample, margin: float | None = None, alpha: float = ALPHA) -> TestResult:
     """first minus second on the same images: one training each, or at least two each. alpha: of the interval."""
     if len(first.members) > 1 or len(second.members) > 1:
-        return over_seeds([first, second], margin, alpha)
+        return seed_variance_test([first, second], margin, alpha)
     return paired(first.members[0] - second.members[0], margin, alpha)
 
 
-def paired(contributions: Contributions, margin: float | None = None, alpha: float = ALPHA) -> Finding:
+def paired(contributions: Contributions, margin: float | None = None, alpha: float = ALPHA) -> TestResult:
     """The difference of two trainings from what each image contributes to it.
 
     For accuracy p is that of McNemar's exact test. The interval excludes 0 exactly when p is below alpha.
     """
     difference = Difference(contributions.value, *contributions.interval(alpha), BOUNDED)
     if not (contributions.varies or contributions.is_exact):
-        return Finding(difference, None, None if margin is None else False)
-    return Finding(difference, contributions.p, None if margin is None else contributions.within(margin))
+        return TestResult(difference, None, None if margin is None else False)
+    return TestResult(difference, contributions.p, None if margin is None else contributions.within(margin))
 
 
-def paired_difference(first: Predictions, second: Predictions, metric: str) -> Finding:
+def paired_difference(first: Predictions, second: Predictions, metric: str) -> TestResult:
     """first minus second on the same images in the same order."""
     return paired(METRICS[metric](first) - METRICS[metric](second))
 
 
-def over_seeds(sides: Sequence[Sample], margin: float | None = None, alpha: float = ALPHA) -> Finding:
+def seed_variance_test(sides: Sequence[Sample], margin: float | None = None, alpha: float = ALPHA) -> TestResult:
     """The mean over the seeds of one configuration, or the difference of two such means.
 
     sides: one or two configurations with at least two trainings each. Trainings vary with the seed as well as with the
@@ -105,9 +105,11 @@ def over_seeds(sides: Sequence[Sample], margin: float | None = None, alpha: floa
     value, method = images.value, "seeds by side and images (Banerjee)"
     difference = Difference(value, min(low, value - half), max(high, value + half), method)
     if half < 1e-9:
-        return Finding(difference, None, None if margin is None else False)
-    same = None if margin is None else images.within(margin) and abs(value) + _half_width(parts, 2 * ALPHA) < margin
-    return Finding(difference, max(images.p, _p_of(value, parts)), same)
+        return TestResult(difference, None, None if margin is None else False)
+    equivalent = (
+        None if margin is None else images.within(margin) and abs(value) + _half_width(parts, 2 * ALPHA) < margin
+    )
+    return TestResult(difference, max(images.p, _p_of(value, parts)), equivalent)
 
 
 def _half_width(parts: Sequence[tuple[float, int]], alpha: float) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from inat_ft.config import Section
-from inat_ft.data.resizing import Resizing
+from inat_ft.images.resizing import Resizing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,7 +52,7 @@ class Preprocess(Section):
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class PretrainedWeights:
     """Weights that a backbone can start from: their name, their input, and how to read them."""
 
     name: str
@@ -72,14 +72,14 @@ class Backbone(Section):
 
     pretrained: ClassVar[bool] = False
     """Whether there are weights to start from."""
-    drops_before_head: ClassVar[bool] = True
+    head_dropout: ClassVar[bool] = True
     """Whether the head gets the dropout; otherwise `build` has placed it elsewhere."""
 
     @abstractmethod
     def build(self, num_classes: int, image_size: int, dropout: float) -> nn.Module:
         """The classifier with random weights. `image_size` and `dropout` are for networks that depend on them."""
 
-    def weights(self, name: str) -> Pretrained:
+    def weights(self, name: str) -> PretrainedWeights:
         """The weights of that name (`imagenet` or the backbone's own). Raises WeightsError when there are none."""
         from inat_ft.errors import WeightsError
 

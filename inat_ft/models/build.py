@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from inat_ft.config import ModelConfig, build_backbone
 from inat_ft.errors import ConfigError, PluginError, WeightsError
-from inat_ft.models.base import Backbone, Preprocess, Pretrained
+from inat_ft.models.base import Backbone, Preprocess, PretrainedWeights
 from inat_ft.models.net import Net, make_net
-from inat_ft.models.positions import fit_positions
+from inat_ft.models.pos_embed import fit_positions
 from inat_ft.models.weights import fingerprint, named_alike, read_metadata, read_state
-from inat_ft.registry import BACKBONES, blamed, described
+from inat_ft.registry import BACKBONES, plugin_errors, plugin_label
 from inat_ft.settings import expand_user
 
 _OTHER_SIZE = "choose another size, or leave it out for the one that its weights were made for"
@@ -49,7 +49,7 @@ def build_model(
     the weights random, which is enough to look at the network. Raises WeightsError, ConfigError or PluginError.
     """
     backbone: Backbone = build_backbone(config)
-    with blamed(BACKBONES, type(backbone), "weights()"):
+    with plugin_errors(BACKBONES, type(backbone), "weights()"):
         pretrained = _pretrained(backbone, config)
     own = pretrained.preprocess if pretrained else Preprocess()
     sizes = {"image_size": image_size or own.image_size, "eval_image_size": eval_image_size}
@@ -60,20 +60,20 @@ def build_model(
             f"images of {size} pixels are too small for {config.backbone} with weights {pretrained.name}",
             f"they take {pretrained.min_size} or more, and were made for {own.image_size}",
         )
-    net = empty_net(config, num_classes, preprocess.image_size, seed)
+    net = build_net(config, num_classes, preprocess.image_size, seed)
     for size in {preprocess.image_size, preprocess.eval_size} - ({own.image_size} if pretrained else set()):
-        require_size(net, size, preprocess.image_size)
+        check_input_size(net, size, preprocess.image_size)
     if pretrained is None or not load:
         return Model(net, preprocess, "random", None)
-    state = _fitted(backbone, pretrained, net)
-    net.load(state, pretrained.name)
+    state = _adapt_state_dict(backbone, pretrained, net)
+    net.load_original_state_dict(state, pretrained.name)
     return Model(net, preprocess, pretrained.name, fingerprint(state))
 
 
-def _fitted(backbone: Backbone, pretrained: Pretrained, net: Net) -> dict[str, Tensor]:
+def _adapt_state_dict(backbone: Backbone, pretrained: PretrainedWeights, net: Net) -> dict[str, Tensor]:
     """The weights as this network takes them: by its names, with its own head, at its own image size."""
-    mine = net.state()
-    with blamed(BACKBONES, type(backbone), "reading its weights"):
+    mine = net.original_state_dict()
+    with plugin_errors(BACKBONES, type(backbone), "reading its weights"):
         state = pretrained.load()
     state = {name: tensor for name, tensor in named_alike(state, mine).items() if not _auxiliary(name, mine)}
     for name in (f"{net.head_name}.{part}" for part, _ in net.head[1].named_parameters()):
@@ -92,7 +92,7 @@ def _auxiliary(name: str, known: dict[str, torch.Tensor]) -> bool:
     return name.lower().startswith("aux") and name not in known
 
 
-def empty_net(config: ModelConfig, num_classes: int, image_size: int, seed: int) -> Net:
+def build_net(config: ModelConfig, num_classes: int, image_size: int, seed: int) -> Net:
     """The network with random weights that the seed decides; the global random state is left alone."""
     backbone: Backbone = build_backbone(config)
     with torch.random.fork_rng(devices=[]):
@@ -100,17 +100,17 @@ def empty_net(config: ModelConfig, num_classes: int, image_size: int, seed: int)
         classifier = _built(backbone, config, num_classes, image_size)
         torch.manual_seed(seed)  # the head's start does not hang on how many numbers the backbone drew
         try:
-            dropout = config.dropout if backbone.drops_before_head else 0.0
+            dropout = config.dropout if backbone.head_dropout else 0.0
             return make_net(config.backbone, classifier, num_classes, dropout, seed)
         except PluginError as error:
             raise PluginError(
-                f"{config.backbone}, {described(BACKBONES, type(backbone))}, cannot be cut into stages: {error.message}",
-                "what a network must be like: docs/plugins.md",
+                f"{config.backbone}, {plugin_label(BACKBONES, type(backbone))}, cannot be cut into stages: {error.message}",
+                "what a network must be like: docs/plugins/index.md",
             ) from error
 
 
 def _built(backbone: Backbone, config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
-    with blamed(BACKBONES, type(backbone), "build()"):
+    with plugin_errors(BACKBONES, type(backbone), "build()"):
         try:
             classifier = backbone.build(num_classes, image_size, config.dropout)
         except (AssertionError, ValueError) as error:  # so builders say that a size does not fit
@@ -120,7 +120,7 @@ def _built(backbone: Backbone, config: ModelConfig, num_classes: int, image_size
             ) from error
     if not isinstance(classifier, nn.Module):
         raise PluginError(
-            f"{described(BACKBONES, type(backbone))} breaks the contract: build() must return a torch.nn.Module, "
+            f"{plugin_label(BACKBONES, type(backbone))} breaks the contract: build() must return a torch.nn.Module, "
             f"not {classifier!r}"
         )
     return classifier
@@ -130,7 +130,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def require_size(net: Net, size: int, built_for: int) -> None:
+def check_input_size(net: Net, size: int, built_for: int) -> None:
     """Send a grey image through the network. Raises ConfigError when it cannot take images of this size."""
     device = next(net.parameters()).device
     net.eval()
@@ -146,7 +146,7 @@ def require_size(net: Net, size: int, built_for: int) -> None:
         raise PluginError(f"{net.name} gives {tuple(logits.shape)} for one image, not one row of logits")
 
 
-def _pretrained(backbone: Backbone, config: ModelConfig) -> Pretrained | None:
+def _pretrained(backbone: Backbone, config: ModelConfig) -> PretrainedWeights | None:
     name = config.weights or "none"
     if name == "none":
         return None
@@ -156,8 +156,8 @@ def _pretrained(backbone: Backbone, config: ModelConfig) -> Pretrained | None:
     try:
         own = backbone.weights("imagenet")
     except WeightsError:
-        own = Pretrained("none", dict)
-    return Pretrained(name, lambda: read_state(file), _preprocess_of(file) or own.preprocess, own.min_size)
+        own = PretrainedWeights("none", dict)
+    return PretrainedWeights(name, lambda: read_state(file), _preprocess_of(file) or own.preprocess, own.min_size)
 
 
 def _preprocess_of(file: Path) -> Preprocess | None:

@@ -19,7 +19,7 @@ _SCALE = {"same": 1.0, "doubling": 2.0, "halving": 0.5}
 class Cnn(Backbone):
     """Five blocks of convolution 3x3, activation and max-pool 2x2, then a dense layer; no pretrained weights."""
 
-    drops_before_head: ClassVar[bool] = False
+    head_dropout: ClassVar[bool] = False
 
     activation: Literal["relu", "gelu", "silu", "mish"] = "silu"
     """Activation after each convolution and the dense layer."""

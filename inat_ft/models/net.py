@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from inat_ft.errors import ConfigError, WeightsError, did_you_mean
-from inat_ft.models.chain import find_chain
 from inat_ft.models.layers import layer_ids, no_weight_decay
+from inat_ft.models.stages import split_into_stages
 
 
 class Net(nn.Module):
@@ -58,9 +58,9 @@ class Net(nn.Module):
 
     def forward(self, inputs: Tensor, start: int = 0) -> Tensor:
         """Logits `[N, C]`. `inputs` is what stage number `start` takes; 0 means images."""
-        return self.head(self.run(inputs, start, len(self._chain)))  # type: ignore[no-any-return]
+        return self.head(self.forward_stages(inputs, start, len(self._chain)))  # type: ignore[no-any-return]
 
-    def run(self, inputs: Tensor, start: int, stop: int) -> Tensor:
+    def forward_stages(self, inputs: Tensor, start: int, stop: int) -> Tensor:
         """The stages `start` to `stop` (excluded) applied to what stage `start` takes."""
         for stage in self._chain[start:stop]:
             inputs = stage(inputs)
@@ -80,7 +80,7 @@ class Net(nn.Module):
             raise ConfigError(f"unknown stage '{name}' for {self.name}{near}", f"it has: {' '.join(known)}{suggestion}")
         return list(self._chain[self._names.index(name) :])
 
-    def learn(self, parameters: Iterable[nn.Parameter]) -> None:
+    def set_trainable(self, parameters: Iterable[nn.Parameter]) -> None:
         """Let these parameters learn and freeze all others, with the statistics of their BatchNorm layers.
 
         Takes effect at once for `requires_grad` and at the next `train()` for the modes of modules.
@@ -89,7 +89,7 @@ class Net(nn.Module):
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in self._learning)
 
-    def learns(self, module: nn.Module) -> bool:
+    def is_trainable(self, module: nn.Module) -> bool:
         """Whether any parameter of the module learns."""
         return self._learning is None or any(id(parameter) in self._learning for parameter in module.parameters())
 
@@ -104,10 +104,10 @@ class Net(nn.Module):
             super().train(False)
         else:
             for stage in self._chain:
-                if not self.learns(stage):
+                if not self.is_trainable(stage):
                     stage.eval()
             for norm in self.batch_norms():
-                if not self.learns(norm):
+                if not self.is_trainable(norm):
                     norm.eval()
         return self
 
@@ -115,19 +115,19 @@ class Net(nn.Module):
         """The BatchNorm layers of a module, or of the whole network."""
         return (layer for layer in (module or self).modules() if isinstance(layer, _BatchNorm))
 
-    def origin(self, name: str) -> str:
+    def original_name(self, name: str) -> str:
         """The name in the original classifier of a parameter, buffer or module of this network."""
         if name.startswith("_chain."):
             return name.split(".", 2)[2]
         return name.replace("head.1", self.head_name, 1)
 
-    def state(self) -> dict[str, Tensor]:
+    def original_state_dict(self) -> dict[str, Tensor]:
         """All weights and buffers by their names in the original classifier; tensors are shared, not copied."""
-        return {self.origin(name): tensor for name, tensor in self.state_dict().items()}
+        return {self.original_name(name): tensor for name, tensor in self.state_dict().items()}
 
-    def load(self, state: Mapping[str, Tensor], source: str) -> None:
+    def load_original_state_dict(self, state: Mapping[str, Tensor], source: str) -> None:
         """Take over weights by their original names, all of them. Raises WeightsError naming what does not fit."""
-        mine = self.state()
+        mine = self.original_state_dict()
         missing, unknown = sorted(set(mine) - set(state)), sorted(set(state) - set(mine))
         if missing or unknown:
             raise WeightsError(
@@ -171,7 +171,7 @@ def make_net(name: str, classifier: nn.Module, num_classes: int, dropout: float,
 
     Raises PluginError when the classifier does not end with a linear layer or cannot be traced.
     """
-    chain = find_chain(classifier)
+    chain = split_into_stages(classifier)
     fresh = nn.Linear(chain.in_features, num_classes, bias=chain.has_bias)
     net = Net(name, chain.stages, nn.Sequential(nn.Dropout(dropout), fresh), chain.head_name, seed)
     net.layer_ids, net.no_weight_decay = layer_ids(classifier, chain.head_name), no_weight_decay(classifier)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from inat_ft.errors import ConfigError, WeightsError, did_you_mean
-from inat_ft.models.base import Backbone, Preprocess, Pretrained
+from inat_ft.models.base import Backbone, Preprocess, PretrainedWeights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,7 +31,7 @@ class Timm(Backbone):
         )
         return classifier
 
-    def weights(self, name: str) -> Pretrained:
+    def weights(self, name: str) -> PretrainedWeights:
         """`imagenet` is timm's default for this name; others belong to names with their tag."""
         said = self._said()
         if name != "imagenet":
@@ -46,7 +46,7 @@ class Timm(Backbone):
             )
         preprocess = Preprocess(image_size=said.input_size[-1], mean=tuple(said.mean), std=tuple(said.std))
         smallest = max(said.min_input_size[1:]) if said.min_input_size else 1
-        return Pretrained(str(said.hf_hub_id), self._load, preprocess, smallest)
+        return PretrainedWeights(str(said.hf_hub_id), self._load, preprocess, smallest)
 
     def _load(self) -> dict[str, Tensor]:
         """timm renames what older files name otherwise; reading and fetching them stays with us."""

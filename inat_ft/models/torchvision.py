@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from inat_ft.errors import ConfigError, WeightsError, did_you_mean
-from inat_ft.models.base import Backbone, Preprocess, Pretrained
+from inat_ft.models.base import Backbone, Preprocess, PretrainedWeights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +54,7 @@ class Torchvision(Backbone):
             return nn.Sequential(OrderedDict(features=classifier.get_submodule("features"), **ending))
         return classifier
 
-    def weights(self, name: str) -> Pretrained:
+    def weights(self, name: str) -> PretrainedWeights:
         """`imagenet` is torchvision's default; others by their names, such as IMAGENET1K_V1."""
         from torchvision.models import get_model_weights
 
@@ -80,7 +80,7 @@ class Torchvision(Backbone):
 
             return fetch_weights(weights.url)
 
-        return Pretrained(str(weights), load, preprocess, max(weights.meta["min_size"]))
+        return PretrainedWeights(str(weights), load, preprocess, max(weights.meta["min_size"]))
 
     def _builder(self) -> Any:
         from torchvision.models import get_model_builder

@@ -19,7 +19,7 @@ from inat_ft.config import RunConfig
 from inat_ft.errors import DataError, WeightsError
 from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net
-from inat_ft.records import replacing
+from inat_ft.records import atomic_write
 
 _SAVE_ALONE = "in the program that made it, save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
 _HOLDERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
@@ -144,7 +144,7 @@ def fetch_weights(url: str, name: str = "") -> dict[str, Tensor]:
     name: of the file there; by default the address's own. Where it ends in the start of a SHA-256, as torchvision's do,
     that is checked. Raises WeightsError that says where the file is looked for and how to bring it.
     """
-    from inat_ft.data.download import download
+    from inat_ft.download.http import download
 
     file = weights_file(url, name)
     folder = file.parent
@@ -188,7 +188,7 @@ def save_model(file: Path, net: Net, config: RunConfig, preprocess: Preprocess, 
     """
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.original_state_dict().items()}
     metadata = {
         "format": "pt",
         "model": config.model.model_copy(update={"weights": "none"}).model_dump_json(),
@@ -196,7 +196,7 @@ def save_model(file: Path, net: Net, config: RunConfig, preprocess: Preprocess, 
         "preprocess": preprocess.model_dump_json(),
         "classes": json.dumps(list(classes), ensure_ascii=False),
     }
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         save_file(tensors, temporary, metadata)
         _sort_metadata(temporary)
 

@@ -37,17 +37,17 @@ class Strategy(Section):
     needs_gradients: ClassVar[bool] = False
     """Whether `choose` may ask for gradients, for which weights and images are needed."""
 
-    space: ClassVar[Mapping[str, Any]] = {}
+    search_space: ClassVar[Mapping[str, Any]] = {}
     """What `sweep create --strategies` tries of this strategy, as a sweep's file has it: `{"lr": {"values": [1e-3, 1e-4]}}`.
 
     A strategy without it is not part of that sweep.
     """
 
-    def remarks(self, epochs: int) -> Sequence[str]:
+    def warnings(self, epochs: int) -> Sequence[str]:
         """What a user should know before a training of so many epochs, such as an option that comes to nothing."""
         return ()
 
-    def choose(self, net: Net, gradients: Callable[[], Mapping[str, float]]) -> Strategy:
+    def resolve(self, net: Net, gradients: Callable[[], Mapping[str, float]]) -> Strategy:
         """Settle, once and before training, what depends on the training images. Default: nothing does.
 
         gradients() measures for each parameter, by its name in the classifier, the norm of its gradient over its own norm.

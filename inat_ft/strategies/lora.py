@@ -20,7 +20,7 @@ class Lora(Strategy):
     LoRA: Hu et al. 2022 (arXiv 2106.09685), on all weight matrices; kernels of convolutions are flattened to matrices.
     """
 
-    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3]}, "rank": {"values": [4, 16]}}
+    search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3]}, "rank": {"values": [4, 16]}}
 
     rank: Annotated[int, Field(ge=1, le=256)] = 8
     """Rank of the change."""

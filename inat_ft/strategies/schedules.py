@@ -21,14 +21,14 @@ class LpFt(Strategy):
     A head that fits already does not distort the pretrained features (Kumar et al. 2022, arXiv 2202.10054).
     """
 
-    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3, 3e-3]}}
+    search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3, 3e-3]}}
 
     head_epochs: Annotated[int, Field(ge=1)] = 2
     """Epochs in which the head alone learns; they come from the cache."""
     lr_scale: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Learning rate of the whole network after that, as a multiple of the run's."""
 
-    def remarks(self, epochs: int) -> Sequence[str]:
+    def warnings(self, epochs: int) -> Sequence[str]:
         """Whether there is time for more than the head."""
         if self.head_epochs < epochs:
             return ()
@@ -47,7 +47,7 @@ class Gradual(Strategy):
     Howard and Ruder 2018, Universal Language Model Fine-tuning (arXiv 1801.06146).
     """
 
-    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [3e-4, 1e-3]}}
+    search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [3e-4, 1e-3]}}
 
     every: Annotated[int, Field(ge=1)] = 1
     """Epochs between two stages."""
@@ -66,7 +66,7 @@ class Discriminative(Strategy):
     Howard and Ruder 2018, Universal Language Model Fine-tuning (arXiv 1801.06146).
     """
 
-    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3]}, "decay": {"values": [0.4, 0.7]}}
+    search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3]}, "decay": {"values": [0.4, 0.7]}}
 
     decay: Annotated[float, Field(gt=0, le=1)] = 0.4
     """Factor on the learning rate for each stage further from the head."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Head(Strategy):
     """Train the new head alone; the backbone stays as pretrained (linear probing)."""
 
-    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3, 3e-3]}}
+    search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3, 3e-3]}}
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
         """The head."""
@@ -24,7 +24,7 @@ class Head(Strategy):
 class Partial(Strategy):
     """Train the head and every stage from `unfreeze_from` on; what comes before stays as pretrained."""
 
-    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-4, 3e-4]}}
+    search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-4, 3e-4]}}
 
     unfreeze_from: str | None = None
     """First stage that learns, by the backbone's own name for it. Default: the last third (layer3 of a ResNet)."""
@@ -38,7 +38,7 @@ class Partial(Strategy):
 class Full(Strategy):
     """Train the whole network."""
 
-    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [3e-5, 1e-4]}}
+    search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [3e-5, 1e-4]}}
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
         """Everything."""

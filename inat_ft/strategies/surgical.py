@@ -20,14 +20,14 @@ class Surgical(Strategy):
     Lee et al. 2023, Surgical Fine-Tuning (arXiv 2210.11466).
     """
 
-    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-4, 3e-4]}}
+    search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-4, 3e-4]}}
 
     needs_gradients: ClassVar[bool] = True
 
     block: str = "auto"
     """Stage that learns, by the backbone's own name, or auto."""
 
-    def choose(self, net: Net, gradients: Callable[[], Mapping[str, float]]) -> Surgical:
+    def resolve(self, net: Net, gradients: Callable[[], Mapping[str, float]]) -> Surgical:
         """Settle `auto` by the mean ratio of gradient to weight in each stage."""
         if self.block != "auto":
             return self
@@ -50,14 +50,14 @@ class AutoRgn(Strategy):
     Auto-RGN of Lee et al. 2023 (arXiv 2210.11466), measured once, before training.
     """
 
-    space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [3e-4, 1e-3]}}
+    search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [3e-4, 1e-3]}}
 
     needs_gradients: ClassVar[bool] = True
 
     scales: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Multiple of the learning rate for each tensor by its name; others are frozen. Measured when empty."""
 
-    def choose(self, net: Net, gradients: Callable[[], Mapping[str, float]]) -> AutoRgn:
+    def resolve(self, net: Net, gradients: Callable[[], Mapping[str, float]]) -> AutoRgn:
         """Measure the scales: each tensor's ratio of gradient to weight, the largest as 1.
 
         Raises ConfigError when scales are given for tensors that the network does not have.

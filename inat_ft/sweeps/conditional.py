@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from inat_ft.config import RunConfig, section_class
+from inat_ft.config import RunConfig, load_section_class
 from inat_ft.errors import ConfigError, did_you_mean
-from inat_ft.registry import STRATEGIES, find, plugins
-from inat_ft.settings import SHORT_KEYS, dotted
+from inat_ft.registry import STRATEGIES, get, plugins
+from inat_ft.settings import ALIASES, expand_key
 
 MODE = "strategy.name"
 
@@ -21,14 +21,14 @@ def target(name: str) -> tuple[str | None, str]:
     """The mode that a parameter is for (None: any) and the configuration key that it sets. Raises ConfigError."""
     mode, _, rest = name.partition(".")
     if not rest or mode in RunConfig.model_fields or mode not in plugins(STRATEGIES):
-        return None, dotted(name)
-    return mode, dotted(rest) if "." in rest or rest in (*SHORT_KEYS, "seed") else f"strategy.{rest}"
+        return None, expand_key(name)
+    return mode, expand_key(rest) if "." in rest or rest in (*ALIASES, "seed") else f"strategy.{rest}"
 
 
 @cache
 def options(mode: str) -> tuple[str, ...]:
     """The keys of a strategy's options. Raises ConfigError when it is unknown, PluginError when it is broken."""
-    return tuple(f"strategy.{field}" for field in section_class(find(STRATEGIES, mode)).model_fields)
+    return tuple(f"strategy.{field}" for field in load_section_class(get(STRATEGIES, mode)).model_fields)
 
 
 @cache

@@ -12,9 +12,9 @@ import optuna
 
 from inat_ft.errors import RecordError, UsageError
 from inat_ft.records import write_text
-from inat_ft.sweeps.local import Sweep
 from inat_ft.sweeps.space import SweepSpec
 from inat_ft.sweeps.storage import open_storage, without_password
+from inat_ft.sweeps.study import Sweep
 from inat_ft.yaml_io import dump_yaml
 
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -45,7 +45,7 @@ def create(
 
 def _make_study(spec: SweepSpec, folder: Path, id: str, seed: int, storage: str | None, wandb: str | None) -> None:
     backend, _ = open_storage(storage, folder, id)
-    _hush()
+    _silence_optuna()
     try:
         study = optuna.create_study(storage=backend, study_name=id, direction=spec.metric.goal)
     except optuna.exceptions.DuplicatedStudyError:
@@ -65,7 +65,7 @@ def open_sweep(id: str, sweeps: Path, storage: str | None = None) -> Sweep:
         known = ", ".join(found["id"] for found in list_sweeps(sweeps)) or "none"
         raise UsageError(f"no sweep '{id}' in {sweeps}", f"there are: {known}\nmake one: inat-ft sweep create")
     backend, locks = open_storage(storage or (about or {}).get("storage"), folder, id)
-    _hush()
+    _silence_optuna()
     try:
         study = optuna.load_study(study_name=id, storage=backend)
     except KeyError:
@@ -109,5 +109,5 @@ def _pruner(spec: SweepSpec) -> optuna.pruners.BasePruner:
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=early.first, reduction_factor=early.eta)
 
 
-def _hush() -> None:
+def _silence_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -42,13 +42,13 @@ _LARGEST = 1e15
 _LARGEST_EXPONENT = 700.0
 
 
-class Part(BaseModel):
+class StrictModel(BaseModel):
     """A part of a sweep's file: frozen, with no key that it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Parameter(Part):
+class Parameter(StrictModel):
     """One parameter: a value, a list of values, or a range with a distribution."""
 
     value: Any = None

@@ -14,18 +14,18 @@ from inat_ft import __version__
 from inat_ft.evaluation.figures import BLUE, GREY, ORANGE, new_figure, plotting, save
 from inat_ft.evaluation.report import inline
 from inat_ft.records import RunRecord, write_text
-from inat_ft.sweeps.choice import choose, read_run
-from inat_ft.sweeps.local import Sweep, Trial
+from inat_ft.sweeps.selection import choose, read_run
 from inat_ft.sweeps.statistics import (
     Importance,
-    by_value,
+    bin_values,
     columns,
     correlations,
     importances,
     is_logarithmic,
     is_numeric,
-    levels,
+    means_by_value,
 )
+from inat_ft.sweeps.study import Sweep, Trial
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,8 +56,8 @@ def write_report(sweep: Sweep, folder: Path) -> list[Path]:
     """
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-    choice = choose(sweep)
-    trials = sorted((c.trial for c in choice.candidates), key=lambda trial: trial.number)
+    selection = choose(sweep)
+    trials = sorted((c.trial for c in selection.candidates), key=lambda trial: trial.number)
     maximize, metric = sweep.spec.metric.goal == "maximize", sweep.spec.metric.name.replace("_", " ")
     weights = importances(trials)
     figures = {"trials": (_over_trials(trials, metric, maximize), f"{metric} of each trial, and the best so far")}
@@ -75,14 +75,14 @@ def write_report(sweep: Sweep, folder: Path) -> list[Path]:
         .render(
             sweep=sweep,
             state=sweep.state(),
-            choice=choice,
+            selection=selection,
             metric=metric,
-            best=sweep.command(choice.candidates[0].trial.point),
+            best=sweep.command(selection.candidates[0].trial.point),
             trials=sweep.trials(),
             names=list(dict.fromkeys(name for trial in trials for name in trial.point)),
             importances=weights,
             correlations=correlations(trials),
-            by_value=by_value(trials, maximize),
+            means_by_value=means_by_value(trials, maximize),
             times=_times(sweep, trials),
             charts={name: {"image": inline(figure), "says": says} for name, (figure, says) in figures.items()},
             version=__version__,
@@ -134,7 +134,7 @@ def _heights(values: Sequence[Any]) -> tuple[np.ndarray[Any, Any], list[tuple[fl
         at = np.array([0.0 if value is _ABSENT else next(placed) for value in values])
         return at, [(0.0, "not used"), *((_ABOVE + (1 - _ABOVE) * height, text) for height, text in marks)]
     if not is_numeric(values):
-        level, names = levels(values)
+        level, names = bin_values(values)
         return level / max(1, len(names) - 1), [(n / max(1, len(names) - 1), name) for n, name in enumerate(names)]
     scaled = np.log(np.array(values, float)) if is_logarithmic(values) else np.array(values, float)
     low, spread = scaled.min(), float(np.ptp(scaled)) or 1.0
@@ -196,7 +196,7 @@ def _importance(weights: Sequence[Importance]) -> Figure:
             axes.barh(place, weight.share, color=BLUE, height=0.6)
             axes.plot([weight.low, weight.high], [place, place], color="black", linewidth=1.4)
             label = "95 % quantile under no effect" if place == 0 else None
-            axes.plot([weight.chance] * 2, [place - 0.36, place + 0.36], color=ORANGE, linewidth=2, label=label)
+            axes.plot([weight.null_quantile] * 2, [place - 0.36, place + 0.36], color=ORANGE, linewidth=2, label=label)
         axes.set_yticks(range(len(weights)), [_plain(weight.name) for weight in reversed(weights)])
         axes.set(xlim=(0, 1), xlabel="fraction of the variance, with 95 % interval")
         axes.legend(frameon=False, loc="lower right")
@@ -205,7 +205,7 @@ def _importance(weights: Sequence[Importance]) -> Figure:
 
 def _by_value(trials: Sequence[Trial], metric: str) -> Figure:
     shown = columns(trials)
-    panels = [levels(column.values) for column in shown]
+    panels = [bin_values(column.values) for column in shown]
     widths = [max(2.0, 0.35 * len(names)) for _, names in panels]
     with plotting():
         figure, grid = new_figure(

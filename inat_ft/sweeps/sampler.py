@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from inat_ft.sweeps.space import Point
+from inat_ft.sweeps.space import Params
 
 Floats = NDArray[np.float64]
 _FIRST = 4
@@ -28,7 +28,7 @@ class FiniteSampler(BaseSampler):
     uninterrupted one would. Points that are being tried count as tried, with an average outcome for the time being.
     """
 
-    def __init__(self, points: Sequence[Point], method: str, seed: int) -> None:
+    def __init__(self, points: Sequence[Params], method: str, seed: int) -> None:
         self.points = points
         self.method = method
         self.seed = seed
@@ -97,7 +97,7 @@ class FiniteSampler(BaseSampler):
         return int(np.lexsort((shuffled, -gaps.round(9)))[0])
 
 
-def column_values(points: Sequence[Point]) -> dict[str, list[Any]]:
+def column_values(points: Sequence[Params]) -> dict[str, list[Any]]:
     """The values of each parameter, each once, in the order in which the points have them."""
     found: dict[str, list[Any]] = {}
     for point in points:
@@ -154,7 +154,7 @@ def expected_improvement(x: Floats, y: Floats, pending: Floats, candidates: Floa
     return gain
 
 
-def make_sampler(points: Sequence[Point] | None, method: str, seed: int, num_tried: int) -> BaseSampler:
+def make_sampler(points: Sequence[Params] | None, method: str, seed: int, num_tried: int) -> BaseSampler:
     """The sampler for a space. points: all there are, or None without an end; num_tried: the proposals so far."""
     if points is not None:
         return FiniteSampler(points, method, seed)

@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inat_ft.cache.frozen_prefix import IDENTITY, PrefixCache
+from inat_ft.cache.loaders import no_progress
+from inat_ft.cache.packed_images import Pixels
 from inat_ft.config import RunConfig
-from inat_ft.data.batches import Batches, ImageInput, Stored
-from inat_ft.data.changes import current_hashes
+from inat_ft.data.batches import Batches, ImageInput, StoredRows
+from inat_ft.data.file_hashes import verify_hashes
 from inat_ft.data.manifest import Manifest
-from inat_ft.data.pixels import Pixels
-from inat_ft.data.threads import decoders
 from inat_ft.engine.device import Compute, choose_compute
-from inat_ft.engine.feed import no_progress
-from inat_ft.engine.passes import evaluate
-from inat_ft.engine.prefix import PLAIN, PrefixCache
+from inat_ft.engine.loops import evaluate
 from inat_ft.errors import RecordError, UsageError
-from inat_ft.evaluation.predict import Trained, changes_allowed, load_trained, manifest_of
+from inat_ft.evaluation.predict import LoadedModel, changes_allowed, load_trained_model, manifest_of
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.models.net import Net
 from inat_ft.models.weights import read_state, save_model
 from inat_ft.records import RunRecord, write_record, write_text
 from inat_ft.settings import dump_config, portable
-from inat_ft.sweeps.choice import read_run
-from inat_ft.sweeps.local import Sweep
+from inat_ft.sweeps.selection import read_run
+from inat_ft.sweeps.study import Sweep
+from inat_ft.threads import decoders
 from inat_ft.training import split_info
 
 _BATCH = 64
@@ -127,12 +127,12 @@ class _Judge:
         self, stack: ExitStack, files: Sequence[Path], record: RunRecord, folder: Path, cache: Path, compute: Compute
     ) -> None:
         self.files, self.compute = files, compute
-        self.trained: Trained = load_trained(files[0], compute)
+        self.trained: LoadedModel = load_trained_model(files[0], compute)
         self.net: Net = self.trained.net
         self.manifest: Manifest = manifest_of(record, folder)
         self.rows = self.manifest.rows("val")
         pool = stack.enter_context(decoders())
-        hashes = current_hashes(self.manifest, ("val",), cache, changes_allowed(record), no_progress)
+        hashes = verify_hashes(self.manifest, ("val",), cache, changes_allowed(record), no_progress)
         self.hashes = [hashes[row] for row in self.rows]
         pixels = Pixels(
             [self.manifest.root / self.manifest.paths[row] for row in self.rows],
@@ -157,11 +157,11 @@ class _Judge:
         kept = PrefixCache(self.net, self.trained.preprocess, self.compute, cache)
         estimate = kept.estimate(cut, 0, len(pixels), len(self.files), 0)
         if cut and estimate.pays:
-            front = kept.front(cut, [], lambda: torch.empty(0))
-            source = kept.rows(front, estimate, pixels, PLAIN, lambda done, total: None)
+            prefix_forward = kept.prefix_forward(cut, [], lambda: torch.empty(0))
+            source = kept.rows(prefix_forward, estimate, pixels, IDENTITY, lambda done, total: None)
             return mixed, Batches(source, pixels.labels, _BATCH, kept.activation(cut, pixels.size), cut)
         prepare = ImageInput(self.trained.preprocess.mean, self.trained.preprocess.std)
-        packed = Stored(*pixels.store.read(pixels.hashes)) if pixels.is_packed() else pixels.files()
+        packed = StoredRows(*pixels.store.read(pixels.hashes)) if pixels.is_packed() else pixels.files()
         return mixed, Batches(packed, pixels.labels, _BATCH, prepare)
 
     def logits(self) -> Tensor:
@@ -170,7 +170,7 @@ class _Judge:
 
     def accuracy(self, state: State) -> float:
         """Load these weights; returns the share of the validation images that are right."""
-        self.net.load(state, "the soup")
+        self.net.load_original_state_dict(state, "the soup")
         return float((self.logits().argmax(1) == self.batches.labels).double().mean())
 
 
@@ -196,7 +196,7 @@ def _mix(judge: _Judge, tick: Callable[[int, int], None]) -> tuple[list[int], fl
             total, best = with_it, accuracy
             chosen.append(place)
     tick(len(judge.files), len(judge.files))
-    judge.net.load(mean(total, len(chosen)), "the soup")
+    judge.net.load_original_state_dict(mean(total, len(chosen)), "the soup")
     return chosen, alone
 
 

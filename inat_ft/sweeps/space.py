@@ -11,15 +11,15 @@ from pydantic import Field, field_validator, model_validator
 
 from inat_ft.config import RunConfig
 from inat_ft.errors import ConfigError, did_you_mean
-from inat_ft.settings import Override, dotted, load_config
+from inat_ft.settings import Override, expand_key, load_config
 from inat_ft.sweeps.conditional import MODE, active, require_used, target
-from inat_ft.sweeps.parameter import MAX_POINTS, Parameter, Part
+from inat_ft.sweeps.parameter import MAX_POINTS, Parameter, StrictModel
 
-Point = dict[str, Any]
+Params = dict[str, Any]
 """One value for each parameter that varies and counts for the trial, by the name that the file gives it."""
 
 
-class Goal(Part):
+class MetricSpec(StrictModel):
     """What is wanted: a figure that every epoch reports, and which way is better."""
 
     name: str = "val_accuracy"
@@ -39,7 +39,7 @@ class Goal(Part):
         return name
 
 
-class EarlyTerminate(Part):
+class EarlyTerminate(StrictModel):
     """End poor trials early: successive halving at epochs min_iter, min_iter * eta, ... as W&B's hyperband does."""
 
     type: Literal["hyperband"]
@@ -71,11 +71,11 @@ class EarlyTerminate(Part):
         return max(1, int(self.max_iter // self.eta**self.s))
 
 
-class SweepSpec(Part):
+class SweepSpec(StrictModel):
     """A sweep, as W&B's file says it."""
 
     method: Literal["bayes", "random", "grid"]
-    metric: Goal = Goal(goal="maximize")
+    metric: MetricSpec = MetricSpec(goal="maximize")
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
     run_cap: Annotated[int, Field(ge=1)] | None = None
     early_terminate: EarlyTerminate | None = None
@@ -131,7 +131,7 @@ class SweepSpec(Part):
         return {name: p for name, p in self.parameters.items() if len(p.choices() or (0, 0)) > 1 or target(name)[0]}
 
     @property
-    def fixed(self) -> Point:
+    def fixed(self) -> Params:
         """The parameters that have one value only."""
         return {name: (p.choices() or [])[0] for name, p in self.parameters.items() if name not in self.varying}
 
@@ -155,7 +155,7 @@ class SweepSpec(Part):
         own = {shown: name for shown, name in self.active(mode).items() if name in self.varying}
         return {n: Parameter(value=mode) if target(n)[1] == MODE else self.varying[name] for n, name in own.items()}
 
-    def points(self) -> list[Point] | None:
+    def points(self) -> list[Params] | None:
         """All points of the space, the last parameter changing fastest; None when there are too many to list.
 
         A parameter that does not count for a mode is not in its points. The modes come one after the other.
@@ -183,7 +183,7 @@ class SweepSpec(Part):
         """The settings of a trial: what is fixed and the point's values, under dotted keys."""
         fixed = self.fixed
         shown = {name: fixed[own] for name, own in self.active(self.mode_of(point)).items() if own in fixed}
-        return [(dotted(name), value) for name, value in {**shown, **point}.items()]
+        return [(expand_key(name), value) for name, value in {**shown, **point}.items()]
 
     def config(self, point: Mapping[str, Any]) -> RunConfig:
         """The configuration of a trial. Raises ConfigError or PluginError."""

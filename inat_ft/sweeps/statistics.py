@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inat_ft.sweeps.local import Trial
+from inat_ft.sweeps.study import Trial
 
 Floats = NDArray[np.float64]
 _SAMPLES = 500
@@ -27,7 +27,7 @@ class Importance:
     low: float
     high: float
     """95 % interval: bootstrap over the trials."""
-    chance: float
+    null_quantile: float
     """What a parameter without any effect exceeds in 5 % of cases: permutation of the values."""
 
 
@@ -84,7 +84,7 @@ def is_logarithmic(values: Sequence[Any]) -> bool:
     return is_numeric(values) and min(values) > 0 and max(values) / min(values) >= 8
 
 
-def levels(values: Sequence[Any]) -> tuple[NDArray[np.int64], list[str]]:
+def bin_values(values: Sequence[Any]) -> tuple[NDArray[np.int64], list[str]]:
     """Which of a parameter's levels each value is, `[N]`, and their names; a continuum is cut into quarters."""
     distinct = sorted(set(values)) if is_numeric(values) else sorted(set(values), key=str)
     if not is_numeric(values) or len(distinct) <= max(_BINS, len(values) // 3):
@@ -94,7 +94,7 @@ def levels(values: Sequence[Any]) -> tuple[NDArray[np.int64], list[str]]:
     return np.searchsorted(edges[1:-1], np.array(values, float)).astype(np.int64), names
 
 
-def _explained(level: NDArray[np.int64], y: Floats) -> float:
+def _eta_squared(level: NDArray[np.int64], y: Floats) -> float:
     """Variance between the levels as a share of all (eta squared)."""
     total = float(((y - y.mean()) ** 2).sum())
     if total == 0:
@@ -111,14 +111,14 @@ def importances(trials: Sequence[Trial]) -> list[Importance]:
     """
     found = []
     for column in columns(trials):
-        level, y = levels(column.values)[0], column.y
+        level, y = bin_values(column.values)[0], column.y
         if len(y) < min(_FEW, len(trials)):
             continue
         rng = np.random.default_rng(0)
         rows = rng.integers(0, len(y), (_SAMPLES, len(y)))
-        low, high = np.quantile([_explained(level[row], y[row]) for row in rows], [0.025, 0.975])
-        chance = np.quantile([_explained(level, rng.permutation(y)) for _ in range(_SAMPLES)], 0.95)
-        found.append(Importance(column.name, _explained(level, y), float(low), float(high), float(chance)))
+        low, high = np.quantile([_eta_squared(level[row], y[row]) for row in rows], [0.025, 0.975])
+        null_quantile = np.quantile([_eta_squared(level, rng.permutation(y)) for _ in range(_SAMPLES)], 0.95)
+        found.append(Importance(column.name, _eta_squared(level, y), float(low), float(high), float(null_quantile)))
     return sorted(found, key=lambda importance: -importance.share)
 
 
@@ -132,7 +132,7 @@ def correlations(trials: Sequence[Trial]) -> list[Correlation]:
             label = f"log {name}" if is_logarithmic(values) else name
             found.append(_correlation(label, np.log(x) if is_logarithmic(values) else x, y))
         else:
-            level, names = levels(values)
+            level, names = bin_values(values)
             found += [_correlation(f"{name} = {word}", (level == place) * 1.0, y) for place, word in enumerate(names)]
     return found
 
@@ -145,11 +145,11 @@ def _correlation(name: str, x: Floats, y: Floats) -> Correlation:
     return Correlation(name, r, float(low), float(high))
 
 
-def by_value(trials: Sequence[Trial], maximize: bool) -> list[Level]:
+def means_by_value(trials: Sequence[Trial], maximize: bool) -> list[Level]:
     """Mean and best of the metric for each value of each parameter."""
     found = []
     for column in columns(trials):
-        level, names = levels(column.values)
+        level, names = bin_values(column.values)
         for place, word in enumerate(names):
             chosen = column.y[level == place]
             if len(chosen):

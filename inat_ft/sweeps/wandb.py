@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from inat_ft.errors import InatFtError, UsageError
-from inat_ft.settings import dotted
-from inat_ft.sweeps import folder, local
+from inat_ft.settings import expand_key
+from inat_ft.sweeps import folder
+from inat_ft.sweeps import study as local
 from inat_ft.sweeps.conditional import MODE, active, target
-from inat_ft.sweeps.reading import parse_spec
+from inat_ft.sweeps.parsing import parse_spec
 from inat_ft.sweeps.space import SweepSpec
-from inat_ft.sweeps.worker import Job, Objective, Say, why
+from inat_ft.sweeps.worker import Objective, Say, TrialJob, why
 from inat_ft.tracking.wandb import patience, require_server
 
 
@@ -72,20 +73,20 @@ def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: 
         try:
             chosen = {shown: (own, point[own]) for shown, own in _counting(point).items()}
             point = {shown: value for shown, (own, value) in chosen.items() if own not in sweep.spec.fixed}
-            overrides = [(dotted(shown), value) for shown, (_, value) in chosen.items()]
-            job = Job(
+            overrides = [(expand_key(shown), value) for shown, (_, value) in chosen.items()]
+            job = TrialJob(
                 name, sweep.runs, [*sweep.pinned, *overrides, ("track.wandb", "online")], lambda epoch, value: False
             )
             value = objective(job)
         except Exception as error:
             reason = why(error) if str(error) else "stopped by W&B"
-            sweep.add(number, point, None, name, time.perf_counter() - started, reason)
+            sweep.import_trial(number, point, None, name, time.perf_counter() - started, reason)
             say(f"run {run.id} failed: {reason}")
             if not isinstance(error, InatFtError):
                 raise  # the agent tells where it comes from, or has thrown it itself to end the run
             run.finish(exit_code=1)
             return
-        sweep.add(number, point, value, name, time.perf_counter() - started)
+        sweep.import_trial(number, point, value, name, time.perf_counter() - started)
         say(f"run {run.id}: {sweep.spec.metric.name} {value:.4f}")
 
     entity, project = [None, None, *place][-2:]
@@ -98,7 +99,7 @@ def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: 
                 wandb.agent(id, function=run_one, entity=entity, project=project, count=1)
             if len(done) == before:
                 return "waiting", f"W&B has no more runs to give out; {len(done)} were run now"
-            if _streak(sweep) >= local.FAILURES_IN_A_ROW:
+            if _consecutive_failures(sweep) >= local.FAILURES_IN_A_ROW:
                 return "failed", f"{local.FAILURES_IN_A_ROW} failures in a row: {sweep.trials()[-1].reason}"
             require_server()
         except (wandb.Error, InatFtError) as error:
@@ -127,7 +128,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _streak(sweep: local.Sweep) -> int:
+def _consecutive_failures(sweep: local.Sweep) -> int:
     states = [trial.state for trial in reversed(sweep.trials())]
     return next((place for place, state in enumerate(states) if state != "failed"), len(states))
 

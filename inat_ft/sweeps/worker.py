@@ -23,12 +23,12 @@ from inat_ft.errors import (
     WeightsError,
 )
 from inat_ft.settings import Override, load_config
-from inat_ft.sweeps.local import Claimed, Sweep, short
+from inat_ft.sweeps.study import Claimed, Sweep, short
 
 if TYPE_CHECKING:
     from inat_ft.config import RunConfig
     from inat_ft.records import Epoch, RunRecord
-    from inat_ft.training import Listener
+    from inat_ft.training import TrainCallbacks
 
 _POLL_S = 0.5
 _PARENT = "INAT_FT_SWEEP_PARENT"
@@ -36,7 +36,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialJob:
     """What a trial asks for."""
 
     name: str
@@ -48,7 +48,7 @@ class Job:
     """Called with (epoch, metric) after each epoch; True ends the trial there."""
 
 
-Objective = Callable[[Job], float]
+Objective = Callable[[TrialJob], float]
 """Runs a trial; returns the metric that the sweep is after."""
 
 
@@ -85,19 +85,19 @@ def _run(sweep: Sweep, objective: Objective, claimed: Claimed, say: Say) -> None
     started = time.perf_counter()
     shown = f"trial {claimed.number}: {', '.join(f'{name}={short(v)}' for name, v in claimed.point.items())}"
     try:
-        value = objective(Job(claimed.run, sweep.runs, sweep.settings(claimed.point), report))
+        value = objective(TrialJob(claimed.run, sweep.runs, sweep.settings(claimed.point), report))
         if not math.isfinite(value):
             raise InatFtError(f"{sweep.spec.metric.name} is {value}")
     except BaseException as error:
         if isinstance(error, BusyError):
-            sweep.put_back(claimed, why(error))
+            sweep.requeue(claimed, why(error))
             time.sleep(_POLL_S)
             return
         if not isinstance(error, Exception):
-            sweep.put_back(claimed, "by its user")
+            sweep.requeue(claimed, "by its user")
             raise
         if _concerns_every_trial(error, not sweep.best()):
-            sweep.put_back(claimed, f"could not run: {why(error)}")
+            sweep.requeue(claimed, f"could not run: {why(error)}")
             raise
         reason = why(error)
         sweep.fail(claimed, reason, for_good=isinstance(error, UsageError))
@@ -108,7 +108,7 @@ def _run(sweep: Sweep, objective: Objective, claimed: Claimed, say: Say) -> None
         say(f"{shown}: {sweep.spec.metric.name} {value:.4f}{ended}, {time.perf_counter() - started:.1f} s")
 
 
-def _concerns_every_trial(error: Exception, is_first: bool) -> bool:
+def _concerns_every_trial(error: Exception, is_main_process: bool) -> bool:
     """Return whether a failure is one of the machine or the data, which any other trial would meet as well.
 
     is_first: no trial has succeeded yet, so that missing weights or a broken plugin are not a matter of the point either.
@@ -116,7 +116,9 @@ def _concerns_every_trial(error: Exception, is_first: bool) -> bool:
     if isinstance(error, StorageError | DataError | OSError):
         return True
     return (
-        is_first and isinstance(error, UsageError | WeightsError | PluginError) and not isinstance(error, ConfigError)
+        is_main_process
+        and isinstance(error, UsageError | WeightsError | PluginError)
+        and not isinstance(error, ConfigError)
     )
 
 
@@ -139,28 +141,28 @@ def _value(epoch: Epoch, metric: str) -> float:
 
 
 def training(
-    metric: str, cache: Path, listener_for: Callable[[RunConfig], Listener], extra: Sequence[Override] = ()
+    metric: str, cache: Path, listener_for: Callable[[RunConfig], TrainCallbacks], extra: Sequence[Override] = ()
 ) -> Objective:
     """The objective that trains. A run that was interrupted goes on from its last epoch."""
 
-    def objective(job: Job) -> float:
+    def objective(job: TrialJob) -> float:
         from dataclasses import replace
 
-        from inat_ft.training import Places, let_go, train
+        from inat_ft.training import Directories, release_memory, train
 
         config = load_config(None, [*job.overrides, *extra, ("name", job.name)])
-        listener = listener_for(config)
+        callbacks = listener_for(config)
 
         def on_epoch(epoch: Epoch) -> bool:
-            listener.on_epoch(epoch)
+            callbacks.on_epoch(epoch)
             return job.report(epoch.epoch, _value(epoch, metric))
 
         directory = job.runs / job.name
-        let_go()
+        release_memory()
         record, _ = train(
             config,
-            Places(job.runs, cache),
-            replace(listener, on_epoch=on_epoch),
+            Directories(job.runs, cache),
+            replace(callbacks, on_epoch=on_epoch),
             resume=directory if directory.is_dir() else None,
         )
         return metric_of(record, metric)
@@ -170,7 +172,7 @@ def training(
 
 def run_workers(arguments: Sequence[str], number: int, count: int | None) -> int:
     """Run `inat-ft sweep run` in several processes, which share cores and trials; returns the worst exit code."""
-    from inat_ft.data.threads import num_cores
+    from inat_ft.threads import num_cores
 
     threads = str(max(1, num_cores() // number))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, _PARENT: str(os.getpid())}
@@ -178,9 +180,9 @@ def run_workers(arguments: Sequence[str], number: int, count: int | None) -> int
     children = []
     try:
         for place, share in enumerate(share for share in shares if share != 0):
-            counted = [] if share is None else ["--count", str(share)]
+            pluralize = [] if share is None else ["--count", str(share)]
             devices = _device(environment, place)
-            command = [sys.executable, "-m", "inat_ft", "sweep", "run", *arguments, *counted]
+            command = [sys.executable, "-m", "inat_ft", "sweep", "run", *arguments, *pluralize]
             children.append(subprocess.Popen(command, env=devices))
         return max(_exit_code(child.wait()) for child in children)
     finally:
@@ -190,7 +192,7 @@ def run_workers(arguments: Sequence[str], number: int, count: int | None) -> int
                 child.wait()
 
 
-def is_one_of_several() -> bool:
+def is_child_worker() -> bool:
     """Whether this process is a worker that `run_workers` has started, which tells the end itself."""
     return _PARENT in os.environ
 

@@ -4,11 +4,11 @@ import os
 
 from inat_ft.config import TrackConfig
 from inat_ft.errors import UsageError
-from inat_ft.tracking.base import NoTracker, Tracker
+from inat_ft.tracking.base import NullTracker, Tracker
 
 _WANDB_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 
-__all__ = ["NoTracker", "Tracker", "tracker_for"]
+__all__ = ["NullTracker", "Tracker", "tracker_for"]
 
 
 def tracker_for(config: TrackConfig) -> Tracker:
@@ -18,7 +18,7 @@ def tracker_for(config: TrackConfig) -> Tracker:
     """
     mode = _wandb_mode(config.wandb) if config.wandb != "off" else "disabled"
     if mode == "disabled":
-        return NoTracker()
+        return NullTracker()
     from inat_ft.tracking.wandb import WandbTracker, require_server
 
     if mode == "online":

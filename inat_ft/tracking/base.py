@@ -20,7 +20,7 @@ class Tracker(Protocol):
         """The run is over, its directory complete; None: it has failed. Returns what is to be said of it, or nothing."""
 
 
-class NoTracker:
+class NullTracker:
     """Nobody listens."""
 
     def start(self, config: RunConfig, name: str, directory: Path) -> None:

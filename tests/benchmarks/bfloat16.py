@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from inat_ft.cache.prefix_forward import bf16_prefix, folded_prefix
 from inat_ft.config import ModelConfig, build_backbone
 from inat_ft.data.batches import ImageInput
-from inat_ft.engine.front import fast_front, folded_front
 from inat_ft.models.build import build_model
 from tests.benchmarks.near_duplicates import crops
 
@@ -37,10 +37,10 @@ def photographs() -> None:
     images = ImageInput(model.preprocess.mean, model.preprocess.std)(torch.from_numpy(pixels), torch.empty(0))
     whole = len(net.stages)
     with torch.inference_mode():
-        exact = folded_front(net, whole).build()(images).float()
-        fast = fast_front(net, whole).build()(images.to(torch.bfloat16)).float()
+        exact = folded_prefix(net, whole).build()(images).float()
+        fast = bf16_prefix(net, whole).build()(images.to(torch.bfloat16)).float()
         with torch.autocast("cpu", torch.bfloat16):
-            cast = net.run(images, 0, whole).float()
+            cast = net.forward_stages(images, 0, whole).float()
         weights = build_backbone(config).weights("imagenet").load()
         classes = [
             F.linear(x, weights["classifier.weight"], weights["classifier.bias"]).argmax(1) for x in (exact, fast)

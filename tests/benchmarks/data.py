@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from inat_ft.cli.memory import keep_memory
+from inat_ft.cache.packed_images import Pixels
+from inat_ft.cli.malloc import keep_memory
 from inat_ft.data.batches import Batches, ImageInput
-from inat_ft.data.images import sha256_of
-from inat_ft.data.pixels import Pixels
-from inat_ft.data.scan import scan
+from inat_ft.images.decode import sha256_of
+from inat_ft.images.scan import scan
 from tests.benchmarks.pictures import make_pictures
 from tests.benchmarks.told import tell
 
@@ -48,7 +48,7 @@ def main(images: int) -> None:
         paths = [file.relative_to(root).as_posix() for file in files]
         encoded = [torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8) for file in files]
 
-        def bare() -> None:
+        def strip_metadata() -> None:
             list(
                 pool.map(lambda data: decode_jpeg(data, ImageReadMode.RGB).shape, encoded)
             )  # kept no longer than in a scan
@@ -57,7 +57,7 @@ def main(images: int) -> None:
             scan(root, paths, 10**9, cores, True, lambda done, total: None)
 
         ours()
-        times = [(seconds(bare), seconds(ours)) for _ in range(2 * ROUNDS)]
+        times = [(seconds(strip_metadata), seconds(ours)) for _ in range(2 * ROUNDS)]
         alone, scanned = (statistics.median(column) for column in zip(*times, strict=True))
         print(f"{cores} cores, {images} JPEGs of 800 x 600")
         print(f"decoder alone {images / alone:8.0f} images/s")

@@ -19,8 +19,8 @@ from inat_ft.evaluation.bounds import Contributions
 from inat_ft.evaluation.contributions import METRICS
 from inat_ft.evaluation.metrics import proportion
 from inat_ft.evaluation.predictions import Predictions
-from inat_ft.evaluation.significance import Sample, over_seeds
-from inat_ft.sweeps.choice import holm_against_first
+from inat_ft.evaluation.significance import Sample, seed_variance_test
+from inat_ft.sweeps.selection import holm_against_first
 
 NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
 DESIGNS = {1: (10, 200), 2: (10, 100), 3: (10, 60), 5: (10, 100), 20: (10, 50), 200: (10,)}
@@ -119,12 +119,12 @@ def rates(world: World, repetitions: int) -> tuple[dict[str, float], dict[str, f
 
 def few_images(repetitions: int, quick: bool) -> None:
     rows = {images: [rates(world, repetitions) for world in worlds(images, quick)] for images in DESIGNS}
-    for title, part, worst in (("Coverage of eval", 0, min), ("Type-I error of compare", 1, max)):
+    for title, part, most_confident_mistakes in (("Coverage of eval", 0, min), ("Type-I error of compare", 1, max)):
         print(f"\n{title}, worst of all settings, {repetitions} repetitions each\n")
         print(f"| images a class | {' | '.join(name.replace('_', ' ') for name in NAMES)} |")
         print("| --- " * (len(NAMES) + 1) + "|")
         for images, found in rows.items():
-            values = [worst(row[part][name] for row in found) for name in NAMES]
+            values = [most_confident_mistakes(row[part][name] for row in found) for name in NAMES]
             print(f"| {images} | {' | '.join(f'{value:.1%}' for value in values)} |", flush=True)
 
 
@@ -186,7 +186,7 @@ def group_error(seeds: tuple[int, int], spreads: tuple[float, float], repetition
             skill = np.clip(0.8 + spread * rng.standard_normal((number, 1)), 0, 1)
             luck = np.where(rng.random((number, images)) < 0.5, shared, rng.random((number, images)))
             sides.append(Sample([Contributions(row.astype(float), 0.0, 1.0) for row in luck < skill]))
-        p = over_seeds(sides).p
+        p = seed_variance_test(sides).p
         rejected += p is not None and p < 0.05
     return rejected / repetitions
 

@@ -16,21 +16,21 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits, load_sample_images
 
-from inat_ft.data.duplicates import near_copies
-from inat_ft.data.images import decode
-from inat_ft.data.looks import Looks, small_picture
+from inat_ft.images.decode import decode
+from inat_ft.images.near_duplicates import near_duplicates
+from inat_ft.images.signatures import ImageSignatures, thumbnail
 from tests.benchmarks.told import tell
 
 
-def looks(pictures):
+def signatures(pictures):
     encoded = []
     for picture in pictures:
         data = BytesIO()
         picture.save(data, "JPEG", quality=92)
         encoded.append(data.getvalue())
-    found = Looks.blank(len(encoded))
+    found = ImageSignatures.blank(len(encoded))
     images = [decode(data) for data in encoded]
-    found.fill(range(len(images)), [small_picture(image) for image in images])
+    found.update(range(len(images)), [thumbnail(image) for image in images])
     found.ratios[:] = [image.shape[2] / image.shape[1] for image in images]
     return found
 
@@ -84,7 +84,7 @@ def balls(rng, count):
         picture = Image.new("RGB", (480, 480), (250, 250, 250))
         x, y = rng.integers(192, 200, 2)
         colour = ((200, 30, 40), (30, 40, 200), (20, 110, 30))[number % 3]
-        ImageDraw.Draw(picture).ellipse([x, y, x + 90, y + 90], fill=colour)
+        ImageDraw.Draw(picture).ellipse([x, y, x + 90, y + 90], update=colour)
         yield picture
 
 
@@ -107,16 +107,18 @@ def main(quick: bool) -> None:
     print(f"{'copies of photographs':32} {'found':>14}")
     for way in WAYS:
         count = len(originals)
-        pairs = near_copies(looks(originals + [again(picture, way) for picture in originals]))
+        pairs = near_duplicates(signatures(originals + [again(picture, way) for picture in originals]))
         found = sum((pairs == [place, place + count]).all(1).any() for place in range(count))
         copies[way] = round(found / count, 4)
         print(f"{way:32} {found:6} of {count:4}")
     fine = list(textures(rng, 40))
-    pairs = near_copies(looks(fine + [picture.resize((400, 300), Image.Resampling.LANCZOS) for picture in fine]))
+    pairs = near_duplicates(
+        signatures(fine + [picture.resize((400, 300), Image.Resampling.LANCZOS) for picture in fine])
+    )
     found = sum((pairs == [place, place + 40]).all(1).any() for place in range(40))
     copies["fine texture, half size"] = round(found / 40, 4)
     print(f"{'fine texture, half size':32} {found:6} of   40")
-    same_place = near_copies(looks(list(balls(rng, 90))))
+    same_place = near_duplicates(signatures(list(balls(rng, 90))))
     apart = int((same_place[:, 0] % 3 != same_place[:, 1] % 3).sum())
     print(f"balls of three colours in one place, 90: {apart} pairs of different colours merged")
     digits = [
@@ -133,17 +135,17 @@ def main(quick: bool) -> None:
     }
     print(f"\n{'different pictures':32} {'pairs':>10} {'merged':>8} {'images merged':>14}")
     for name, pictures in different.items():
-        pairs = near_copies(looks(pictures))
+        pairs = near_duplicates(signatures(pictures))
         merged = len(np.unique(pairs))
         merged_share[name] = round(merged / len(pictures), 4)
         print(f"{name:32} {len(pictures) * (len(pictures) - 1) // 2:10,} {len(pairs):8} {merged / len(pictures):14.2%}")
     print(f"\n{'images (random thumbnails)':32} {'seconds':>10}")
     for count in (3_000, 12_000) if quick else (12_000, 48_000, 192_000):
-        random = Looks.blank(count)
+        random = ImageSignatures.blank(count)
         random.thumbs[:] = rng.integers(0, 255, (count, 32, 32), dtype=np.uint8)
         random.phashes[:] = rng.integers(0, 2**63, count, dtype=np.int64)
         started = time.perf_counter()
-        near_copies(random)
+        near_duplicates(random)
         seconds[count] = round(time.perf_counter() - started, 2)
         print(f"{count:32,} {seconds[count]:10.1f}")
     tell(copies_found=copies, images_merged_wrongly=merged_share, balls_merged_across_colours=apart, search_s=seconds)

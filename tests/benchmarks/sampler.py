@@ -12,8 +12,8 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
-from inat_ft.sweeps.builtin import BUILT_IN
-from inat_ft.sweeps.reading import parse_spec
+from inat_ft.sweeps.defaults import BUILT_IN
+from inat_ft.sweeps.parsing import parse_spec
 from inat_ft.sweeps.sampler import FiniteSampler
 from inat_ft.sweeps.space import SweepSpec
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from inat_ft.data.files import Files
-from inat_ft.data.looks import Looks
 from inat_ft.data.manifest import read_manifest, write_manifest
-from inat_ft.data.scan import Scan
+from inat_ft.data.sources.base import Files
 from inat_ft.data.split import Options, make_manifest
+from inat_ft.images.scan import Scan
+from inat_ft.images.signatures import ImageSignatures
 from tests.benchmarks.told import tell
 
 
@@ -33,7 +33,7 @@ def split(rows: int, file: Path) -> None:
     hashes = [raw.hex() for raw in np.frombuffer(rng.bytes(32 * rows), "V32").tolist()]
     groups = [f"g{number // 4000}_{number % 1000}" if number < rows // 10 else "" for number in range(rows)]
     files = Files(file.parent, "class folders", paths, labels, [""] * rows)
-    scanned = Scan(hashes, [""] * rows, Looks.blank(0))
+    scanned = Scan(hashes, [""] * rows, ImageSignatures.blank(0))
     print(f"{rows:,} rows generated, {peak_mib():,.0f} MiB", flush=True)
     started = time.perf_counter()
     manifest, _ = make_manifest(files, scanned, Options(test_fraction=0.1, near=False), file, groups)

@@ -19,16 +19,16 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t
 
-from inat_ft.data.digits import write_digits
-from inat_ft.data.grouping import group_names
+from inat_ft.data.groups import group_names
 from inat_ft.data.manifest import write_manifest
-from inat_ft.data.scan import scan
-from inat_ft.data.sources import find_files
+from inat_ft.data.sources.find import find_images
 from inat_ft.data.split import Options, make_manifest
-from inat_ft.evaluation.predict import Inference, load_for, predict_subset
+from inat_ft.download.digits import write_digits
+from inat_ft.evaluation.predict import InferenceConfig, load_model, predict_subset
+from inat_ft.images.scan import scan
 from inat_ft.registry import STRATEGIES, plugins
 from inat_ft.settings import load_config
-from inat_ft.training import Places, train
+from inat_ft.training import Directories, train
 
 RATES = (1e-4, 1e-3, 1e-2)
 
@@ -38,12 +38,12 @@ def split(digits: Path, work: Path, each: int, seed: int) -> Path:
     lines = ["path,label,subset"]
     for label in sorted((digits / "train").iterdir()):
         files = sorted(label.iterdir())
-        chosen = [files[number] for number in rng.choice(len(files), each, replace=False)]
+        chosen = [files[number] for number in rng.selection(len(files), each, replace=False)]
         lines += [f"{file.relative_to(digits)},{label.name}," for file in chosen]
     lines += [f"{file.relative_to(digits)},{file.parent.name},test" for file in sorted((digits / "val").glob("*/*"))]
     name = f"digits-{each}-{seed}.csv"
     (digits / name).write_text("\n".join(lines) + "\n")
-    files = find_files(digits / name, None)
+    files = find_images(digits / name, None)
     scanned = scan(files.root, files.paths, 10**8, 2, False, lambda done, total: None)
     options = Options(seed=seed, near=False)
     manifest, _ = make_manifest(files, scanned, options, work / name, group_names(files, None))
@@ -60,13 +60,13 @@ def measure(manifest: Path, work: Path, mode: str, seed: int, epochs: int) -> di
             "seed": seed,
         }  # fmt: skip
         started = time.perf_counter()
-        record, directory = train(load_config(None, list(settings.items())), Places(work / "runs", work / "cache"))
+        record, directory = train(load_config(None, list(settings.items())), Directories(work / "runs", work / "cache"))
         seconds = time.perf_counter() - started
         if best is None or (record.val_accuracy or 0) > (best[0].val_accuracy or 0):
             best = record, directory, seconds, lr
     assert best is not None
     record, directory, seconds, lr = best
-    trained = load_for(directory / "model.safetensors", Inference())
+    trained = load_model(directory / "model.safetensors", InferenceConfig())
     predictions, _ = predict_subset(trained, record, directory, "test")
     return {
         "mode": mode,

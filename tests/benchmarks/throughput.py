@@ -21,14 +21,14 @@ from pathlib import Path
 
 import torch
 
+from inat_ft.cache.frozen_prefix import IDENTITY, PrefixCache
+from inat_ft.cache.packed_images import Pixels
+from inat_ft.cache.prefix_forward import bf16_prefix
 from inat_ft.config import ModelConfig
-from inat_ft.data.images import sha256_of
-from inat_ft.data.pixels import Pixels
-from inat_ft.data.threads import decoders
 from inat_ft.engine.device import choose_compute
-from inat_ft.engine.front import fast_front
-from inat_ft.engine.prefix import PLAIN, PrefixCache
+from inat_ft.images.decode import sha256_of
 from inat_ft.models.build import build_model
+from inat_ft.threads import decoders
 from tests.benchmarks.pictures import make_pictures, write_csv
 from tests.benchmarks.told import tell
 
@@ -73,8 +73,8 @@ def main() -> None:
     compute = choose_compute("auto", "bf16")
     model = build_model(ModelConfig(backbone="resnet50", weights="none"), 10, 0, 224, False)
     net = model.net.to(compute.device).to(memory_format=torch.channels_last)
-    cut = len(net.stages)
-    bare = fast_front(net, cut).build()
+    depth = len(net.stages)
+    strip_metadata = bf16_prefix(net, depth).build()
     on_gpu = compute.device.type == "cuda"
     size, side = (256, 8192) if on_gpu else (32, 2048)
     batch = torch.rand(size, 3, 224, 224, device=compute.device).to(torch.bfloat16)
@@ -89,17 +89,17 @@ def main() -> None:
         hashes = [sha256_of(file) for file in files]
         labels = torch.zeros(len(files), dtype=torch.int64, device=compute.device)
         with decoders() as pool, torch.inference_mode():
-            seconds(compute.device, bare, 2, batch)
+            seconds(compute.device, strip_metadata, 2, batch)
             seconds(compute.device, torch.matmul, 2, square, square)
             for number in range(chosen.rounds):
-                rates["bare"].append(steps * size / seconds(compute.device, bare, steps, batch))
+                rates["bare"].append(steps * size / seconds(compute.device, strip_metadata, steps, batch))
                 for kind in ("files", "packed"):
                     cache = PrefixCache(net, model.preprocess, compute, folder / f"{kind}{number}")
                     pixels = Pixels(files, hashes, labels, 224, cache.folder, pool)
                     if kind == "packed":
                         pixels.packed(nothing)
-                    front = cache.front(cut, [], lambda: torch.empty(0))
-                    arguments = front, cache.estimate(cut, len(files), 0, 1, 1), pixels, PLAIN, nothing
+                    prefix_forward = cache.prefix_forward(depth, [], lambda: torch.empty(0))
+                    arguments = prefix_forward, cache.estimate(depth, len(files), 0, 1, 1), pixels, IDENTITY, nothing
                     rates[kind].append(len(files) / seconds(compute.device, cache.rows, 1, *arguments))
                 rates["gemm"].append(20 * 2 * side**3 / seconds(compute.device, torch.matmul, 20, square, square) / 1e9)
         trained, work = full(folder)

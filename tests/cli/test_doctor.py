@@ -11,9 +11,9 @@ def test_what_there_is_and_what_to_do(cli) -> None:
     ran = cli("doctor")
     assert ran.code == 0, ran.err
     assert "inat-ft split DATA" in ran.out and "resnet50" in ran.out
-    found = {each["what"]: each for each in json.loads(cli("doctor", "--json").out)}
-    assert found["versions"]["state"] == found["device"]["state"] == found["runs"]["state"] == "ok"
-    assert found["weights"]["state"] == "note" and str(Path("torch").resolve()) in found["weights"]["hint"]
+    detail = {each["what"]: each for each in json.loads(cli("doctor", "--json").out)}
+    assert detail["versions"]["state"] == detail["device"]["state"] == detail["runs"]["state"] == "ok"
+    assert detail["weights"]["state"] == "note" and str(Path("torch").resolve()) in detail["weights"]["hint"]
     assert not Path("runs").exists() and not Path("cache").exists()  # nothing stays written
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inat_ft.data.datasets import INAT12K_CLASSES
+from inat_ft.download.datasets import INAT12K_CLASSES
 from tests.data.serving import Server, serving
 
 

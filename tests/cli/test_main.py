@@ -14,7 +14,7 @@ import typer
 from inat_ft.cli import commands
 from inat_ft.cli.main import app
 from inat_ft.crash import redact, write_crash
-from inat_ft.settings import SHORT_KEYS, load_config
+from inat_ft.settings import ALIASES, load_config
 from tests.conftest import make_images
 
 SMALL = ["--backbone", "cnn", "--image-size", "32", "--set", "model.filters=16", "--epochs", "1"]
@@ -30,10 +30,12 @@ def loaded_by(*words: str) -> set[str]:
 
 
 def test_help_imports_nothing_beyond_typer() -> None:
-    bare = "import typer, sys\napp = typer.Typer(rich_markup_mode='rich')\n@app.command()\ndef a(x: int = 1): pass\n"
-    bare += "@app.callback()\ndef b(): pass\n"
-    bare += "try: app(['--help'])\nexcept SystemExit: pass\nprint('MODULES', *sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", bare], capture_output=True, text=True, check=True)
+    strip_metadata = (
+        "import typer, sys\napp = typer.Typer(rich_markup_mode='rich')\n@app.command()\ndef a(x: int = 1): pass\n"
+    )
+    strip_metadata += "@app.callback()\ndef b(): pass\n"
+    strip_metadata += "try: app(['--help'])\nexcept SystemExit: pass\nprint('MODULES', *sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", strip_metadata], capture_output=True, text=True, check=True)
     typers = set(ran.stdout.rsplit("MODULES", 1)[1].split())
     beyond = {name.partition(".")[0] for name in loaded_by("--help") - typers} - {"inat_ft", "signal", "copy"}
     assert beyond - set(sys.stdlib_module_names) == set()
@@ -42,8 +44,8 @@ def test_help_imports_nothing_beyond_typer() -> None:
             "inat_ft.cli.main",
             "inat_ft.cli.commands",
             "inat_ft.cli.render",
-            "inat_ft.cli.deferred",
-            "inat_ft.cli.memory",
+            "inat_ft.cli.lazy_dynamo",
+            "inat_ft.cli.malloc",
         )
     }
     assert not loaded_by("--help") & {"pydantic", *BEYOND_TYPER}
@@ -65,12 +67,12 @@ def test_every_command_of_the_list_can_be_loaded(invoke) -> None:
 
 
 def all_commands() -> dict[str, object]:
-    found = {}
+    detail = {}
     for name in commands.COMMANDS:
         command = commands.load(name)
         inner = getattr(command, "commands", {})
-        found |= {f"{name} {each}": inner[each] for each in inner} or {name: command}
-    return found
+        detail |= {f"{name} {each}": inner[each] for each in inner} or {name: command}
+    return detail
 
 
 @pytest.mark.parametrize("name", sorted(all_commands()))
@@ -91,7 +93,7 @@ def test_the_defaults_that_help_shows_are_those_of_the_configuration(cli) -> Non
     shown = cli("train", "--help", TERMINAL_WIDTH="400").out  # in a process of its own: Typer reads the width once
     config = load_config().model_dump()
     for option in commands.load("train").params:
-        key = SHORT_KEYS.get(option.name)
+        key = ALIASES.get(option.name)
         if key is None or option.param_type_name != "option":
             continue
         section, field = key.split(".")
@@ -150,7 +152,7 @@ def test_without_a_run_the_cache_folder_keeps_it(invoke, monkeypatch: pytest.Mon
     def broken(*_: object) -> None:
         raise ZeroDivisionError("odd")
 
-    monkeypatch.setattr("inat_ft.data.store.list_stores", broken)
+    monkeypatch.setattr("inat_ft.cache.array_store.list_stores", broken)
     ran = invoke("cache")
     assert ran.code == 1 and str(tmp_path / "cache" / "crash.txt") in ran.err
     assert "ZeroDivisionError: odd" in (tmp_path / "cache" / "crash.txt").read_text()

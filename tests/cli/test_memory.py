@@ -3,7 +3,7 @@ import sys
 
 CODE = """
 import os, resource
-from inat_ft.cli.memory import keep_memory
+from inat_ft.cli.malloc import keep_memory
 if {kept}: keep_memory()
 import numpy as np
 def take():

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from inat_ft.cli import listening, render
+from inat_ft.cli import render
+from inat_ft.cli import training_progress as listening
 from inat_ft.errors import InatFtError
 
 NAMES = ["Felis [/wild]", "[red] fox", "[bold]x", "a [link=http://x]y", ":cat:", "שלום", "狐", "\\[x]"]
@@ -22,8 +23,8 @@ HIDDEN = [
 @pytest.mark.parametrize(("name", "shown"), [*((name, name) for name in NAMES), *HIDDEN])
 def test_names_are_shown_as_they_are_in_every_place(capsys, name: str, shown: str) -> None:
     render.table(f"title {name}", ("class", f"column {name}"), [[f"cell {name}", "1"]])
-    render.result(f"result {name}")
-    render.remark(f"remark {name}")
+    render.echo(f"result {name}")
+    render.info(f"remark {name}")
     render.warn(f"warning {name}")
     problem = InatFtError(f"problem {name}", f"hint {name}")
     problem.add_note(f"note {name}")
@@ -77,7 +78,7 @@ def test_json_is_the_same_in_a_locale_that_is_not_utf_8(monkeypatch: pytest.Monk
     for encoding in ("ascii", "latin-1", "utf-8"):
         raw = io.BytesIO()
         monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding=encoding))
-        render.as_json(value)
+        render.echo_json(value)
         assert json.loads(raw.getvalue()) == value
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from inat_ft.data.check import check_manifest
 from inat_ft.data.manifest import read_manifest, require_place
+from inat_ft.data.verify import check_manifest
 from inat_ft.errors import DataError, UsageError
 from tests.conftest import make_images
 

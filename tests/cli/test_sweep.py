@@ -13,7 +13,7 @@ import pytest
 
 from inat_ft.cli import main
 from inat_ft.sweeps.folder import create, only_sweep, open_sweep
-from inat_ft.sweeps.reading import parse_spec
+from inat_ft.sweeps.parsing import parse_spec
 from inat_ft.sweeps.worker import work
 
 SPEC = """
@@ -86,7 +86,7 @@ def test_create_run_status_best_report_stop(cli, fixed, tmp_path: Path) -> None:
     assert "run_cap is reached" in cli("sweep", "status").stdout
     best = json.loads(cli("sweep", "best", "--json").stdout)
     assert best["best"]["value"] == max(trial["value"] for trial in status["trials"])
-    assert best["best"]["number"] in [tied["number"] for tied in best["tied"]]
+    assert best["best"]["number"] in [not_significantly_worse["number"] for not_significantly_worse in best["tied"]]
     assert best["test_accuracy"] is None
     again = best["best"]["command"].replace("inat-ft ", "").split()
     rerun = json.loads(cli(*again, "--json").stdout)
@@ -107,9 +107,9 @@ def test_best_trains_evaluates_and_confirms(cli, fixed, manifest_file: Path, tmp
     looks = len(ledger.read_text().splitlines()) if ledger.exists() else 0
 
     best = json.loads(cli("sweep", "best", "--json", "--confirm", "1", "--seeds", "2").stdout)
-    (confirmed,) = best["confirmed"]
-    assert len(confirmed["values"]) == 3
-    assert confirmed["mean"] == pytest.approx(sum(confirmed["values"][1:]) / 2)
+    (replication,) = best["confirmed"]
+    assert len(replication["values"]) == 3
+    assert replication["mean"] == pytest.approx(sum(replication["values"][1:]) / 2)
     assert (len(ledger.read_text().splitlines()) if ledger.exists() else 0) == looks
 
     sweep = open_sweep(only_sweep(Path("sweeps")), Path("sweeps"))

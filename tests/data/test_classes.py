@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from inat_ft.data.classes import check_classes
-from inat_ft.data.files import Files
 from inat_ft.data.manifest import read_manifest
+from inat_ft.data.sources.base import Files
 from inat_ft.errors import DataError
 from tests.conftest import make_images
 
@@ -30,7 +30,7 @@ def unscanned(monkeypatch: pytest.MonkeyPatch) -> None:
     def scan(*given: object) -> None:
         raise AssertionError("images were decoded")
 
-    monkeypatch.setattr("inat_ft.data.scan.scan", scan)
+    monkeypatch.setattr("inat_ft.images.scan.scan", scan)
 
 
 class TestDefaultTestSet:

@@ -1,28 +1,28 @@
 import numpy as np
 import pytest
 
-from inat_ft.data import duplicates
-from inat_ft.data.duplicates import components, near_copies
-from inat_ft.data.looks import Looks
+from inat_ft.images import near_duplicates as duplicates
+from inat_ft.images.near_duplicates import components, near_duplicates
+from inat_ft.images.signatures import ImageSignatures
 
 
-def crowd(count: int, copies: int) -> Looks:
+def crowd(count: int, copies: int) -> ImageSignatures:
     """Looks of one perceptual hash and one colour: `count` patterns, then slightly noisy copies of the first ones."""
     rng = np.random.default_rng(0)
-    looks = Looks.blank(count + copies)
-    looks.phashes[:] = 2**63
-    looks.colours[:] = 128
-    looks.thumbs[:count] = rng.integers(28, 228, (count, 32, 32))
+    signatures = ImageSignatures.blank(count + copies)
+    signatures.phashes[:] = 2**63
+    signatures.colours[:] = 128
+    signatures.thumbs[:count] = rng.integers(28, 228, (count, 32, 32))
     noise = rng.integers(-2, 3, (copies, 32, 32))
-    looks.thumbs[count:] = np.clip(1.05 * looks.thumbs[:copies].astype(np.float32) + noise, 0, 255)
-    return looks
+    signatures.thumbs[count:] = np.clip(1.05 * signatures.thumbs[:copies].astype(np.float32) + noise, 0, 255)
+    return signatures
 
 
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of pairs whose whole thumbnails are compared."""
     numbers: list[int] = []
-    real = duplicates.same_picture
+    real = duplicates.thumbnails_match
 
     def count(first, second):
         numbers.append(len(first))
@@ -33,41 +33,43 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_copies_are_found_in_a_crowd_of_equal_hashes_with_few_comparisons(compared: list[int]) -> None:
-    pairs = near_copies(crowd(3000, 200))
+    pairs = near_duplicates(crowd(3000, 200))
     assert sum(compared) < 3200
     assert len(pairs) >= 190 and (pairs[:, 1] - pairs[:, 0] == 3000).all()
 
 
 def test_what_looks_the_same_to_the_last_bit_is_one_group_however_many_there_are(compared: list[int]) -> None:
-    looks = Looks.blank(5000)
-    looks.colours[::2] = 200
-    pairs = near_copies(looks)
+    signatures = ImageSignatures.blank(5000)
+    signatures.colours[::2] = 200
+    pairs = near_duplicates(signatures)
     assert sum(compared) < 10
     assert len(pairs) == 4998 and np.unique(components(5000, pairs)).tolist() == [0, 1]
 
 
 def test_a_greyscale_copy_is_found_and_two_colours_of_one_subject_stay_apart() -> None:
-    looks = crowd(3, 0)
-    looks.thumbs[:] = looks.thumbs[0]
-    looks.colours[0], looks.colours[1], looks.colours[2] = (200, 60, 60), (106, 106, 106), (60, 60, 200)
-    assert near_copies(looks).tolist() == [[0, 1], [1, 2]]
-    looks.thumbs[:] = 128  # plain pictures agree by chance
-    looks.thumbs[:, 0, 0] = (127, 128, 129)
-    assert near_copies(looks).tolist() == []
+    signatures = crowd(3, 0)
+    signatures.thumbs[:] = signatures.thumbs[0]
+    signatures.colours[0], signatures.colours[1], signatures.colours[2] = (200, 60, 60), (106, 106, 106), (60, 60, 200)
+    assert near_duplicates(signatures).tolist() == [[0, 1], [1, 2]]
+    signatures.thumbs[:] = 128  # plain pictures agree by chance
+    signatures.thumbs[:, 0, 0] = (127, 128, 129)
+    assert near_duplicates(signatures).tolist() == []
 
 
 def test_of_no_images_none_are_copies() -> None:
-    assert near_copies(Looks.blank(0)).shape == (0, 2) and near_copies(Looks.blank(1)).shape == (0, 2)
+    assert near_duplicates(ImageSignatures.blank(0)).shape == (0, 2) and near_duplicates(
+        ImageSignatures.blank(1)
+    ).shape == (0, 2)
 
 
 def test_the_quick_comparison_drops_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
-    looks = crowd(300, 100)
+    signatures = crowd(300, 100)
     smooth = np.kron(rng.integers(60, 200, (400, 4, 4)), np.ones((8, 8)))
-    looks.thumbs[:] = np.clip(smooth + rng.integers(-9, 10, looks.thumbs.shape), 0, 255)
-    looks.thumbs[200:] = np.clip(
-        1.1 * looks.thumbs[:200].astype(np.float32) + rng.integers(-6, 7, (200, 32, 32)), 0, 255
+    signatures.thumbs[:] = np.clip(smooth + rng.integers(-9, 10, signatures.thumbs.shape), 0, 255)
+    signatures.thumbs[200:] = np.clip(
+        1.1 * signatures.thumbs[:200].astype(np.float32) + rng.integers(-6, 7, (200, 32, 32)), 0, 255
     )
-    quick = near_copies(looks)
+    quick = near_duplicates(signatures)
     monkeypatch.setattr(duplicates, "_may_be_the_same", lambda first, *_: np.ones(len(first), bool))
-    assert len(quick) > 100 and np.array_equal(quick, near_copies(looks))
+    assert len(quick) > 100 and np.array_equal(quick, near_duplicates(signatures))

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, PngImagePlugin, features
 
 from inat_ft.data.batches import ImageFiles
-from inat_ft.data.images import ImageProblem, decode, load_image
 from inat_ft.errors import DataError
+from inat_ft.images.decode import ImageProblem, decode, load_image
 
 RED = (200, 30, 40)
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inat_ft.data.files import LeftOut, Reason
 from inat_ft.data.manifest import Manifest, manifest_text, read_manifest, write_manifest
+from inat_ft.data.sources.base import LeftOut, Reason
 from inat_ft.errors import DataError
 from tests.conftest import make_images
 

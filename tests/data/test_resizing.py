@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from inat_ft.data.images import decode, load_image
-from inat_ft.data.opening import ImageProblem, TooLarge
-from inat_ft.data.pixels import Pixels, pixels_key
-from inat_ft.data.resizing import SQUASH, Resizing, to_square
+from inat_ft.cache.packed_images import Pixels, pixels_key
+from inat_ft.images.decode import decode, load_image
+from inat_ft.images.opening import ImageProblem, TooLarge
+from inat_ft.images.resizing import SQUASH, Resizing, to_square
 from inat_ft.models.base import Preprocess
 
 MODES = v2.InterpolationMode
@@ -77,7 +77,7 @@ def test_rows_of_other_resizing_are_other_rows_and_the_default_key_is_that_of_ea
     Image.fromarray(picture(40, 90).permute(1, 2, 0).numpy()).save(file)
     with ThreadPoolExecutor(1) as pool:
         for resizing in (SQUASH, Resizing("crop"), Resizing("pad", "bicubic")):
-            from inat_ft.data.images import sha256_of
+            from inat_ft.images.decode import sha256_of
 
             pixels = Pixels([file], [sha256_of(file)], torch.zeros(1), 32, tmp_path / "cache", pool, resizing)
             row = pixels.packed(lambda done, total: None).rows(torch.tensor([0]))[0]
@@ -100,9 +100,9 @@ def test_train_eval_predict_and_export_use_one_resizing(invoke, manifest_file: P
     assert (record["preprocess"]["resize"], record["preprocess"]["interpolation"]) == ("crop", "bicubic")
     assert (record["config"]["data"]["resize"], record["config"]["data"]["interpolation"]) == ("crop", "bicubic")
 
-    from inat_ft.evaluation.predict import Inference, load_for, predict_files
+    from inat_ft.evaluation.predict import InferenceConfig, load_model, predict_files
 
-    trained = load_for(Path("runs/one/model.safetensors"), Inference(device="cpu"))
+    trained = load_model(Path("runs/one/model.safetensors"), InferenceConfig(device="cpu"))
     file = next(images.rglob("*.png"))
     shown = torch.from_numpy(load_image(file, 32, resizing=Resizing("crop", "bicubic")))[None]
     preprocess = trained.preprocess

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from inat_ft.data.grouping import group_names
+from inat_ft.data.groups import group_names
 from inat_ft.data.manifest import read_manifest
-from inat_ft.data.scan import scan
-from inat_ft.data.sources import find_files
+from inat_ft.data.sources.find import find_images
 from inat_ft.data.split import Options, make_manifest
 from inat_ft.errors import DataError
+from inat_ft.images.scan import scan
 from tests.conftest import make_images
 
 
@@ -60,14 +60,14 @@ def test_one_row_without_a_subset_is_enough_where_training_images_are_given(tmp_
     ],
 )
 def test_groups_that_contradict_themselves_are_refused(tmp_path: Path, rows: list[str], said: str) -> None:
-    files = find_files(make_images(tmp_path / "photos", classes=1, each=3))
+    files = find_images(make_images(tmp_path / "photos", classes=1, each=3))
     with pytest.raises(DataError) as caught:
         group_names(files, str(listed(files.root, rows, "path,group")))
     assert said in caught.value.message
 
 
 def test_groups_are_matched_by_path_and_what_is_named_in_vain_is_remarked_upon(tmp_path: Path) -> None:
-    files = find_files(make_images(tmp_path / "photos", classes=1, each=3))
+    files = find_images(make_images(tmp_path / "photos", classes=1, each=3))
     said: list[str] = []
     rows = ["./class0/000.png,A", "class0/001.png,", "nope/x.png,A", "nope/y.png,B", "class0/000.png,A"]
     assert group_names(files, str(listed(files.root, rows, "path,group")), said.append) == ["A", "", ""]
@@ -87,7 +87,7 @@ def test_a_csv_of_other_columns_is_no_list_of_groups(cli, tmp_path: Path, header
 
 def test_a_csv_names_no_column_twice(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has the column label twice"):
-        find_files(listed(make_images(tmp_path / "photos"), ["a,b,c"], "path,label,label"))
+        find_images(listed(make_images(tmp_path / "photos"), ["a,b,c"], "path,label,label"))
 
 
 def test_names_in_a_csv_are_kept_and_shown_without_control_characters(invoke, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_names_in_a_csv_are_kept_and_shown_without_control_characters(invoke, tm
     manifest = read_manifest(Path("splits/list.csv"))
     assert manifest.classes == ("a0\x1b[31m", "a1\x1b[31m") and "photos/class0/red\x1b[31m.png" in manifest.paths
     with pytest.raises(DataError, match=r"line 2: the label 'a\\x00' contains a NUL"):
-        find_files(listed(data, ["photos/class0/000.png,a\0"], "path,label"))
+        find_images(listed(data, ["photos/class0/000.png,a\0"], "path,label"))
 
 
 def test_a_class_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_a_class_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytes
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    files = find_files(data)
+    files = find_images(data)
     scanned = scan(files.root, files.paths, 10**8, 1, False, lambda done, total: None)
     with pytest.raises(DataError, match=r"'class1' has no usable image: class1 \(cannot be read: Permission denied\)"):
         make_manifest(files, scanned, Options(near=False), Path("m.csv"), [""] * len(files.paths))

@@ -6,24 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import preset, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
-from inat_ft.data.files import Files, Reason
-from inat_ft.data.grouping import group_names
-from inat_ft.data.looks import Looks
+from inat_ft.data.groups import group_names
 from inat_ft.data.manifest import Manifest, find_manifest, read_manifest, write_manifest
-from inat_ft.data.scan import Scan, scan
-from inat_ft.data.sources import find_files
+from inat_ft.data.sources.base import Files, Reason
+from inat_ft.data.sources.find import find_images
 from inat_ft.data.split import Options, make_manifest
 from inat_ft.errors import DataError, UsageError
+from inat_ft.images.scan import Scan, scan
+from inat_ft.images.signatures import ImageSignatures
 from tests.conftest import make_images
 
 
 def split(data: Path, options: Options | None = None, out: str = "m.csv", classes_from: str | None = None):
-    files = find_files(data, classes_from)
+    files = find_images(data, classes_from)
     options = options or Options()
     scanned = scan(files.root, files.paths, 10**8, 2, options.near, lambda done, total: None)
     return make_manifest(files, scanned, options, Path(out), group_names(files, options.group_by))
@@ -34,12 +34,12 @@ def invented(labels: list[str], groups: list[str]) -> tuple[Files, Scan]:
     paths = [f"{label}/{number:06d}.jpg" for number, label in enumerate(labels)]
     files = Files(Path("/data"), "class folders", paths, labels, [""] * len(labels))
     hashes = [f"{number:064x}" for number in range(len(labels))]
-    return files, Scan(hashes, [""] * len(labels), Looks.blank(0))
+    return files, Scan(hashes, [""] * len(labels), ImageSignatures.blank(0))
 
 
 class TestStratification:
     @settings(max_examples=60, deadline=None)
-    @given(
+    @preset(
         st.lists(st.integers(3, 60), min_size=2, max_size=6),
         st.floats(0.05, 0.5),
         st.floats(0.0, 0.4),
@@ -60,7 +60,7 @@ class TestStratification:
             assert abs(counts["val"] - val * (size - counts["test"])) <= 1
 
     @settings(max_examples=40, deadline=None)
-    @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), min_size=40, max_size=150), st.integers(0, 99))
+    @preset(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), min_size=40, max_size=150), st.integers(0, 99))
     def test_groups_stay_together(self, rows, seed) -> None:
         labels = [f"c{label}" for label, _ in rows] + [f"c{label}" for label in range(4) for _ in range(5)]
         groups = [f"g{group}" for _, group in rows] + [""] * 20
@@ -230,7 +230,7 @@ class TestLayouts:
     def test_a_csv_that_is_wrong_is_refused(self, tmp_path: Path, text: str, message: str) -> None:
         (tmp_path / "list.csv").write_text(text, encoding="latin-1")
         with pytest.raises(DataError, match=message) as caught:
-            find_files(tmp_path / "list.csv")
+            find_images(tmp_path / "list.csv")
         assert caught.value.hint or message == "line 2"
 
     def test_classes_by_taxon(self, tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ class TestLayouts:
         if make == "flat":
             Image.new("RGB", (8, 8)).save(data / "a.png")
         with pytest.raises((UsageError, DataError), match=str(data)):
-            find_files(data)
+            find_images(data)
 
     def test_links_out_of_the_folder_are_not_followed(self, tmp_path: Path) -> None:
         outside = make_images(tmp_path / "outside", classes=1, each=3)
@@ -361,7 +361,7 @@ class TestCopies:
             split(data)
 
     def test_groups_by_name_and_by_csv(self, tmp_path: Path) -> None:
-        files = find_files(make_images(tmp_path / "d", classes=1, each=4))
+        files = find_images(make_images(tmp_path / "d", classes=1, each=4))
         assert group_names(files, r"^(\d\d)") == ["00"] * 4
         (tmp_path / "g.csv").write_text("path,group\nclass0/001.png,x\nclass0/003.png,x\n")
         assert group_names(files, str(tmp_path / "g.csv")) == ["", "x", "", "x"]

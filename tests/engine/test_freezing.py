@@ -12,7 +12,7 @@ from inat_ft.engine.plan import make_plan
 from inat_ft.models.net import make_net
 from inat_ft.registry import plugins
 from inat_ft.strategies import Group, Strategy
-from inat_ft.training import Listener, train
+from inat_ft.training import TrainCallbacks, train
 
 PLUGIN = '''
 from inat_ft.registry import plugins
@@ -49,9 +49,9 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", ["alternate", "settle"])
 @pytest.mark.parametrize("more", [{}, {"optim__average": "ema"}, {"data__augment": "flip"}], ids=["", "ema", "flip"])
-def test_stages_that_learned_before_are_cached_as_they_are_now(plugin, config, places, name, more) -> None:
+def test_stages_that_learned_before_are_cached_as_they_are_now(plugin, config, directories, name, more) -> None:
     settings = {"strategy__name": name, "optim__epochs": 4, "stop__patience": 0, "model__backbone": "cnn", **more}
-    cached, plain = (train(config(compute__cache=cache, **settings), places) for cache in ("prefix", "none"))
+    cached, plain = (train(config(compute__cache=cache, **settings), directories) for cache in ("prefix", "none"))
     averaged_all = name == "settle" and "optim__average" in more  # averages of what is frozen by now are not what it is
     assert any("prefix cache: on" in line for line in cached[0].compute["decisions"]) != averaged_all
     for one, other in zip(cached[0].history, plain[0].history, strict=True):
@@ -60,18 +60,18 @@ def test_stages_that_learned_before_are_cached_as_they_are_now(plugin, config, p
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_an_interrupted_run_goes_on_with_stages_that_learned_before(plugin, config, places) -> None:
+def test_an_interrupted_run_goes_on_with_stages_that_learned_before(plugin, config, directories) -> None:
     settings = {"strategy__name": "alternate", "optim__epochs": 4, "stop__patience": 0, "model__backbone": "cnn"}
-    whole, _ = train(config(compute__cache="prefix", **settings), places)
+    whole, _ = train(config(compute__cache="prefix", **settings), directories)
 
     def stop(epoch) -> None:
         if epoch.epoch == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(config(compute__cache="prefix", name="broken", **settings), places, Listener(on_epoch=stop))
+        train(config(compute__cache="prefix", name="broken", **settings), directories, TrainCallbacks(on_epoch=stop))
     resumed, _ = train(
-        config(compute__cache="prefix", name="broken", **settings), places, resume=places.runs / "broken"
+        config(compute__cache="prefix", name="broken", **settings), directories, resume=directories.runs / "broken"
     )
     assert [e.model_dump(exclude={"seconds"}) for e in resumed.history] == [
         e.model_dump(exclude={"seconds"}) for e in whole.history
@@ -95,6 +95,6 @@ def test_frozen_prefix_and_when_it_learned_last() -> None:
     assert [plan.frozen_prefix(epoch) for epoch in range(5)] == [whole, 0, whole, middle, whole]
     assert 0 < middle < whole
     assert [plan.frozen_prefix(epoch, since_start=True) for epoch in range(5)] == [whole, 0, 0, 0, 0]
-    assert [plan.last_learned(whole, epoch) for epoch in range(5)] == [0, 0, 2, 2, 4]
-    assert [plan.last_learned(middle, epoch) for epoch in range(5)] == [0, 0, 2, 2, 2]
-    assert plan.last_learned(0, 4) == 0
+    assert [plan.last_trained_epoch(whole, epoch) for epoch in range(5)] == [0, 0, 2, 2, 4]
+    assert [plan.last_trained_epoch(middle, epoch) for epoch in range(5)] == [0, 0, 2, 2, 2]
+    assert plan.last_trained_epoch(0, 4) == 0

@@ -13,17 +13,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from inat_ft.config import OptimConfig
-from inat_ft.data.batches import Batches, Resident
+from inat_ft.data.batches import Batches, ResidentRows
 from inat_ft.data.manifest import read_manifest, write_manifest
 from inat_ft.engine.advice import advise
 from inat_ft.engine.device import Compute, reproducible
-from inat_ft.engine.passes import Pass, Recipe, evaluate, step
+from inat_ft.engine.loops import Forward, StepConfig, evaluate, step
 from inat_ft.engine.plan import make_plan
 from inat_ft.errors import UsageError
 from inat_ft.records import Advice, Epoch, read_record
 from inat_ft.strategies import Group, Strategy
 from inat_ft.testing import tiny_net
-from inat_ft.training import Listener, find_lr, train
+from inat_ft.training import TrainCallbacks, find_lr, train
 
 CPU = Compute(torch.device("cpu"), "fp32", forced=True)
 TINY = ["--backbone", "cnn", "--set", "model.filters=16", "--image-size", "32", "--precision", "fp32"]
@@ -66,16 +66,16 @@ class TestNotFinite:
         with torch.no_grad():
             net.head[1].weight.fill_(math.nan)
         images = Batches(
-            Resident(torch.zeros(4, 3, 16, 16)), torch.zeros(4, dtype=torch.int64), 2, lambda rows, _: rows
+            ResidentRows(torch.zeros(4, 3, 16, 16)), torch.zeros(4, dtype=torch.int64), 2, lambda rows, _: rows
         )
         loss, accuracy, _ = evaluate(net, images, CPU)
         assert math.isnan(loss) and accuracy == 0
 
     def test_a_range_test_that_explodes_prints_json(self, invoke, manifest_file, monkeypatch) -> None:
-        from inat_ft.engine.lr_range import LrRange
+        from inat_ft.engine.lr_finder import LRFinderResult
 
-        found = LrRange([1e-6, 1e-5, 1e-4], [1.0, math.inf, math.nan], [1.0, 2.0, 4.0], None)
-        monkeypatch.setattr("inat_ft.training.range_test", lambda *given: found)
+        found = LRFinderResult([1e-6, 1e-5, 1e-4], [1.0, math.inf, math.nan], [1.0, 2.0, 4.0], None)
+        monkeypatch.setattr("inat_ft.training.lr_range_test", lambda *given: found)
         ran = invoke("train", "--split", manifest_file, *TINY, "--find-lr", "--json")
         assert ran.code == 0, ran.err
         assert strict(ran.out)["loss"] == [1.0, None, None]
@@ -118,24 +118,26 @@ class TestStopping:
 
         words = ["train", "--split", manifest_file, *TINY, "--epochs", 2, "--name", "n"]
         with monkeypatch.context() as patched:
-            patched.setattr("inat_ft.cli.listening.listener", lambda config: Listener(on_epoch=interrupt))
+            patched.setattr(
+                "inat_ft.cli.training_progress.callbacks", lambda config: TrainCallbacks(on_epoch=interrupt)
+            )
             ran = invoke(*words)
         assert ran.code == 130 and said in ran.err and not_said not in ran.err, ran.err
         again = invoke("train", "--resume", "runs/n") if epoch == 2 else invoke(*words)
         assert again.code == 0, again.err
 
-    def test_progress_within_an_epoch_shows_loss_and_accuracy_of_every_step(self, config, places) -> None:
+    def test_progress_within_an_epoch_shows_loss_and_accuracy_of_every_step(self, config, directories) -> None:
         seen = []
         train(
             config(optim__epochs=1),
-            places,
-            Listener(on_step=lambda done, total, loss, accuracy: seen.append((done, loss, accuracy))),
+            directories,
+            TrainCallbacks(on_step=lambda done, total, loss, accuracy: seen.append((done, loss, accuracy))),
         )
         assert len({loss for _, loss, _ in seen}) == len(seen) == 5
         assert all(0 <= accuracy <= 1 for _, _, accuracy in seen)
 
 
-def test_a_single_class_is_refused(config, places, manifest_file, tmp_path) -> None:
+def test_a_single_class_is_refused(config, directories, manifest_file, tmp_path) -> None:
     whole = read_manifest(manifest_file)
     rows = [row for row, label in enumerate(whole.labels) if label == 0]
     one = replace(
@@ -152,12 +154,12 @@ def test_a_single_class_is_refused(config, places, manifest_file, tmp_path) -> N
     write_manifest(one)
     for act in (train, find_lr):
         with pytest.raises(UsageError, match="single class, class0"):
-            act(config(data__split=str(tmp_path / "one.csv")), places)
-    assert not places.runs.exists()
+            act(config(data__split=str(tmp_path / "one.csv")), directories)
+    assert not directories.runs.exists()
 
 
 class TestDeterministic:
-    def test_it_gives_the_same_bits_and_is_switched_off_afterwards(self, config, places, monkeypatch) -> None:
+    def test_it_gives_the_same_bits_and_is_switched_off_afterwards(self, config, directories, monkeypatch) -> None:
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
         seen = []
 
@@ -165,13 +167,13 @@ class TestDeterministic:
             seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
 
         settings = config(compute__deterministic=True, strategy__name="full")
-        runs = [train(settings, places, Listener(on_step=look)) for _ in range(2)]
+        runs = [train(settings, directories, TrainCallbacks(on_step=look)) for _ in range(2)]
         assert set(seen) == {(True, ":4096:8")}
         assert not torch.are_deterministic_algorithms_enabled() and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
         a, b = (load_file(directory / "model.safetensors") for _, directory in runs)
         assert all(torch.equal(a[name], b[name]) for name in a)
 
-    def test_what_was_switched_on_before_stays_on_also_after_a_failure(self, config, places, monkeypatch) -> None:
+    def test_what_was_switched_on_before_stays_on_also_after_a_failure(self, config, directories, monkeypatch) -> None:
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
@@ -184,18 +186,18 @@ class TestDeterministic:
             torch.use_deterministic_algorithms(False)
 
     @pytest.mark.parametrize("act", [train, find_lr])
-    def test_the_random_numbers_of_the_process_stay_its_own(self, config, places, act) -> None:
+    def test_the_random_numbers_of_the_process_stay_its_own(self, config, directories, act) -> None:
         torch.manual_seed(5)
         before = torch.get_rng_state()
-        act(config(optim__epochs=1, model__backbone="cnn", model__filters=16), places)
+        act(config(optim__epochs=1, model__backbone="cnn", model__filters=16), directories)
         assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("augment", ["standard", "flip"])
-def test_views_mean_the_same_with_and_without_cache(config, places, augment: str) -> None:
+def test_views_mean_the_same_with_and_without_cache(config, directories, augment: str) -> None:
     settings = {"data__augment": augment, "optim__epochs": 3, "stop__patience": 0, "optim__batch_size": 16}
     settings |= {"data__views": 2} if augment == "standard" else {}
-    runs = [train(config(compute__cache=cache, **settings), places)[0] for cache in ("prefix", "none", "packed")]
+    runs = [train(config(compute__cache=cache, **settings), directories)[0] for cache in ("prefix", "none", "packed")]
     assert "prefix cache: on" in runs[0].compute["decisions"][0]
     histories = [[epoch.model_dump(exclude={"seconds"}) for epoch in run.history] for run in runs]
     assert histories[0] == histories[1] == histories[2]
@@ -224,8 +226,8 @@ def test_the_work_of_asking_a_plan_grows_with_the_epochs_and_no_faster(strategy:
         try:
             for epoch in range(epochs):
                 prefix = plan.frozen_prefix(epoch, since_start=True)
-                plan.last_learned(prefix, epoch), plan.last_learned(plan.frozen_prefix(epoch), epoch)
-                plan.changes(epoch), plan.stretch(epoch)
+                plan.last_trained_epoch(prefix, epoch), plan.last_trained_epoch(plan.frozen_prefix(epoch), epoch)
+                plan.starts_phase(epoch), plan.phase(epoch)
         finally:
             sys.setprofile(None)
         return count
@@ -241,15 +243,15 @@ def test_class_weights_are_those_of_cross_entropy_loss(parts: int, smoothing: fl
     nets = [tiny_net(), tiny_net()]
     for net in nets:
         net.head[0].p = 0.0
-        net.learn(net.head.parameters())
+        net.set_trainable(net.head.parameters())
         net.train()
     optimizers = [torch.optim.SGD(net.head.parameters(), lr=0.5) for net in nets]
     nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing)(nets[0](images), labels).backward()
     optimizers[0].step()
     config = OptimConfig(label_smoothing=smoothing)
-    batches = Batches(Resident(images), labels, 9, lambda rows, _: rows)
-    on = Pass(nets[1], batches, len(nets[1].stages), CPU)
-    step(on, Recipe(config, class_weights=weights, parts=parts), optimizers[1], images, labels, 9)
+    batches = Batches(ResidentRows(images), labels, 9, lambda rows, _: rows)
+    on = Forward(nets[1], batches, len(nets[1].stages), CPU)
+    step(on, StepConfig(config, class_weights=weights, parts=parts), optimizers[1], images, labels, 9)
     for a, b in zip(nets[0].head.parameters(), nets[1].head.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 

@@ -11,21 +11,21 @@ from torch import nn
 from torchvision.models import resnet18
 
 from inat_ft.config import OptimConfig
-from inat_ft.data.augment import blender
-from inat_ft.engine import averages
+from inat_ft.engine import weight_averaging as averages
 from inat_ft.engine.device import Compute
-from inat_ft.engine.fit import Training, fit
-from inat_ft.engine.lr_range import steepest
+from inat_ft.engine.early_stopping import EarlyStopping
+from inat_ft.engine.fit import TrainState, fit
+from inat_ft.engine.loops import StepConfig
+from inat_ft.engine.lr_finder import steepest_descent_lr
 from inat_ft.engine.optimizer import lr_factor
-from inat_ft.engine.passes import Recipe
 from inat_ft.engine.plan import make_plan
-from inat_ft.engine.stopping import EarlyStop
 from inat_ft.errors import InatFtError, UsageError
+from inat_ft.images.augment import blender
 from inat_ft.models.net import make_net
 from inat_ft.settings import load_config
 from inat_ft.strategies import Group, Strategy
 from inat_ft.testing import SyntheticData, tiny_net
-from inat_ft.training import Listener, find_lr, prepare, train
+from inat_ft.training import TrainCallbacks, find_lr, prepare, train
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def weights(run) -> dict[str, torch.Tensor]:
 
 
 def start(settings) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in prepare(settings).plan.net.state().items()}
+    return {name: tensor.clone() for name, tensor in prepare(settings).plan.net.original_state_dict().items()}
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], prefix: str = "layer") -> float:
@@ -57,21 +57,21 @@ class All(Strategy):
 
 def test_layer_decay_lowers_the_rate_with_each_layer_below_the_head() -> None:
     net = tiny_net()
-    scales = {net.origin(name): None for name, _ in net.named_parameters()}
+    scales = {net.original_name(name): None for name, _ in net.named_parameters()}
     plan = make_plan(All(), net, 1, layer_decay=0.5)
     by_id = {id(parameter): scale for parameter, scale in plan.epochs[0].scales}
-    scales = {net.origin(name): by_id[id(parameter)] for name, parameter in net.named_parameters()}
+    scales = {net.original_name(name): by_id[id(parameter)] for name, parameter in net.named_parameters()}
     assert scales["fc.weight"] == scales["fc.bias"] == 1
     assert scales["block4.0.weight"] == scales["block4.1.weight"] == 0.5  # a norm goes with its convolution
     assert scales["block1.0.weight"] == 0.5**4
 
 
-def test_clip_norm_bounds_a_step_of_sgd(config, places) -> None:
+def test_clip_norm_bounds_a_step_of_sgd(config, directories) -> None:
     settings = config(
         strategy__name="full", optim__optimizer="sgd", optim__momentum=0, optim__epochs=1, optim__batch_size=36,
         optim__lr=1.0, optim__clip_norm=0.01, model__dropout=0,
     )  # fmt: skip
-    before, after = start(settings), weights(train(settings, places))
+    before, after = start(settings), weights(train(settings, directories))
     learned = [name for name in before if "running" not in name and "num_" not in name]
     moved = math.sqrt(sum(float((after[name] - before[name]).square().sum()) for name in learned))
     assert moved == pytest.approx(0.01, rel=1e-3)
@@ -91,15 +91,15 @@ def test_blended_images_have_targets_that_sum_to_one(mixup: float, cutmix: float
     assert changed >= 6
 
 
-def test_training_with_blended_images_goes_on_after_an_interruption_and_caches_no_prefix(config, places) -> None:
+def test_training_with_blended_images_goes_on_after_an_interruption_and_caches_no_prefix(config, directories) -> None:
     settings = {"optim__mixup": 0.2, "optim__cutmix": 1.0, "optim__epochs": 3, "stop__patience": 0}
-    whole = train(config(name="whole", **settings), places)
+    whole = train(config(name="whole", **settings), directories)
     assert "images are blended" in whole[0].compute["decisions"][0]
-    resumed = interrupted_and_resumed(config(name="broken", **settings), places)
+    resumed = interrupted_and_resumed(config(name="broken", **settings), directories)
     assert [e.train_loss for e in resumed[0].history] == [e.train_loss for e in whole[0].history]
 
 
-def interrupted_and_resumed(settings, places):
+def interrupted_and_resumed(settings, directories):
     class Interrupted(Exception):
         pass
 
@@ -108,49 +108,49 @@ def interrupted_and_resumed(settings, places):
             raise Interrupted
 
     with pytest.raises(Interrupted) as caught:
-        train(settings, places, Listener(on_epoch=interrupt))
-    directory = places.runs / settings.name
+        train(settings, directories, TrainCallbacks(on_epoch=interrupt))
+    directory = directories.runs / settings.name
     assert caught.value.__notes__ == [f"go on: inat-ft train --resume {directory}"]
-    return train(load_config(directory / "config.yaml"), places, resume=directory)
+    return train(load_config(directory / "config.yaml"), directories, resume=directory)
 
 
-def test_l2_sp_keeps_the_backbone_near_its_start_and_the_head_near_zero(pretrained, places) -> None:
+def test_l2_sp_keeps_the_backbone_near_its_start_and_the_head_near_zero(pretrained, directories) -> None:
     settings = {"strategy__name": "full", "optim__epochs": 3, "optim__optimizer": "sgd", "optim__lr": 0.05}
     free = pretrained(**settings)
     tied = pretrained(**settings, optim__regularize="l2-sp", optim__sp_backbone=2.0, optim__sp_head=2.0)
-    begin, loose, near = start(free), weights(train(free, places)), weights(train(tied, places))
+    begin, loose, near = start(free), weights(train(free, directories)), weights(train(tied, directories))
     assert distance(near, begin) < 0.7 * distance(loose, begin)
     assert near["fc.weight"].norm() < 0.9 * loose["fc.weight"].norm()
 
 
 @pytest.mark.parametrize("average", ["ema", "swa", "wise-ft"])
-def test_averages_combine_with_strategies_and_survive_an_interruption(pretrained, places, average: str) -> None:
+def test_averages_combine_with_strategies_and_survive_an_interruption(pretrained, directories, average: str) -> None:
     settings = {
         "strategy__name": "lp-ft", "strategy__head_epochs": 1, "optim__epochs": 4, "stop__patience": 0,
         "optim__average": average, "optim__swa_from": 0.25,
     }  # fmt: skip
-    whole = train(pretrained(name="whole", **settings), places)
-    resumed = interrupted_and_resumed(pretrained(name="broken", **settings), places)
+    whole = train(pretrained(name="whole", **settings), directories)
+    resumed = interrupted_and_resumed(pretrained(name="broken", **settings), directories)
     a, b = weights(whole), weights(resumed)
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert [e.val_loss for e in whole[0].history] == [e.val_loss for e in resumed[0].history]
-    plain = train(pretrained(**{**settings, "optim__average": "none"}), places)
+    plain = train(pretrained(**{**settings, "optim__average": "none"}), directories)
     assert [e.train_loss for e in plain[0].history] == [
         e.train_loss for e in whole[0].history
     ]  # training goes on as ever
     assert plain[0].history[-1].val_loss != whole[0].history[-1].val_loss
 
 
-def test_wise_ft_mixes_start_and_end_and_alpha_1_is_the_end(pretrained, places) -> None:
+def test_wise_ft_mixes_start_and_end_and_alpha_1_is_the_end(pretrained, directories) -> None:
     settings = {"strategy__name": "partial", "optim__epochs": 1, "optim__average": "wise-ft"}
     begin = start(pretrained(**settings))
-    runs = {alpha: weights(train(pretrained(**settings, optim__alpha=alpha), places)) for alpha in (0.0, 0.5, 1.0)}
+    runs = {alpha: weights(train(pretrained(**settings, optim__alpha=alpha), directories)) for alpha in (0.0, 0.5, 1.0)}
     for name in ("layer4.0.conv1.weight", "layer4.1.bn2.running_mean"):
         assert torch.equal(runs[0.0][name], begin[name])
         assert torch.allclose(runs[0.5][name], (begin[name] + runs[1.0][name]) / 2, atol=1e-6)
     assert torch.equal(runs[0.0]["fc.weight"], runs[1.0]["fc.weight"])  # the new head has no start worth mixing
     with pytest.raises(UsageError, match="only the head learns"):
-        train(pretrained(optim__average="wise-ft"), places)
+        train(pretrained(optim__average="wise-ft"), directories)
 
 
 @pytest.mark.parametrize(("epochs", "averaged"), [(1, 1), (2, 2), (3, 2), (5, 2), (10, 3), (20, 5)])
@@ -176,12 +176,12 @@ def test_an_ema_follows_and_swa_is_the_mean() -> None:
     assert 2 < float(ema.after_epoch(3)["head.1.weight"][0, 0]) < 3
 
 
-def test_a_schedule_may_restart_when_something_else_begins_to_learn(config, places) -> None:
+def test_a_schedule_may_restart_when_something_else_begins_to_learn(config, directories) -> None:
     settings = {
         "strategy__name": "lp-ft", "strategy__head_epochs": 2, "optim__epochs": 4, "optim__schedule": "cosine",
         "stop__patience": 0,
     }  # fmt: skip
-    spanning, anew = (train(config(**settings, optim__restart=restart), places)[0] for restart in (False, True))
+    spanning, anew = (train(config(**settings, optim__restart=restart), directories)[0] for restart in (False, True))
     last = 1 - 1 / 5  # the last of the epoch's 5 steps
     assert [epoch.lr for epoch in spanning.history] == pytest.approx(
         [1e-3 * lr_factor(OptimConfig(schedule="cosine"), epoch + last, 4, 1 / 5) for epoch in range(4)]
@@ -203,7 +203,7 @@ class Greedy(nn.Module):
 
 
 @pytest.mark.parametrize("most", [3, 1])
-def test_a_batch_that_does_not_fit_is_split_and_said_so(config, places, monkeypatch, most: int) -> None:
+def test_a_batch_that_does_not_fit_is_split_and_said_so(config, directories, monkeypatch, most: int) -> None:
     from torchvision.models import resnet18
 
     from inat_ft.models import build
@@ -220,25 +220,25 @@ def test_a_batch_that_does_not_fit_is_split_and_said_so(config, places, monkeypa
     settings = config(strategy__name="full", optim__batch_size=8)
     if most == 1:
         with pytest.raises(InatFtError, match="out of memory, with two images"):
-            train(settings, places, Listener(say=said.append))
+            train(settings, directories, TrainCallbacks(say=said.append))
     else:
-        record, _ = train(settings, places, Listener(say=said.append))
+        record, _ = train(settings, directories, TrainCallbacks(say=said.append))
         assert len(record.history) == 2
         assert any("a batch of 8 images is computed in 4 parts" in line for line in said)
 
 
 class TestRangeTest:
-    def test_it_suggests_a_rate_that_learns_and_changes_nothing(self, config, places) -> None:
+    def test_it_suggests_a_rate_that_learns_and_changes_nothing(self, config, directories) -> None:
         settings = config(model__backbone="cnn", strategy__name="full", optim__optimizer="adam")
-        found = find_lr(settings, places)
+        found = find_lr(settings, directories)
         assert found.lrs == sorted(found.lrs) and len(found.lrs) == len(found.losses) == len(found.smooth)
         assert found.suggestion is not None and 1e-5 < found.suggestion < 1
-        assert not places.runs.exists()
+        assert not directories.runs.exists()
 
     def test_steepest_fall(self) -> None:
         lrs = [10.0**power for power in range(-6, 1)]
-        assert steepest(lrs, [2.0, 2.0, 1.9, 1.2, 0.6, 0.5, 9.0]) == pytest.approx(1e-3)
-        assert steepest(lrs, [2.0, 2.0, 2.0, 2.0, 2.1, 3.0, 9.0]) is None
+        assert steepest_descent_lr(lrs, [2.0, 2.0, 1.9, 1.2, 0.6, 0.5, 9.0]) == pytest.approx(1e-3)
+        assert steepest_descent_lr(lrs, [2.0, 2.0, 2.0, 2.0, 2.1, 3.0, 9.0]) is None
 
     def test_the_command_draws_a_picture(self, cli, manifest_file, tmp_path) -> None:
         words = ["--split", manifest_file, "--backbone", "cnn", "--image-size", 32, "--batch-size", 8]
@@ -253,9 +253,11 @@ def test_compiled_training_agrees_with_plain() -> None:
     losses = []
     for compiled in (False, True):
         net = tiny_net()
-        plan, recipe = make_plan(All(), net, 1), Recipe(OptimConfig(epochs=1, lr=1e-2), compile=compiled)
+        plan, step_config = make_plan(All(), net, 1), StepConfig(OptimConfig(epochs=1, lr=1e-2), compile=compiled)
         exact = Compute(torch.device("cpu"), "fp32", forced=True)
-        losses.append(fit(net, SyntheticData(), plan, recipe, exact, 0, Training(EarlyStop(0))).history[0].train_loss)
+        losses.append(
+            fit(net, SyntheticData(), plan, step_config, exact, 0, TrainState(EarlyStopping(0))).history[0].train_loss
+        )
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from inat_ft.config import OptimConfig
+from inat_ft.engine.early_stopping import EarlyStopping
 from inat_ft.engine.optimizer import lr_factor, make_optimizer
 from inat_ft.engine.plan import make_plan
-from inat_ft.engine.stopping import EarlyStop
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.models.net import make_net
-from inat_ft.records import Epoch, RunRecord, read_record, replacing
+from inat_ft.records import Epoch, RunRecord, atomic_write, read_record
 from inat_ft.settings import load_config
 from inat_ft.strategies import Group, Strategy
-from inat_ft.training import Listener, prepare, train
+from inat_ft.training import TrainCallbacks, prepare, train
 
 
 def figures(record: RunRecord) -> list[dict[str, object]]:
@@ -48,23 +48,25 @@ def assert_same(first: tuple[RunRecord, Path], second: tuple[RunRecord, Path]) -
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
-def test_cached_and_uncached_runs_agree_bit_for_bit(config, places, settings: dict[str, object]) -> None:
-    runs = [train(config(compute__cache=cache, **settings), places) for cache in ("prefix", "none", "packed", "prefix")]
+def test_cached_and_uncached_runs_agree_bit_for_bit(config, directories, settings: dict[str, object]) -> None:
+    runs = [
+        train(config(compute__cache=cache, **settings), directories) for cache in ("prefix", "none", "packed", "prefix")
+    ]
     assert "prefix cache: on" in runs[0][0].compute["decisions"][0]
     for other in runs[1:]:
         assert_same(runs[0], other)
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(config, places) -> None:
-    first, again, other = (train(config(strategy__name="full", seed=seed), places) for seed in (1, 1, 2))
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(config, directories) -> None:
+    first, again, other = (train(config(strategy__name="full", seed=seed), directories) for seed in (1, 1, 2))
     assert_same(first, again)
     assert figures(first[0]) != figures(other[0])
 
 
-def test_a_runs_own_config_file_gives_the_run_again(config, places) -> None:
-    first = train(config(strategy__name="partial", data__augment="standard"), places)
+def test_a_runs_own_config_file_gives_the_run_again(config, directories) -> None:
+    first = train(config(strategy__name="partial", data__augment="standard"), directories)
     again = load_config(first[1] / "config.yaml", [("name", "again")])
-    assert_same(first, train(again, places))
+    assert_same(first, train(again, directories))
 
 
 def test_a_named_run_can_be_repeated_by_its_config_and_paths_name_nobody(cli, manifest_file, monkeypatch) -> None:
@@ -81,30 +83,30 @@ def test_a_named_run_can_be_repeated_by_its_config_and_paths_name_nobody(cli, ma
     assert cli("train", "--config", "runs/mine/config.yaml", "--name", "mine").code == 2
 
 
-def test_head_tuning_leaves_the_trunk_bit_identical(config, places) -> None:
+def test_head_tuning_leaves_the_trunk_bit_identical(config, directories) -> None:
     settings = config(optim__lr=0.1)
-    before = {name: tensor.clone() for name, tensor in prepare(settings).plan.net.state().items()}
-    after = load_file(train(settings, places)[1] / "model.safetensors")
+    before = {name: tensor.clone() for name, tensor in prepare(settings).plan.net.original_state_dict().items()}
+    after = load_file(train(settings, directories)[1] / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"fc.weight", "fc.bias"}
 
 
-def test_partial_tuning_changes_only_what_it_says_statistics_included(config, places) -> None:
+def test_partial_tuning_changes_only_what_it_says_statistics_included(config, directories) -> None:
     settings = config(strategy__name="partial", strategy__unfreeze_from="layer4", compute__cache="none")
-    before = {name: tensor.clone() for name, tensor in prepare(settings).plan.net.state().items()}
-    after = load_file(train(settings, places)[1] / "model.safetensors")
+    before = {name: tensor.clone() for name, tensor in prepare(settings).plan.net.original_state_dict().items()}
+    after = load_file(train(settings, directories)[1] / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if name.startswith(("layer4", "fc"))}
 
 
-def test_a_network_learns_what_there_is_to_learn(config, places) -> None:
-    record, _ = train(config(model__backbone="cnn", strategy__name="full", optim__epochs=6), places)
+def test_a_network_learns_what_there_is_to_learn(config, directories) -> None:
+    record, _ = train(config(model__backbone="cnn", strategy__name="full", optim__epochs=6), directories)
     assert record.val_accuracy is not None and record.val_accuracy > 0.9
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_every_optimizer_and_schedule_trains(config, places, optimizer: str, schedule: str) -> None:
+def test_every_optimizer_and_schedule_trains(config, directories, optimizer: str, schedule: str) -> None:
     record, _ = train(
         config(
             optim__optimizer=optimizer,
@@ -115,7 +117,7 @@ def test_every_optimizer_and_schedule_trains(config, places, optimizer: str, sch
             optim__accumulate=2,
             data__balance="weights",
         ),
-        places,
+        directories,
     )
     assert record.history[0].lr == pytest.approx(1e-3)
     last = 0.5 * (1 + math.cos(math.pi * 4 / 5))  # of 5 steps
@@ -137,10 +139,10 @@ def test_the_schedule_is_that_of_torch_and_no_step_has_a_rate_of_zero(steps: int
     assert factors[2 * steps :] == pytest.approx(rates) and min(factors) > 0
 
 
-def test_one_step_of_a_cosine_changes_the_weights(config, places) -> None:
+def test_one_step_of_a_cosine_changes_the_weights(config, directories) -> None:
     settings = config(optim__schedule="cosine", optim__epochs=1, optim__batch_size=64)
-    before = prepare(settings).plan.net.state()["fc.weight"].clone()
-    after = load_file(train(settings, places)[1] / "model.safetensors")["fc.weight"]
+    before = prepare(settings).plan.net.original_state_dict()["fc.weight"].clone()
+    after = load_file(train(settings, directories)[1] / "model.safetensors")["fc.weight"]
     assert not torch.equal(before, after)
 
 
@@ -150,47 +152,49 @@ def epoch(val_accuracy: float | None, val_loss: float | None = 1.0) -> Epoch:
 
 class TestEarlyStop:
     def test_stops_after_patience_epochs_without_a_rise(self) -> None:
-        stop = EarlyStop(patience=3)
-        assert [stop.update(epoch(score)) for score in (0.5, 0.6, 0.6, 0.55, 0.6)] == [False, False, False, False, True]
+        stop = EarlyStopping(patience=3)
+        assert [stop.step(epoch(score)) for score in (0.5, 0.6, 0.6, 0.55, 0.6)] == [False, False, False, False, True]
 
     @pytest.mark.parametrize("monitor", ["val_accuracy", "val_loss"])
     def test_what_is_not_finite_is_never_better_and_zero_patience_never_stops(self, monitor: str) -> None:
-        assert EarlyStop(patience=1, monitor=monitor).update(epoch(None, None))
-        assert EarlyStop(patience=1, monitor=monitor).update(Epoch.model_construct(epoch=1, **{monitor: math.nan}))
-        never = EarlyStop(patience=0, monitor=monitor)
+        assert EarlyStopping(patience=1, monitor=monitor).update(epoch(None, None))
+        assert EarlyStopping(patience=1, monitor=monitor).update(Epoch.model_construct(epoch=1, **{monitor: math.nan}))
+        never = EarlyStopping(patience=0, monitor=monitor)
         assert not any(never.update(epoch(0.0)) for _ in range(50))
 
     def test_a_rise_smaller_than_min_delta_does_not_count_nor_does_a_tie_then(self) -> None:
-        stop = EarlyStop(patience=2, min_delta=0.1)
-        assert [stop.update(epoch(score)) for score in (0.5, 0.55, 0.59)] == [False, False, True]
-        stop = EarlyStop(patience=2, min_delta=0.1)
-        assert [stop.update(epoch(0.5, loss)) for loss in (3.0, 2.0, 1.0)] == [False, False, True]
+        stop = EarlyStopping(patience=2, min_delta=0.1)
+        assert [stop.step(epoch(score)) for score in (0.5, 0.55, 0.59)] == [False, False, True]
+        stop = EarlyStopping(patience=2, min_delta=0.1)
+        assert [stop.step(epoch(0.5, loss)) for loss in (3.0, 2.0, 1.0)] == [False, False, True]
 
     def test_a_tie_in_accuracy_is_broken_by_a_lower_loss(self) -> None:
-        stop = EarlyStop(patience=2)
-        assert not any(stop.update(epoch(0.5, loss)) for loss in (3.0, 2.0, 1.0, 0.5, 0.4))
-        assert [stop.update(epoch(0.5, loss)) for loss in (0.4, 0.6)] == [False, True]
+        stop = EarlyStopping(patience=2)
+        assert not any(stop.step(epoch(0.5, loss)) for loss in (3.0, 2.0, 1.0, 0.5, 0.4))
+        assert [stop.step(epoch(0.5, loss)) for loss in (0.4, 0.6)] == [False, True]
 
     def test_a_loss_that_is_monitored_must_fall_by_more_than_min_delta(self) -> None:
-        stop = EarlyStop(patience=2, min_delta=0.1, monitor="val_loss")
-        assert [stop.update(epoch(score, loss)) for score, loss in ((0.1, 2.0), (0.9, 1.95), (1.0, 1.91))] == [
+        stop = EarlyStopping(patience=2, min_delta=0.1, monitor="val_loss")
+        assert [stop.step(epoch(score, loss)) for score, loss in ((0.1, 2.0), (0.9, 1.95), (1.0, 1.91))] == [
             False,
             False,
             True,
         ]
 
     @pytest.mark.parametrize("monitor", ["val_accuracy", "val_loss", "train_accuracy", "train_loss"])
-    def test_the_best_epoch_is_that_of_the_monitored_metric_resumed_or_not(self, config, places, monitor: str) -> None:
+    def test_the_best_epoch_is_that_of_the_monitored_metric_resumed_or_not(
+        self, config, directories, monitor: str
+    ) -> None:
         settings = {
             "optim__epochs": 5, "optim__lr": 0.03, "stop__monitor": monitor, "stop__patience": 0,
             "model__backbone": "cnn", "model__filters": 16, "strategy__name": "full",
         }  # fmt: skip
-        record, directory = train(config(**settings, name="whole"), places)
+        record, directory = train(config(**settings, name="whole"), directories)
         sign = -1 if monitor.endswith("loss") else 1
         scores = [(sign * getattr(each, monitor), -each.val_loss) for each in record.history]
         best = scores.index(max(scores))
         assert record.best_epoch == best + 1 and record.val_accuracy == record.history[best].val_accuracy
-        until_best, short = train(config(**(settings | {"optim__epochs": best + 1}), name="short"), places)
+        until_best, short = train(config(**(settings | {"optim__epochs": best + 1}), name="short"), directories)
         a, b = (load_file(folder / "model.safetensors") for folder in (directory, short))
         assert figures(until_best) == figures(record)[: best + 1] and all(torch.equal(a[name], b[name]) for name in a)
 
@@ -199,26 +203,28 @@ class TestEarlyStop:
                 raise Interrupted
 
         with pytest.raises(Interrupted):
-            train(config(**settings, name="broken"), places, Listener(on_epoch=interrupt))
-        resumed = train(load_config(places.runs / "broken" / "config.yaml"), places, resume=places.runs / "broken")
+            train(config(**settings, name="broken"), directories, TrainCallbacks(on_epoch=interrupt))
+        resumed = train(
+            load_config(directories.runs / "broken" / "config.yaml"), directories, resume=directories.runs / "broken"
+        )
         assert_same((record, directory), resumed)
         assert resumed[0].best_epoch == record.best_epoch and resumed[0].optimizer_steps == record.optimizer_steps
 
-    def test_training_stops_there_and_keeps_the_first_best_epoch(self, config, places) -> None:
+    def test_training_stops_there_and_keeps_the_first_best_epoch(self, config, directories) -> None:
         settings = config(
             optim__epochs=40, optim__lr=0.05, stop__patience=2, model__backbone="cnn", strategy__name="full"
         )
-        record, directory = train(settings, places)
+        record, directory = train(settings, directories)
         accuracies = [epoch.val_accuracy for epoch in record.history]
         scores = [(epoch.val_accuracy, -epoch.val_loss) for epoch in record.history]
         best = scores.index(max(scores)) + 1
         assert record.stopped_early and len(accuracies) == best + 2 and record.best_epoch == best
         assert record.val_accuracy == max(accuracies)
         until_best, _ = train(
-            load_config(directory / "config.yaml", [("optim.epochs", best), ("name", "short")]), places
+            load_config(directory / "config.yaml", [("optim.epochs", best), ("name", "short")]), directories
         )
         kept = load_file(directory / "model.safetensors")
-        short = load_file(places.runs / "short" / "model.safetensors")
+        short = load_file(directories.runs / "short" / "model.safetensors")
         assert figures(until_best) == figures(record)[:best]
         assert all(torch.equal(kept[name], short[name]) for name in kept)
 
@@ -231,8 +237,8 @@ class Interrupted(Exception):
     "settings", [{"strategy__name": "head"}, {"strategy__name": "full", "data__augment": "standard"}]
 )
 @pytest.mark.parametrize("stopped_after", [1, 2])
-def test_an_interrupted_run_goes_on_to_the_same_numbers(config, places, settings, stopped_after: int) -> None:
-    whole = train(config(optim__epochs=3, stop__patience=0, name="whole", **settings), places)
+def test_an_interrupted_run_goes_on_to_the_same_numbers(config, directories, settings, stopped_after: int) -> None:
+    whole = train(config(optim__epochs=3, stop__patience=0, name="whole", **settings), directories)
 
     def interrupt(epoch) -> None:
         if epoch.epoch == stopped_after + 1:
@@ -240,16 +246,18 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(config, places, settings
 
     with pytest.raises(Interrupted):
         train(
-            config(optim__epochs=3, stop__patience=0, name="broken", **settings), places, Listener(on_epoch=interrupt)
+            config(optim__epochs=3, stop__patience=0, name="broken", **settings),
+            directories,
+            TrainCallbacks(on_epoch=interrupt),
         )
-    directory = places.runs / "broken"
+    directory = directories.runs / "broken"
     assert not (directory / "record.json").exists()
-    resumed = train(load_config(directory / "config.yaml"), places, resume=directory)
+    resumed = train(load_config(directory / "config.yaml"), directories, resume=directory)
     assert_same(whole, resumed)
     assert (whole[1] / "predictions-val.csv").read_text() == (directory / "predictions-val.csv").read_text()
 
 
-def test_a_killed_process_can_be_resumed(config, places, cli, manifest_file) -> None:
+def test_a_killed_process_can_be_resumed(config, directories, cli, manifest_file) -> None:
     words = ["train", "--split", manifest_file, "--backbone", "resnet18", "--weights", "none", "--mode", "full"]
     words += ["--image-size", 32, "--epochs", 4, "--patience", 0, "--precision", "fp32", "--batch-size", 8]
     command = [sys.executable, "-m", "inat_ft", *map(str, words), "--name", "killed"]
@@ -271,14 +279,14 @@ def test_a_killed_process_can_be_resumed(config, places, cli, manifest_file) -> 
     assert histories[0] == histories[1]
 
 
-def test_a_finished_run_is_returned_as_it_is(config, places) -> None:
-    record, directory = train(config(), places)
-    again, _ = train(config(), places, resume=directory)
+def test_a_finished_run_is_returned_as_it_is(config, directories) -> None:
+    record, directory = train(config(), directories)
+    again, _ = train(config(), directories, resume=directory)
     assert again == record
 
 
 @pytest.mark.parametrize("left", [b"", b"PK\3\4 not whole"])
-def test_from_a_damaged_checkpoint_there_is_no_going_on(config, places, left: bytes) -> None:
+def test_from_a_damaged_checkpoint_there_is_no_going_on(config, directories, left: bytes) -> None:
     seen = []
 
     def interrupt(epoch) -> None:
@@ -287,45 +295,45 @@ def test_from_a_damaged_checkpoint_there_is_no_going_on(config, places, left: by
             raise Interrupted
 
     with pytest.raises(Interrupted) as first:
-        train(config(name="a"), places, Listener(on_epoch=interrupt))
-    assert first.value.__notes__ == [f"go on: inat-ft train --resume {places.runs / 'a'}"]
-    (places.runs / "a" / "resume.pt").write_bytes(left)
+        train(config(name="a"), directories, TrainCallbacks(on_epoch=interrupt))
+    assert first.value.__notes__ == [f"go on: inat-ft train --resume {directories.runs / 'a'}"]
+    (directories.runs / "a" / "resume.pt").write_bytes(left)
     with pytest.raises(InatFtError, match=r"cannot read the checkpoint .*: .") as caught:
-        train(config(name="a"), places, resume=places.runs / "a")
+        train(config(name="a"), directories, resume=directories.runs / "a")
     assert caught.value.hint == "start again under another --name" and not hasattr(caught.value, "__notes__")
 
 
-def test_a_checkpoint_of_other_settings_is_refused(config, places) -> None:
+def test_a_checkpoint_of_other_settings_is_refused(config, directories) -> None:
     def interrupt(epoch) -> None:
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        train(config(name="a"), places, Listener(on_epoch=interrupt))
-    train_first_epoch = Listener(
+        train(config(name="a"), directories, TrainCallbacks(on_epoch=interrupt))
+    train_first_epoch = TrainCallbacks(
         on_epoch=lambda epoch: (_ for _ in ()).throw(Interrupted) if epoch.epoch == 2 else None
     )
     with pytest.raises(Interrupted):
-        train(config(), places, train_first_epoch, resume=places.runs / "a")
+        train(config(), directories, train_first_epoch, resume=directories.runs / "a")
     with pytest.raises(InatFtError, match="other settings"):
-        train(config(optim__lr=0.5), places, resume=places.runs / "a")
+        train(config(optim__lr=0.5), directories, resume=directories.runs / "a")
 
 
-def test_a_name_is_not_used_twice(config, places) -> None:
-    train(config(name="once"), places)
+def test_a_name_is_not_used_twice(config, directories) -> None:
+    train(config(name="once"), directories)
     with pytest.raises(UsageError, match="exists already"):
-        train(config(name="once"), places)
-    names = [train(config(), places)[1].name for _ in range(2)]
+        train(config(name="once"), directories)
+    names = [train(config(), directories)[1].name for _ in range(2)]
     assert names == ["resnet18-head-1", "resnet18-head-2"]
 
 
-def test_a_diverged_loss_is_an_error_that_says_what_to_try(config, places) -> None:
+def test_a_diverged_loss_is_an_error_that_says_what_to_try(config, directories) -> None:
     with pytest.raises(InatFtError, match="training has diverged") as caught:
-        train(config(strategy__name="full", optim__lr=100.0, optim__optimizer="sgd", optim__epochs=20), places)
+        train(config(strategy__name="full", optim__lr=100.0, optim__optimizer="sgd", optim__epochs=20), directories)
     assert "--lr" in caught.value.hint
 
 
-def test_on_epoch_can_end_the_training_and_the_best_is_kept(config, places) -> None:
-    record, _ = train(config(optim__epochs=5), places, Listener(on_epoch=lambda epoch: epoch.epoch == 2))
+def test_on_epoch_can_end_the_training_and_the_best_is_kept(config, directories) -> None:
+    record, _ = train(config(optim__epochs=5), directories, TrainCallbacks(on_epoch=lambda epoch: epoch.epoch == 2))
     assert len(record.history) == 2 and record.best_epoch in (1, 2)
 
 
@@ -336,7 +344,7 @@ def test_the_optimizer_holds_just_what_learns_and_decays_no_biases(config) -> No
     learning = {
         id(p): p
         for name, p in setup.plan.net.named_parameters()
-        if setup.plan.net.origin(name).startswith(("layer4", "fc"))
+        if setup.plan.net.original_name(name).startswith(("layer4", "fc"))
     }
     assert held.keys() == learning.keys()
     assert all((held[key] > 0) == (parameter.ndim > 1) for key, parameter in learning.items())
@@ -353,10 +361,10 @@ def test_a_change_between_epochs_keeps_the_state_of_what_learned_before() -> Non
     net = make_net("resnet18", resnet18(), 3, 0.0)
     plan = make_plan(HeadThenAll(), net, 4)
     assert [plan.frozen_prefix(epoch) for epoch in range(4)] == [6, 6, 0, 0]
-    assert [plan.changes(epoch) for epoch in range(4)] == [False, False, True, False]
-    assert plan.repeats(0) == 2
+    assert [plan.starts_phase(epoch) for epoch in range(4)] == [False, False, True, False]
+    assert plan.epochs_until_thaw(0) == 2
     first = make_optimizer(plan.epochs[0], OptimConfig())
-    net.learn(plan.epochs[0].parameters)
+    net.set_trainable(plan.epochs[0].parameters)
     net.eval()(torch.rand(2, 3, 32, 32)).sum().backward()
     first.step()
     second = make_optimizer(plan.epochs[2], OptimConfig(), first)
@@ -365,8 +373,8 @@ def test_a_change_between_epochs_keeps_the_state_of_what_learned_before() -> Non
     assert len([p for group in second.param_groups for p in group["params"]]) == len(list(net.parameters()))
 
 
-def test_a_record_says_what_is_needed_to_repeat_and_not_who_ran_it(config, places) -> None:
-    record, directory = train(config(), places)
+def test_a_record_says_what_is_needed_to_repeat_and_not_who_ran_it(config, directories) -> None:
+    record, directory = train(config(), directories)
     text = (directory / "record.json").read_text()
     assert record.environment["torch"] == torch.__version__ and record.split.fingerprint and record.seed == 0
     assert record.parameters.trained == 3 * 512 + 3
@@ -387,8 +395,8 @@ def test_a_disk_that_is_full_is_told_as_such_and_leaves_nothing_half_written(man
 
 
 def test_what_libraries_say_of_a_full_disk_is_understood(tmp_path) -> None:
-    with pytest.raises(InatFtError, match="No space left"), replacing(tmp_path / "model"):
+    with pytest.raises(InatFtError, match="No space left"), atomic_write(tmp_path / "model"):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
-    with pytest.raises(RuntimeError, match="something else"), replacing(tmp_path / "model"):
+    with pytest.raises(RuntimeError, match="something else"), atomic_write(tmp_path / "model"):
         raise RuntimeError("something else")
     assert list(tmp_path.iterdir()) == []

@@ -12,11 +12,11 @@ from torch import nn
 from inat_ft.config import ModelConfig
 from inat_ft.engine.device import choose_compute
 from inat_ft.errors import UsageError
-from inat_ft.evaluation.cam import _last_with_places, _place_of_maps, heat_maps
+from inat_ft.evaluation.cam import _cam_layer, _last_with_places, grad_cam
 from inat_ft.evaluation.evaluate import evaluate_run
-from inat_ft.evaluation.predict import Trained
+from inat_ft.evaluation.predict import LoadedModel
 from inat_ft.models.base import Preprocess
-from inat_ft.models.build import empty_net
+from inat_ft.models.build import build_net
 from inat_ft.models.net import make_net
 from inat_ft.training import train
 
@@ -44,13 +44,13 @@ def test_the_map_lies_where_the_class_is(tmp_path: Path) -> None:
     pixels[4:8, 8:12, 0] = 255  # red at row 1, column 2 of the 8 x 8 map
     pixels[20:24, 28:32, 2] = 255  # blue at row 5, column 7
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    trained = Trained(
+    trained = LoadedModel(
         net,
         ("red", "green", "blue"),
         Preprocess(image_size=32, mean=(0, 0, 0), std=(1, 1, 1)),
         choose_compute("cpu", "fp32"),
     )
-    maps = heat_maps(trained, [tmp_path / "a.png"] * 2, [0, 2])
+    maps = grad_cam(trained, [tmp_path / "a.png"] * 2, [0, 2])
     assert maps.shape == (2, 8, 8)
     for found, place in zip(maps, ((1, 2), (5, 7)), strict=True):
         assert found[place] == 1
@@ -69,12 +69,12 @@ def test_the_map_lies_where_the_class_is(tmp_path: Path) -> None:
     ],
 )
 def test_every_layout_gives_maps_and_the_same_answer(backbone: str, side: int) -> None:
-    net = empty_net(ModelConfig(backbone=backbone, weights="none"), 4, side, seed=0).eval()
+    net = build_net(ModelConfig(backbone=backbone, weights="none"), 4, side, seed=0).eval()
     images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
     seen: list[torch.Tensor] = []
     with torch.no_grad():
         plain = net(images)
-    with _place_of_maps(net, images) as spot, torch.no_grad():
+    with _cam_layer(net, images) as spot, torch.no_grad():
         spot.register_forward_hook(lambda module, inputs, output: seen.append(output))
         watched = net(images)
     torch.testing.assert_close(watched, plain)  # not bit for bit: hooks keep transformers off their fused path
@@ -84,7 +84,7 @@ def test_every_layout_gives_maps_and_the_same_answer(backbone: str, side: int) -
 
 
 def test_a_map_of_one_place_is_refused() -> None:
-    net = empty_net(ModelConfig(backbone="alexnet", weights="none"), 4, 64, seed=0).eval()
+    net = build_net(ModelConfig(backbone="alexnet", weights="none"), 4, 64, seed=0).eval()
     flat = make_net("flat", nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)), 2, 0.0).eval()
     assert _last_with_places(net, torch.randn(2, 3, 64, 64))
     with pytest.raises(UsageError, match="tells places apart at 2 pixels"):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from inat_ft.errors import RecordError, UsageError
-from inat_ft.evaluation.compare import compare, gain
-from inat_ft.evaluation.ledger import count_look, ledger_file, looks
+from inat_ft.evaluation.compare import compare, improvement
+from inat_ft.evaluation.ledger import ledger_file, record_test_evaluation, test_evaluations
 from inat_ft.evaluation.predictions import Predictions, read_predictions, write_predictions
 from inat_ft.evaluation.report import write_report
 from inat_ft.records import RunRecord, read_record
@@ -46,17 +46,17 @@ def test_a_real_difference_is_called_one_with_its_size_in_points_and_images(tmp_
     bad[np.flatnonzero(~good)[:5]] = True
     found = compare([record(tmp_path, "A", bad), record(tmp_path, "B", good)])
     (pair,) = found.pairs
-    assert (pair.first, pair.second, pair.only_first, pair.only_second) == ("B", "A", 40, 5)
-    assert pair.is_real and pair.difference.value == pytest.approx(35 / NUMBER)
+    assert (pair.first, pair.second, pair.n_first_only, pair.n_second_only) == ("B", "A", 40, 5)
+    assert pair.is_significant and pair.difference.value == pytest.approx(35 / NUMBER)
     assert pair.difference.low < 35 / NUMBER < pair.difference.high
-    assert found.sentence.startswith("B is better than A: by 8.75 points (95 % interval")
-    assert "B is right on 40 images where A is wrong, A on 5" in found.sentence
+    assert found.summary.startswith("B is better than A: by 8.75 points (95 % interval")
+    assert "B is right on 40 images where A is wrong, A on 5" in found.summary
 
 
 def test_what_cannot_be_told_apart_is_called_so(tmp_path: Path) -> None:
     found = compare([record(tmp_path, "A", right(0.80, 1)), record(tmp_path, "B", right(0.81, 2))])
-    assert not found.pairs[0].is_real
-    assert found.sentence.startswith("B and A are not significantly different on these test images")
+    assert not found.pairs[0].is_significant
+    assert found.summary.startswith("B and A are not significantly different on these test images")
 
 
 def test_images_are_matched_by_content_not_by_order(tmp_path: Path) -> None:
@@ -64,13 +64,13 @@ def test_images_are_matched_by_content_not_by_order(tmp_path: Path) -> None:
     a = record(tmp_path, "A", right(0.8))
     b = record(tmp_path, "B", right(0.8), order=shuffled)
     (pair,) = compare([a, b]).pairs
-    assert (pair.only_first, pair.only_second, pair.agreement) == (0, 0, 1.0)
+    assert (pair.n_first_only, pair.n_second_only, pair.agreement) == (0, 0, 1.0)
 
 
 def test_different_images_are_not_ranked(tmp_path: Path) -> None:
     found = compare([record(tmp_path, "A", right(0.5)), record(tmp_path, "B", right(0.9), tag="f")])
-    assert not found.pairs[0].is_real and found.pairs[0].p is None
-    assert "tested on different images (0 in common)" in found.sentence and "better" not in found.sentence
+    assert not found.pairs[0].is_significant and found.pairs[0].p is None
+    assert "tested on different images (0 in common)" in found.summary and "better" not in found.summary
 
 
 def test_other_classes_or_labels_are_not_ranked(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_other_classes_or_labels_are_not_ranked(tmp_path: Path) -> None:
     b = record(tmp_path, "B", right(0.9))
     file = b / "p.csv"
     file.write_text(file.read_text().replace(",a,", ",zebra,"))
-    assert "different classes" in compare([a, b]).sentence
+    assert "different classes" in compare([a, b]).summary
     lines = (a / "p.csv").read_text().splitlines()
     swapped = [
         lines[0],
@@ -86,19 +86,19 @@ def test_other_classes_or_labels_are_not_ranked(tmp_path: Path) -> None:
     ]
     c = record(tmp_path, "C", right(0.5))
     (c / "p.csv").write_text("\n".join(swapped) + "\n")
-    assert "different labels" in compare([a, c]).sentence
+    assert "different labels" in compare([a, c]).summary
 
 
 def test_the_least_foreign_record_is_taken_and_its_limits_said(tmp_path: Path) -> None:
     a = record(tmp_path, "A", right(0.9))
     (tmp_path / "b.json").write_text('{"name": "B", "test_accuracy": 0.8}')
     found = compare([a, tmp_path / "b.json"])
-    assert "cannot be checked" in found.sentence and found.pairs[0].difference is None
+    assert "cannot be checked" in found.summary and found.pairs[0].difference is None
     (tmp_path / "c.json").write_text('{"name": "C", "test_accuracy": 0.5, "num_test": 2000, "epochs": "five"}')
     found = compare([a, tmp_path / "c.json"])
-    assert found.pairs[0].difference.method.startswith("unpaired") and not found.pairs[0].is_real
-    assert "unpaired intervals: more than the chance" in found.sentence and "better" not in found.sentence
-    assert any("neither predictions nor learning curves" in remark for remark in found.remarks)
+    assert found.pairs[0].difference.method.startswith("unpaired") and not found.pairs[0].is_significant
+    assert "unpaired intervals: more than the chance" in found.summary and "better" not in found.summary
+    assert any("neither predictions nor learning curves" in info for info in found.remarks)
 
 
 def test_several_are_corrected_and_the_best_is_held_against_each(tmp_path: Path) -> None:
@@ -107,12 +107,12 @@ def test_several_are_corrected_and_the_best_is_held_against_each(tmp_path: Path)
         for seed, (name, share) in enumerate((("A", 0.9), ("B", 0.5), ("C", 0.89)))
     ]
     found = compare(paths)
-    assert [entry.name for entry in found.entries] == ["A", "C", "B"]
+    assert [candidate.name for candidate in found.candidates] == ["A", "C", "B"]
     assert all(pair.p_holm >= pair.p for pair in found.pairs)
-    assert found.sentence.startswith(
+    assert found.summary.startswith(
         "A has the best accuracy; it is better than B, and is not significantly different from C"
     )
-    assert [entry.name for entry in compare([tmp_path]).entries] == ["A", "C", "B"]
+    assert [candidate.name for candidate in compare([tmp_path]).candidates] == ["A", "C", "B"]
 
 
 def test_equivalence_within_a_margin(tmp_path: Path) -> None:
@@ -120,21 +120,21 @@ def test_equivalence_within_a_margin(tmp_path: Path) -> None:
     other = base.copy()
     other[np.flatnonzero(base)[:2]] = False
     paths = [record(tmp_path, "A", base), record(tmp_path, "B", other)]
-    assert "equivalent within 3.00 points" in compare(paths, margin=0.03).sentence
-    assert compare(paths, margin=0.001).pairs[0].same is False
+    assert "equivalent within 3.00 points" in compare(paths, margin=0.03).summary
+    assert compare(paths, margin=0.001).pairs[0].equivalent is False
 
 
 def test_validation_accuracy_decides_nothing_and_a_copied_pair_is_noticed(tmp_path: Path) -> None:
-    same = {"val_accuracy": 0.8109, "test_accuracy": 0.8075}
+    equivalent = {"val_accuracy": 0.8109, "test_accuracy": 0.8075}
     for name in ("A", "B"):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"name": name, **same}))
+        (tmp_path / f"{name}.json").write_text(json.dumps({"name": name, **equivalent}))
     (tmp_path / "V.json").write_text('{"name": "V", "val_accuracy": 0.99}')
     found = compare([tmp_path / "A.json", tmp_path / "B.json"])
-    assert any("the very same validation and test accuracy" in remark for remark in found.remarks)
+    assert any("the very same validation and test accuracy" in info for info in found.remarks)
     found = compare([tmp_path / "A.json", tmp_path / "V.json"])
-    assert found.entries[-1].name == "V"
-    assert found.sentence.startswith("No conclusion: the accuracy of V is not known. ")
-    assert "inat-ft record new" in found.sentence
+    assert found.candidates[-1].name == "V"
+    assert found.summary.startswith("No conclusion: the accuracy of V is not known. ")
+    assert "inat-ft record new" in found.summary
 
 
 def test_a_claim_that_its_own_predictions_contradict_is_noticed(tmp_path: Path) -> None:
@@ -142,8 +142,8 @@ def test_a_claim_that_its_own_predictions_contradict_is_noticed(tmp_path: Path) 
     raw = json.loads((b / "record.json").read_text())
     (b / "record.json").write_text(json.dumps({**raw, "test_accuracy": 0.99}))
     found = compare([a, b])
-    assert found.entries[0].name == "A"
-    assert any("claims an accuracy of 0.9900, but its predictions come to 0.5000" in remark for remark in found.remarks)
+    assert found.candidates[0].name == "A"
+    assert any("claims an accuracy of 0.9900, but its predictions come to 0.5000" in info for info in found.remarks)
 
 
 def test_seeds_of_one_configuration_count_as_one(tmp_path: Path) -> None:
@@ -151,8 +151,8 @@ def test_seeds_of_one_configuration_count_as_one(tmp_path: Path) -> None:
         record(tmp_path / "runs", f"a{seed}", right(0.9, seed), config={"x": 1, "seed": seed}, seed=seed)
         record(tmp_path / "runs", f"b{seed}", right(0.6, seed + 10), config={"x": 2, "seed": seed}, seed=seed)
     found = compare([tmp_path / "runs"], group=True)
-    assert [len(entry.records) for entry in found.entries] == [3, 3]
-    assert found.entries[0].deviation is not None and found.pairs[0].is_real
+    assert [len(candidate.records) for candidate in found.candidates] == [3, 3]
+    assert found.candidates[0].std is not None and found.pairs[0].is_significant
     assert found.pairs[0].difference.method == "seeds by side and images (Banerjee)"
 
 
@@ -163,9 +163,9 @@ def test_a_group_takes_each_seed_once_and_says_what_it_leaves_out(tmp_path: Path
     for name in ("f1", "f2"):
         record(tmp_path / "runs", name, right(0.6, 5))  # of another code base: nothing says that only the seed differs
     found = compare([tmp_path / "runs"], group=True)
-    assert sorted(len(entry.records) for entry in found.entries) == [1, 1, 2]
-    assert any("leaves again out: a0 has its seed already" in remark for remark in found.remarks)
-    assert any("leaves unseen out, which has no predictions" in remark for remark in found.remarks)
+    assert sorted(len(candidate.records) for candidate in found.candidates) == [1, 1, 2]
+    assert any("leaves again out: a0 has its seed already" in info for info in found.remarks)
+    assert any("leaves unseen out, which has no predictions" in info for info in found.remarks)
 
 
 def test_what_no_predictions_bear_out_neither_wins_nor_hides_the_rest(tmp_path: Path) -> None:
@@ -173,16 +173,16 @@ def test_what_no_predictions_bear_out_neither_wins_nor_hides_the_rest(tmp_path: 
     for name, more in (("wild", {"num_test": 2000}), ("bare", {})):
         (tmp_path / f"{name}.json").write_text(json.dumps({"name": name, "test_accuracy": 0.999, **more}))
     found = compare([a, b, tmp_path / "wild.json", tmp_path / "bare.json"])
-    assert found.entries[0].score.value == 0.999 and found.reference == "A"
-    assert "A has the best accuracy of those that can be checked; it is better than B" in found.sentence
-    assert "for which there are no predictions" in found.sentence
-    assert "better" not in compare([a, tmp_path / "wild.json"]).sentence
+    assert found.candidates[0].score.value == 0.999 and found.reference == "A"
+    assert "A has the best accuracy of those that can be checked; it is better than B" in found.summary
+    assert "for which there are no predictions" in found.summary
+    assert "better" not in compare([a, tmp_path / "wild.json"]).summary
     claims = [{"name": name, "test_accuracy": 0.5, "num_test": 9, "classes": [name, "x"]} for name in ("c", "d")]
     for claim in claims:
         (tmp_path / f"{claim['name']}.json").write_text(json.dumps(claim))
     found = compare([tmp_path / "c.json", tmp_path / "d.json"])
-    assert "they have different classes (c, d)" in found.sentence
-    assert any("which no number of them gives" in remark for remark in found.remarks)
+    assert "they have different classes (c, d)" in found.summary
+    assert any("which no number of them gives" in info for info in found.remarks)
 
 
 def test_a_claim_in_the_records_metrics_does_not_outrank_the_predictions(tmp_path: Path) -> None:
@@ -191,8 +191,8 @@ def test_a_claim_in_the_records_metrics_does_not_outrank_the_predictions(tmp_pat
     test = {"subset": "test", "num_images": NUMBER, "fingerprint": "f", "metrics": {"accuracy": {"value": 0.999}}}
     (b / "record.json").write_text(json.dumps({**raw, "test": test}))
     found = compare([a, b])
-    assert found.sentence.startswith("A is better than B: by 40.00 points")
-    assert any("claims an accuracy of 0.9990" in remark for remark in found.remarks)
+    assert found.summary.startswith("A is better than B: by 40.00 points")
+    assert any("claims an accuracy of 0.9990" in info for info in found.remarks)
 
 
 def test_the_notation_of_paths_does_not_matter(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_the_notation_of_paths_does_not_matter(tmp_path: Path) -> None:
         rows = [line.split(",") for line in lines[1:]]
         text = [lines[0], *(",".join([change(f"c{n % 3}/{row[0]}"), *row[1:3], ""]) for n, row in enumerate(rows))]
         (folder / "p.csv").write_text("\n".join(text).replace("c1/", "c1\\" if folder is b else "c1/") + "\n")
-    assert compare([a, b]).pairs[0].only_first == 160
+    assert compare([a, b]).pairs[0].n_first_only == 160
 
 
 def test_a_lower_loss_is_better_and_its_interval_reads_upwards(tmp_path: Path) -> None:
@@ -216,9 +216,9 @@ def test_a_lower_loss_is_better_and_its_interval_reads_upwards(tmp_path: Path) -
         (folder / "p.csv").write_text("\n".join([lines[0] + ",p_a,p_b", *text]) + "\n")
         folders.append(folder)
     found = compare(folders, metric="log_loss")
-    low, high = re.search(r"B is better than A: by 0\.\d+ \(95 % interval (\S+) to (\S+)\)", found.sentence).groups()
+    low, high = re.search(r"B is better than A: by 0\.\d+ \(95 % interval (\S+) to (\S+)\)", found.summary).groups()
     assert 0 < float(low) < float(high)
-    assert gain(found, *folders) > 0 > gain(found, *folders[::-1])
+    assert improvement(found, *folders) > 0 > improvement(found, *folders[::-1])
 
 
 def test_a_margin_is_answered_for_several_and_for_what_differs(tmp_path: Path) -> None:
@@ -227,9 +227,9 @@ def test_a_margin_is_answered_for_several_and_for_what_differs(tmp_path: Path) -
     near[np.flatnonzero(base)[:2]] = False
     far[np.flatnonzero(base)[:12]] = False
     paths = [record(tmp_path, name, which) for name, which in (("A", base), ("B", near), ("C", far))]
-    assert "equivalent to B within 0.02" in compare(paths, margin=0.02).sentence
+    assert "equivalent to B within 0.02" in compare(paths, margin=0.02).summary
     both = compare([paths[0], paths[2]], margin=0.1)
-    assert "A is better than C" in both.sentence and "within the margin of 10.00 points" in both.sentence
+    assert "A is better than C" in both.summary and "within the margin of 10.00 points" in both.summary
 
 
 def test_of_several_equal_ones_the_luckiest_is_seldom_called_better(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_of_several_equal_ones_the_luckiest_is_seldom_called_better(tmp_path: Pa
         shared = rng.random(NUMBER) < 0.6
         for name in "abcdef":
             record(folder, name, np.where(rng.random(NUMBER) < 0.4, rng.random(NUMBER) < 0.6, shared))
-        false += any(pair.is_real for pair in compare([folder]).pairs)
+        false += any(pair.is_significant for pair in compare([folder]).pairs)
     assert false <= 5  # with a correction for the five pairs alone it would be 4 in expectation
 
 
@@ -285,7 +285,10 @@ def test_a_pipe_is_not_waited_for_and_noise_is_no_look(tmp_path: Path) -> None:
         with pytest.raises(RecordError, match="is no regular file"):
             read(tmp_path / "pipe")
     ledger_file(tmp_path / "m.csv").write_bytes(b"\xff\xfe\x00\n" * 9)
-    assert looks(tmp_path / "m.csv", "x") == [] and count_look(tmp_path / "m.csv", "x", "run", 0.5) == 1
+    assert (
+        test_evaluations(tmp_path / "m.csv", "x") == []
+        and record_test_evaluation(tmp_path / "m.csv", "x", "run", 0.5) == 1
+    )
 
 
 def test_wrong_usage(tmp_path: Path) -> None:

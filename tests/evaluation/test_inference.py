@@ -13,7 +13,7 @@ from inat_ft.evaluation.bounds import Contributions
 from inat_ft.evaluation.compare import compare
 from inat_ft.evaluation.contributions import METRICS
 from inat_ft.evaluation.predictions import Predictions
-from inat_ft.evaluation.significance import Sample, holm, holm_levels, over_seeds, paired, paired_difference
+from inat_ft.evaluation.significance import Sample, holm, holm_levels, paired, paired_difference, seed_variance_test
 from inat_ft.records import RunRecord
 from tests.evaluation.test_compare import record, right
 
@@ -87,7 +87,7 @@ def test_few_images_a_class_invent_neither_a_difference_nor_certainty(classes: i
             found = paired_difference(a, b, name)
             assert found.difference.low < found.difference.high
             rejected[name] += found.p is not None and found.p < 0.05
-            value = metrics.one_metric(a, name, metrics.Draws(true, 0, 10))
+            value = metrics.compute_metric(a, name, metrics.BootstrapWeights(true, 0, 10))
             covered[name] += value.low <= (loss if name == "log_loss" else 0.7) <= value.high
     assert max(rejected.values()) <= 11 and min(covered.values()) >= 87
 
@@ -106,7 +106,7 @@ def test_a_rare_class_that_is_all_right_leaves_a_macro_metric_open() -> None:
     true = np.repeat([0, 1], [1000, 2])
     p = Predictions(("a", "b"), [], [], true, true)
     for name in ("balanced_accuracy", "macro_f1", "macro_precision", "macro_recall"):
-        found = metrics.one_metric(p, name, metrics.Draws(true))
+        found = metrics.compute_metric(p, name, metrics.BootstrapWeights(true))
         assert found.value == 1 and found.high == 1
         assert found.low == pytest.approx((1 + 0.025**0.5) / 2, abs=0.002)  # the rare class: recall**2 = 0.025
 
@@ -114,7 +114,7 @@ def test_a_rare_class_that_is_all_right_leaves_a_macro_metric_open() -> None:
 def test_a_constant_predictor_has_an_interval() -> None:
     true = np.arange(40) % 2
     p = Predictions(("a", "b"), [], [], true, np.zeros(40, int))
-    found = metrics.one_metric(p, "balanced_accuracy", metrics.Draws(true))
+    found = metrics.compute_metric(p, "balanced_accuracy", metrics.BootstrapWeights(true))
     assert found.low < 0.4 and found.high > 0.6
 
 
@@ -130,8 +130,8 @@ def test_the_same_difference_on_all_images_gives_no_verdict(tmp_path: Path) -> N
         content = {"name": name, "test_accuracy": 1.0, "predictions": {"test": f"{name}.csv"}}
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     result = compare([tmp_path / "A.json", tmp_path / "B.json"], "balanced_accuracy", margin=0.5)
-    assert result.sentence.startswith("No conclusion: all test images give the same difference in balanced accuracy")
-    assert not result.pairs[0].is_real and not result.pairs[0].same
+    assert result.summary.startswith("No conclusion: all test images give the same difference in balanced accuracy")
+    assert not result.pairs[0].is_significant and not result.pairs[0].same
 
 
 def test_equal_figures_by_another_path_do_not_differ() -> None:
@@ -153,7 +153,7 @@ def test_of_equal_configurations_few_are_called_different(seeds: tuple[int, int]
             skill = 0.7 + spread * rng.standard_normal((number, 1))
             correct = (rng.random((number, images)) < skill).astype(float)
             sides.append(Sample([Contributions(row, 0.0, 1.0) for row in correct]))
-        found = over_seeds(sides)
+        found = seed_variance_test(sides)
         assert (found.difference.low > 0 or found.difference.high < 0) == (found.p < 0.05)
         false += found.p < 0.05
     assert false / trials <= 0.065
@@ -166,13 +166,13 @@ def test_a_group_is_not_tested_against_a_single_seed(tmp_path: Path) -> None:
     found = compare([tmp_path], group=True, margin=0.5)
     (pair,) = found.pairs
     assert pair.p is None and pair.p_holm is None and pair.difference is None and not pair.same
-    assert "single has a single seed" in found.sentence and "--seed" in found.sentence
+    assert "single has a single seed" in found.summary and "--seed" in found.summary
 
     for seed in range(2):
         record(tmp_path, f"b{seed}", right(0.5, seed + 20), config={"x": 3, "seed": seed}, seed=seed)
     found = compare([tmp_path], group=True)
-    assert "is better than b0 (2 seeds)" in found.sentence
-    assert "cannot be compared with single, which has a single seed" in found.sentence
+    assert "is better than b0 (2 seeds)" in found.summary
+    assert "cannot be compared with single, which has a single seed" in found.summary
 
 
 def test_intervals_of_several_pairs_agree_with_the_corrected_tests() -> None:
@@ -190,7 +190,7 @@ def test_a_misnamed_claim_and_a_bare_one_are_told_what_to_do(tmp_path: Path) -> 
     with pytest.raises(RecordError, match=r"unknown key 'accuracy': did you mean 'test_accuracy' \(0 to 1\)\?"):
         compare([a, tmp_path / "x.json"])
     found = compare([a, tmp_path / "y.json"])
-    assert found.sentence.startswith("No conclusion: y does not say") and "inat-ft record new" in found.sentence
+    assert found.summary.startswith("No conclusion: y does not say") and "inat-ft record new" in found.summary
 
 
 def test_no_remark_decides_the_conclusion(tmp_path: Path) -> None:
@@ -200,4 +200,4 @@ def test_no_remark_decides_the_conclusion(tmp_path: Path) -> None:
     content = json.loads((b / "record.json").read_text())
     (b / "record.json").write_text(json.dumps({**content, "test_accuracy": 0.7}))
     assert isinstance(RunRecord.model_validate(content), RunRecord)
-    assert "is better than" in compare([a, b]).sentence
+    assert "is better than" in compare([a, b]).summary

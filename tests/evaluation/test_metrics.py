@@ -27,7 +27,7 @@ def invented(seed: int = 0, number: int = 300, skill: float = 1.5, classes=CLASS
 @pytest.mark.parametrize("seed", range(3))
 def test_every_metric_is_scikit_learns(seed: int) -> None:
     p = invented(seed)
-    found, per_class = metrics.all_metrics(p)
+    found, per_class = metrics.compute_metrics(p)
     true, predicted, shares = p.true, p.predicted, p.probabilities
     wanted = {
         "accuracy": sk.accuracy_score(true, predicted),
@@ -50,7 +50,7 @@ def test_every_metric_is_scikit_learns(seed: int) -> None:
 
 def test_a_class_that_is_never_predicted_has_precision_zero() -> None:
     p = Predictions(("a", "b"), ["x", "y"], ["", ""], np.array([0, 1]), np.array([0, 0]))
-    _, (a, b) = metrics.all_metrics(p)
+    _, (a, b) = metrics.compute_metrics(p)
     assert (a.precision.value, b.precision.value, b.f1.value) == (0.5, 0.0, 0.0)
 
 
@@ -61,10 +61,10 @@ def test_calibration_error_of_a_calibrated_and_an_overconfident_network() -> Non
     true = (p.cumsum(1) > rng.random((20_000, 1))).argmax(1)
     names = [""] * 20_000
     calibrated = from_probabilities(CLASSES, names, names, true, p)
-    sure = metrics.at_temperature(calibrated, 0.3)
+    sure = metrics.temperature_scale(calibrated, 0.3)
     assert metrics.ece(calibrated).value < 0.02 and metrics.ece(sure).value > 0.1
     assert metrics.fit_temperature(sure) == pytest.approx(1 / 0.3, rel=0.05)
-    assert (metrics.at_temperature(sure, 1 / 0.3).probabilities == pytest.approx(p, abs=1e-3)) and (
+    assert (metrics.temperature_scale(sure, 1 / 0.3).probabilities == pytest.approx(p, abs=1e-3)) and (
         sure.predicted == calibrated.predicted
     ).all()
 
@@ -79,9 +79,9 @@ def test_the_interval_of_the_calibration_error_covers_it_in_spite_of_its_bias(te
         names = [str(place) for place in range(number)]
         p = from_probabilities([str(n) for n in range(10)], names, [""] * number, labels, claimed)
         chance = truth[np.arange(number), p.predicted]
-        ranks = claimed.max(1).argsort(kind="stable").argsort()
-        gaps = np.bincount(ranks * 15 // number, claimed.max(1) - chance)
-        value = metrics.one_metric(p, "ece", metrics.Draws(labels, 0, 400))
+        process_group = claimed.max(1).argsort(kind="stable").argsort()
+        gaps = np.bincount(process_group * 15 // number, claimed.max(1) - chance)
+        value = metrics.compute_metric(p, "ece", metrics.BootstrapWeights(labels, 0, 400))
         assert value.low <= value.value <= value.high
         found += value.low <= np.abs(gaps).sum() / number <= value.high
     assert found / trials >= 0.85
@@ -90,7 +90,7 @@ def test_the_interval_of_the_calibration_error_covers_it_in_spite_of_its_bias(te
 def test_a_share_without_errors_has_an_interval_all_the_same() -> None:
     p = invented(0, 40)
     perfect = Predictions(p.classes, p.paths, p.hashes, p.true, p.true)
-    found, per_class = metrics.all_metrics(perfect)
+    found, per_class = metrics.compute_metrics(perfect)
     assert found["macro_f1"].low < 0.95 and found["balanced_accuracy"].high == 1.0
     assert all(row.recall.low < 1 for row in per_class)
 

@@ -20,9 +20,9 @@ def python(tmp_path_factory) -> Path:
     site = next(home.glob("lib/python*/site-packages"))
     here = [path for path in sys.path if path.endswith("site-packages")] + [str(ROOT)]
     (site / "ours.pth").write_text("\n".join(here) + "\n")
-    for name in ("strategy-plugin", "backbone-plugin"):
+    for name in ("strategy", "backbone"):
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-        target = [*command, "--target", str(site), str(ROOT / "examples" / name)]
+        target = [*command, "--target", str(site), str(ROOT / "examples" / "plugins" / name)]
         ran = subprocess.run(target, capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr
     return home / "bin" / "python"

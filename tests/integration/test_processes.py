@@ -88,10 +88,10 @@ def test_a_network_with_nan_weights_is_refused_before_the_evaluation_counts(cli,
     state[name].fill_(float("nan"))
     save_file(state, file, metadata)
     before, ledger = record.read_text(), manifest_file.with_name(f"{manifest_file.name}.looks.jsonl")
-    counted = ledger.read_text() if ledger.exists() else ""
+    pluralize = ledger.read_text() if ledger.exists() else ""
     ran = cli("eval", "runs/net")
     assert ran.code == 1 and "not finite" in ran.err and "Traceback" not in ran.err
-    assert record.read_text() == before and (ledger.read_text() if ledger.exists() else "") == counted
+    assert record.read_text() == before and (ledger.read_text() if ledger.exists() else "") == pluralize
     assert not Path("runs/net/predictions-test.csv").exists()
     assert cli("predict", "runs/net", manifest_file.parent / "photos").code == 1
     json.loads(before)

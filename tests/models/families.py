@@ -44,8 +44,8 @@ def no_memory() -> Iterator[None]:
     """Parameters that modules register meanwhile have shapes and no values."""
 
     def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        is_real = parameter is not None and parameter.device.type != "meta"
-        return nn.Parameter(parameter.to("meta"), parameter.requires_grad) if is_real else None
+        is_significant = parameter is not None and parameter.device.type != "meta"
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad) if is_significant else None
 
     hook = register_module_parameter_registration_hook(to_meta)
     try:
@@ -64,7 +64,7 @@ def examine(name: str) -> Row:
         with torch.no_grad():
             middle = torch.empty(2, 3, size, size, device="meta")
             for number in range(len(net.stages)):
-                middle = net.run(middle, number, number + 1)
+                middle = net.forward_stages(middle, number, number + 1)
             assert net(torch.empty(2, 3, size, size, device="meta")).shape == net.head(middle).shape == (2, 10)
     trained = {mode: _trained(net, mode) for mode in ("head", "partial", "full")}
     total = sum(parameter.numel() for parameter in net.parameters())
@@ -74,7 +74,7 @@ def examine(name: str) -> Row:
 
 def _trained(net: Net, mode: str) -> int:
     strategy = build_strategy(load_config(None, [("strategy.name", mode)]).strategy)
-    return make_plan(strategy, net, OptimConfig().epochs).num_learned
+    return make_plan(strategy, net, OptimConfig().epochs).num_trainable
 
 
 def line(row: Row) -> str:
@@ -91,7 +91,7 @@ HEAD = """\
 # Backbones
 
 `--backbone NAME` takes torchvision's classifiers, all of them; `timm:NAME`; `efficientnet_lite0` (weights without a
-download, extra `demo`); `cnn` (from scratch, no weights); and what plugins bring ([plugins](plugins.md)).
+download, extra `demo`); `cnn` (from scratch, no weights); and what plugins bring ([plugins](plugins/index.md)).
 
 Stages are found by tracing the forward pass: a stage begins where a single tensor is all that later layers need. So every
 network below is a chain of stages and a linear head, trains with any strategy, and its frozen stages are computed once and

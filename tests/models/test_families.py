@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 from torchvision.models import get_model
 
+from inat_ft.cache.frozen_prefix import PrefixCache
+from inat_ft.cache.loaders import EpochLoaders
+from inat_ft.cache.packed_images import Pixels
 from inat_ft.config import OptimConfig, build_strategy
-from inat_ft.data.images import sha256_of
-from inat_ft.data.pixels import Pixels
 from inat_ft.engine.device import Compute
-from inat_ft.engine.feed import Feed
-from inat_ft.engine.fit import Training, fit
-from inat_ft.engine.passes import Recipe
-from inat_ft.engine.plan import Plan, make_plan
-from inat_ft.engine.prefix import PrefixCache
-from inat_ft.engine.stopping import EarlyStop
+from inat_ft.engine.early_stopping import EarlyStopping
+from inat_ft.engine.fit import TrainState, fit
+from inat_ft.engine.loops import StepConfig
+from inat_ft.engine.plan import TrainingPlan, make_plan
+from inat_ft.images.decode import sha256_of
 from inat_ft.models.base import Preprocess
-from inat_ft.models.build import empty_net
+from inat_ft.models.build import build_net
 from inat_ft.models.net import Net
 from inat_ft.settings import load_config
-from tests.models.families import NAMES, examine, line, no_memory
+from tests.models.clusters import NAMES, examine, line, no_memory
 
 pytestmark = pytest.mark.slow
 
@@ -40,39 +40,43 @@ OTHERWISE = ("squeezenet1_1", "mnasnet0_5")
 
 def fresh(name: str) -> Net:
     overrides = [("model.backbone", name), ("model.weights", "none")]
-    net = empty_net(load_config(None, overrides).model, 3, SIZES.get(name, 32), seed=0)
+    net = build_net(load_config(None, overrides).model, 3, SIZES.get(name, 32), seed=0)
     return net.to(memory_format=torch.channels_last)
 
 
-def run(net: Net, plan: Plan, images: Path, cache: Path, mode: str) -> dict[str, Tensor]:
+def run(net: Net, plan: TrainingPlan, images: Path, cache: Path, mode: str) -> dict[str, Tensor]:
     """The network's weights after an epoch: two steps, or one where they take long."""
     preprocess = Preprocess(image_size=SIZES.get(net.name, 32))
     files = sorted(images.rglob("*.png"))[:: 30 if net.name in SLOW else 10]
     with ThreadPoolExecutor(1) as pool:
         hashes = [sha256_of(file) for file in files]
         pixels = Pixels(files, hashes, torch.arange(len(files)) % 3, preprocess.image_size, cache, pool)
-        feed = Feed(plan, pixels, pixels, preprocess, PrefixCache(net, preprocess, CPU, cache), 3, 0, mode=mode)
+        loaders = EpochLoaders(
+            plan, pixels, pixels, preprocess, PrefixCache(net, preprocess, CPU, cache), 3, 0, mode=mode
+        )
         config = OptimConfig(epochs=1, lr=1e-2, optimizer="sgd", momentum=0)
-        fit(net, feed, plan, Recipe(config), CPU, 0, Training(EarlyStop(0)))
-    return {name: tensor.clone() for name, tensor in net.state().items()}
+        fit(net, loaders, plan, StepConfig(config), CPU, 0, TrainState(EarlyStopping(0)))
+    return {name: tensor.clone() for name, tensor in net.original_state_dict().items()}
 
 
 @pytest.mark.parametrize("name", [*QUICK, *SLOW])
 def test_what_is_declared_changes_and_nothing_else_cached_or_not(name: str, images: Path, tmp_path: Path) -> None:
     net = fresh(name)
-    start = {key: tensor.clone() for key, tensor in net.state().items()}
+    start = {key: tensor.clone() for key, tensor in net.original_state_dict().items()}
     for mode in ("head", "partial", "full") if name in QUICK else ("partial",):
-        net.load(start, "start")
+        net.load_original_state_dict(start, "start")
         plan = make_plan(build_strategy(load_config(None, [("strategy.name", mode)]).strategy), net, 1)
         after = run(net, plan, images, tmp_path, "none")
         changed = {key for key in after if not torch.equal(after[key], start[key])}
-        learned = {net.origin(key) for key, each in net.named_parameters() if id(each) in plan.learned}
-        assert changed <= {net.origin(key) for key in plan.changing_state()}, "frozen weights or statistics changed"
+        learned = {net.original_name(key) for key, each in net.named_parameters() if id(each) in plan.trainable_ids}
+        assert changed <= {net.original_name(key) for key in plan.trainable_state_names()}, (
+            "frozen weights or statistics changed"
+        )
         # Not those on a path that was dropped at random, or that are fed with zeros.
         assert len(learned & changed) >= 0.5 * len(learned)
         if name == "maxvit_t":  # takes no small images, and looking for what is exact takes many
             continue
-        net.load(start, "start")
+        net.load_original_state_dict(start, "start")
         cached = run(net, plan, images, tmp_path, "prefix")
         assert all(torch.equal(cached[key], after[key]) for key in after)
     if name not in OTHERWISE:
@@ -88,7 +92,7 @@ def check_torchvisions(name: str, net: Net, state: dict[str, Tensor]) -> None:
     with torch.no_grad():
         middle = x
         for number in range(len(net.stages)):
-            middle = net.run(middle, number, number + 1)
+            middle = net.forward_stages(middle, number, number + 1)
         assert torch.equal(own.eval()(x), net(x)) and torch.equal(net.head(middle), net(x))
 
 

@@ -9,10 +9,10 @@ import torch
 from inat_ft.config import ModelConfig
 from inat_ft.errors import ConfigError, WeightsError
 from inat_ft.evaluation.evaluate import evaluate_run
-from inat_ft.evaluation.predict import Inference
+from inat_ft.evaluation.predict import InferenceConfig
 from inat_ft.evaluation.predictions import read_predictions
 from inat_ft.models.build import build_model
-from inat_ft.models.positions import fit_positions
+from inat_ft.models.pos_embed import fit_positions
 from inat_ft.models.torchvision import Torchvision
 from inat_ft.models.weights import read_metadata
 from inat_ft.settings import load_config
@@ -92,7 +92,7 @@ def test_weights_whose_header_is_damaged_are_refused(tmp_path, damage: bytes) ->
 
 
 def test_weights_with_gaps_are_refused(tmp_path) -> None:
-    state = build_model(model_config("resnet18"), 3, 0, 32).net.state()
+    state = build_model(model_config("resnet18"), 3, 0, 32).net.original_state_dict()
     state["layer1.0.conv1.weight"][0] = float("nan")
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"not finite, in layer1\.0\.conv1\.weight"):
@@ -115,7 +115,7 @@ def test_validation_at_another_size_is_trained_cached_recorded_and_evaluated_so(
     in_training = read_predictions(run / "predictions-val.csv").probabilities
     assert evaluate_run(run, "val").evaluation.image_size == 48
     np.testing.assert_allclose(read_predictions(run / "predictions-val.csv").probabilities, in_training, atol=2e-6)
-    other = evaluate_run(run, "test", Inference(image_size=64)).evaluation
+    other = evaluate_run(run, "test", InferenceConfig(image_size=64)).evaluation
     assert other.image_size == 64 and "temperature" not in other.metrics, "fitted at another size it would mislead"
     metrics = evaluate_run(run, "test").evaluation.metrics
     assert "temperature" in metrics

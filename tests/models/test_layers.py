@@ -27,7 +27,7 @@ class All(Strategy):
 def ours(net) -> dict[str, tuple[float, float]]:
     """Of each parameter: factor on the learning rate, and weight decay."""
     optimizer = make_optimizer(make_plan(All(), net, 1, layer_decay=0.75).epochs[0], OptimConfig(weight_decay=0.1))
-    names = {id(parameter): net.origin(name) for name, parameter in net.named_parameters()}
+    names = {id(parameter): net.original_name(name) for name, parameter in net.named_parameters()}
     return {
         names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
         for group in optimizer.param_groups

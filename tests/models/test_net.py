@@ -6,7 +6,7 @@ from torchvision.models import get_model, resnet50
 from inat_ft.config import ModelConfig
 from inat_ft.errors import ConfigError, PluginError, WeightsError
 from inat_ft.models import Backbone
-from inat_ft.models.build import build_model, empty_net
+from inat_ft.models.build import build_model, build_net
 from inat_ft.models.net import make_net
 from inat_ft.models.weights import read_state
 from inat_ft.settings import load_config
@@ -17,14 +17,14 @@ def model_config(**options: object) -> ModelConfig:
 
 
 def test_resnet50_has_torchvisions_stages_and_its_weights_load_there(tmp_path) -> None:
-    net = empty_net(model_config(backbone="resnet50", weights="none"), 10, 224, seed=0)
+    net = build_net(model_config(backbone="resnet50", weights="none"), 10, 224, seed=0)
     assert net.stage_names == ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
     assert net.head_name == "fc"
-    resnet50(num_classes=10).load_state_dict(net.state())
+    resnet50(num_classes=10).load_state_dict(net.original_state_dict())
 
 
 def test_the_head_is_dropout_and_linear() -> None:
-    net = empty_net(model_config(backbone="resnet18", weights="none", dropout=0.2), 7, 64, seed=0)
+    net = build_net(model_config(backbone="resnet18", weights="none", dropout=0.2), 7, 64, seed=0)
     dropout, linear = net.head
     assert isinstance(dropout, nn.Dropout) and dropout.p == 0.2
     assert isinstance(linear, nn.Linear) and (linear.in_features, linear.out_features) == (512, 7)
@@ -34,13 +34,13 @@ def test_the_seed_decides_the_head_and_leaves_the_global_state_alone() -> None:
     config = model_config(backbone="resnet18", weights="none")
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    heads = [empty_net(config, 3, 64, seed).head[1].weight for seed in (0, 0, 1)]
+    heads = [build_net(config, 3, 64, seed).head[1].weight for seed in (0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
 
 
 def test_an_unknown_stage_is_named_with_those_there_are() -> None:
-    net = empty_net(model_config(backbone="resnet18", weights="none"), 3, 64, seed=0)
+    net = build_net(model_config(backbone="resnet18", weights="none"), 3, 64, seed=0)
     with pytest.raises(ConfigError, match="unknown stage 'layer5' for resnet18: did you mean 'layer4'") as caught:
         net.stages_from("layer5")
     assert "conv1 bn1 layer1 layer2 layer3 layer4 fc" in caught.value.hint
@@ -68,7 +68,7 @@ def test_a_classifier_that_is_no_chain_is_refused() -> None:
 def test_a_convolution_that_gives_the_logits_becomes_a_linear_layer() -> None:
     classifier = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 5, 1), nn.Flatten())
     net = make_net("conv", classifier, 5, 0.0)
-    net.load({**classifier.state_dict(), "2.weight": classifier[2].weight.flatten(1)}, "its own")
+    net.load_original_state_dict({**classifier.state_dict(), "2.weight": classifier[2].weight.flatten(1)}, "its own")
     x = torch.rand(2, 3, 9, 9)
     torch.testing.assert_close(net(x), classifier(x))
 
@@ -110,8 +110,8 @@ class TestWeightsFromFiles:
         source = get_model("resnet18", weights=None)
         torch.save(source.state_dict(), tmp_path / "w.pth")
         model = build_model(model_config(backbone="resnet18", weights=str(tmp_path / "w.pth")), 4, seed=0)
-        assert torch.equal(model.net.state()["layer4.1.conv2.weight"], source.layer4[1].conv2.weight)
-        assert model.net.state()["fc.weight"].shape == (4, 512)
+        assert torch.equal(model.net.original_state_dict()["layer4.1.conv2.weight"], source.layer4[1].conv2.weight)
+        assert model.net.original_state_dict()["fc.weight"].shape == (4, 512)
 
     def test_what_does_not_fit_is_named(self, tmp_path) -> None:
         torch.save(get_model("resnet34", weights=None).state_dict(), tmp_path / "w.pth")

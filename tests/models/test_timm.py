@@ -28,13 +28,13 @@ def test_the_chain_computes_what_timm_computes(name: str) -> None:
     torch.manual_seed(0)
     classifier = timm.create_model(name, num_classes=5).eval()
     net = make_net(name, classifier, 5, 0.0).eval()
-    own = {key: tensor.view_as(net.state()[key]) for key, tensor in classifier.state_dict().items()}
-    net.load(own, "timm's own")
+    own = {key: tensor.view_as(net.original_state_dict()[key]) for key, tensor in classifier.state_dict().items()}
+    net.load_original_state_dict(own, "timm's own")
     size = 224 if "patch16" in name else 64
     x = torch.rand(2, 3, size, size)
     with torch.no_grad():
         torch.testing.assert_close(net(x), classifier(x))
-    assert len(net.stages) >= 4 and set(net.state()) == set(classifier.state_dict())
+    assert len(net.stages) >= 4 and set(net.original_state_dict()) == set(classifier.state_dict())
 
 
 def test_weights_size_mean_and_std_are_those_that_timm_names(tmp_path, monkeypatch) -> None:
@@ -45,10 +45,10 @@ def test_weights_size_mean_and_std_are_those_that_timm_names(tmp_path, monkeypat
     save_file(state, folder / "timm-vit_tiny_patch16_224.augreg_in21k_ft_in1k-model.safetensors")
     model = build_model(model_config("vit_tiny_patch16_224", "imagenet"), 3, 0)
     assert model.preprocess.image_size == 224 and model.preprocess.mean == (0.5, 0.5, 0.5)
-    assert torch.equal(model.net.state()["blocks.3.mlp.fc1.weight"], state["blocks.3.mlp.fc1.weight"])
-    assert torch.equal(model.net.state()["pos_embed"], state["pos_embed"])
+    assert torch.equal(model.net.original_state_dict()["blocks.3.mlp.fc1.weight"], state["blocks.3.mlp.fc1.weight"])
+    assert torch.equal(model.net.original_state_dict()["pos_embed"], state["pos_embed"])
     larger = build_model(model_config("vit_tiny_patch16_224", "imagenet"), 3, 0, image_size=256)
-    assert larger.net.state()["pos_embed"].shape == (1, 257, 192)
+    assert larger.net.original_state_dict()["pos_embed"].shape == (1, 257, 192)
 
 
 def test_missing_weights_are_named_with_where_they_belong(tmp_path, monkeypatch) -> None:
@@ -57,7 +57,7 @@ def test_missing_weights_are_named_with_where_they_belong(tmp_path, monkeypatch)
     def unreachable(url, to, **options):
         raise DataError(f"no way to {url}")
 
-    monkeypatch.setattr("inat_ft.data.download.download", unreachable)
+    monkeypatch.setattr("inat_ft.download.http.download", unreachable)
     with pytest.raises(
         WeightsError, match=r"timm-resnet10t.c3_in1k-model.safetensors are not in .*torch/hub"
     ) as caught:

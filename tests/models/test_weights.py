@@ -24,7 +24,7 @@ from inat_ft.models.build import build_model
 from inat_ft.models.weights import named_alike, read_metadata, read_state, save_model
 from inat_ft.settings import load_config
 from inat_ft.testing import tiny_net
-from tests.models.families import no_memory
+from tests.models.clusters import no_memory
 
 State = dict[str, Tensor]
 
@@ -37,7 +37,7 @@ def source() -> nn.Module:
 
 def built(file: Path, backbone: str = "resnet18") -> State:
     config = load_config(None, [("model.backbone", backbone), ("model.weights", str(file))])
-    return build_model(config.model, 4, 0).net.state()
+    return build_model(config.model, 4, 0).net.original_state_dict()
 
 
 def with_prefix(prefix: str) -> Callable[[nn.Module], object]:

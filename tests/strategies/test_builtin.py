@@ -12,14 +12,14 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from inat_ft.config import build_strategy
 from inat_ft.engine.plan import make_plan
-from inat_ft.engine.table import stage_table
+from inat_ft.engine.summary import stage_table
 from inat_ft.errors import ConfigError
 from inat_ft.models.build import build_model
 from inat_ft.registry import STRATEGIES, plugins
 from inat_ft.settings import load_config
 from inat_ft.strategies import Group, Strategy
 from inat_ft.testing import check_strategy, tiny_net
-from inat_ft.training import Places, train
+from inat_ft.training import Directories, train
 
 NAMES = [name for name, claims in plugins(STRATEGIES).items() if claims[0].package == "inat-ft"]
 
@@ -90,9 +90,9 @@ def test_normalisation_alone_is_no_step_of_its_own() -> None:
 
 
 def test_lp_ft_says_when_it_never_comes_to_fine_tuning() -> None:
-    assert strategy("lp-ft", head_epochs=2).remarks(3) == ()
-    (remark,) = strategy("lp-ft", head_epochs=2).remarks(2)
-    assert "head_epochs is 2, and epochs is 2" in remark
+    assert strategy("lp-ft", head_epochs=2).warnings(3) == ()
+    (info,) = strategy("lp-ft", head_epochs=2).warnings(2)
+    assert "head_epochs is 2, and epochs is 2" in info
 
 
 def test_bn_only_is_refused_where_there_is_no_batch_norm() -> None:
@@ -138,27 +138,27 @@ def test_bn_only_and_bias_only_name_just_those() -> None:
 
 def test_surgical_auto_takes_the_stage_that_is_pulled_at_most() -> None:
     net = tiny_net()
-    ratios = {net.origin(name): 9.0 if "block3" in name else 1.0 for name, _ in net.named_parameters()}
-    chosen = strategy("surgical").choose(net, lambda: ratios)
+    ratios = {net.original_name(name): 9.0 if "block3" in name else 1.0 for name, _ in net.named_parameters()}
+    chosen = strategy("surgical").resolve(net, lambda: ratios)
     assert chosen.block == "block3"
-    assert strategy("surgical", block="block2").choose(net, lambda: 1 / 0).block == "block2"
+    assert strategy("surgical", block="block2").resolve(net, lambda: 1 / 0).block == "block2"
 
 
 def test_auto_rgn_scales_by_the_largest_ratio_and_keeps_it_in_the_options() -> None:
     net = tiny_net()
-    ratios = {net.origin(name): 1.0 + place for place, (name, _) in enumerate(net.named_parameters())}
-    chosen = strategy("auto-rgn").choose(net, lambda: ratios)
-    assert max(chosen.scales.values()) == 1.0 and chosen.choose(net, lambda: 1 / 0) == chosen
+    ratios = {net.original_name(name): 1.0 + place for place, (name, _) in enumerate(net.named_parameters())}
+    chosen = strategy("auto-rgn").resolve(net, lambda: ratios)
+    assert max(chosen.scales.values()) == 1.0 and chosen.resolve(net, lambda: 1 / 0) == chosen
 
 
 def test_auto_rgn_trains_just_the_tensors_with_a_rate_and_knows_their_names() -> None:
     net = tiny_net()
     scaled = strategy("auto-rgn", scales={"block2.0.weight": 0.5, "block3.0.weight": 0.0})
-    rows = {row["stage"]: row for row in stage_table(make_plan(scaled.choose(net, lambda: 1 / 0), net, 1), 1.0)}
+    rows = {row["stage"]: row for row in stage_table(make_plan(scaled.resolve(net, lambda: 1 / 0), net, 1), 1.0)}
     assert (rows["block2"]["state"], rows["block2"]["trained"], rows["block2"]["lr"]) == ("part", 8 * 8 * 9, "0.5")
     assert {rows[name]["state"] for name in ("block1", "block3", "block4")} == {"frozen"}
     with pytest.raises(ConfigError, match=r"tiny has no tensor 'block2\.0\.wieght'.*did you mean 'block2\.0\.weight'"):
-        strategy("auto-rgn", scales={"block2.0.wieght": 1.0}).choose(net, lambda: 1 / 0)
+        strategy("auto-rgn", scales={"block2.0.wieght": 1.0}).resolve(net, lambda: 1 / 0)
     with pytest.raises(ConfigError, match="greater than or equal to 0"):
         strategy("auto-rgn", scales={"block2.0.weight": -1.0})
 
@@ -207,15 +207,18 @@ def test_a_real_pretrained_network_changes_just_where_the_strategy_says(name: st
     settings += [("data.image_size", 64), ("optim.epochs", 3), ("optim.batch_size", 6), ("optim.lr", 0.01)]
     settings += [("compute.precision", "fp32"), ("stop.patience", 0)]
     config = load_config(None, settings)
-    before = copy.deepcopy(build_model(config.model, 2, 0, 64).net.state())
-    record, directory = train(config, Places(tmp_path / "runs", tmp_path / "cache"))
+    before = copy.deepcopy(build_model(config.model, 2, 0, 64).net.original_state_dict())
+    record, directory = train(config, Directories(tmp_path / "runs", tmp_path / "cache"))
     after = load_file(directory / "model.safetensors")
     assert set(after) == set(before)
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     net = build_model(config.model, 2, 0, 64).net
     chosen = build_strategy(load_config(directory / "config.yaml").strategy)
     plan = make_plan(chosen, chosen.adapt(net), record.best_epoch)
-    named = {net.origin(key).replace(".parametrizations.weight.original", ".weight") for key in plan.changing_state()}
+    named = {
+        net.original_name(key).replace(".parametrizations.weight.original", ".weight")
+        for key in plan.trainable_state_names()
+    }
     if name == "lora":
         named = {
             key.rsplit(".parametrizations", 1)[0] + ".weight" if ".parametrizations" in key else key for key in named
@@ -234,7 +237,7 @@ def test_the_example_plugin_leaves_features_alive() -> None:
 
     config = load_config(None, [("model.backbone", "efficientnet_lite0")])
     net = build_model(config.model, 10, 0, 32).net
-    net.learn(make_plan(module.EveryOther(), net, 1).epochs[0].parameters)
+    net.set_trainable(make_plan(module.EveryOther(), net, 1).epochs[0].parameters)
     digits = torch.from_numpy(load_digits().images[:64]).float()[:, None].repeat(1, 3, 4, 4) / 4 - 2
     with torch.no_grad():
         features = net.train().run(digits, 0, len(net.stages))

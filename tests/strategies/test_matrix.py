@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from inat_ft.config import build_strategy
 from inat_ft.engine.device import Compute
-from inat_ft.engine.gradients import relative_gradients
-from inat_ft.engine.plan import Plan, make_plan
+from inat_ft.engine.gradients import relative_gradient_norms
+from inat_ft.engine.plan import TrainingPlan, make_plan
 from inat_ft.errors import ConfigError
 from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net, make_net
@@ -71,7 +71,7 @@ def matrices_by_module(network: nn.Module, stages: tuple[str, ...]) -> set[str]:
 
 def expected(name: str, net: Net, family: str) -> set[str]:
     """The names that a strategy trains, found without its code; those of adapters are the names of their weights."""
-    everything = {net.origin(each) for each, _ in net.named_parameters()}
+    everything = {net.original_name(each) for each, _ in net.named_parameters()}
     head = {each for each in everything if each.startswith(f"{net.head_name}.")}
     of_stage = {stage: {each for each, _ in module.named_parameters()} for stage, module in net.stages.items()}
     last = list(net.stages)[len(net.stages) * 2 // 3 :]
@@ -89,8 +89,10 @@ def expected(name: str, net: Net, family: str) -> set[str]:
     return everything
 
 
-def learned_names(net: Net, plan: Plan) -> set[str]:
-    names = {net.origin(each) for each, parameter in net.named_parameters() if id(parameter) in plan.learned}
+def learned_names(net: Net, plan: TrainingPlan) -> set[str]:
+    names = {
+        net.original_name(each) for each, parameter in net.named_parameters() if id(parameter) in plan.trainable_ids
+    }
     return {_adapted_name(name) for name in names}
 
 
@@ -100,10 +102,12 @@ def _adapted_name(name: str) -> str:
     return f"{module}.{rest.split('.')[0]}" if found else name
 
 
-def prepared(name: str, family: str) -> tuple[Net, Plan, Strategy]:
+def prepared(name: str, family: str) -> tuple[Net, TrainingPlan, Strategy]:
     net = small_net(family)
     options = {"block": net.stage_names[1]} if name == "surgical" else {}
-    asked = strategy(name, **options).choose(net, lambda: {net.origin(each): 1.0 for each, _ in net.named_parameters()})
+    asked = strategy(name, **options).resolve(
+        net, lambda: {net.original_name(each): 1.0 for each, _ in net.named_parameters()}
+    )
     net = asked.adapt(net)
     return net, make_plan(asked, net, 40), asked
 
@@ -118,8 +122,8 @@ def test_a_strategy_trains_what_its_page_says_and_each_of_it_gets_a_gradient(nam
     wanted = expected(name, small_net(family), family)
     net, plan, _ = prepared(name, family)
     assert learned_names(net, plan) == wanted and wanted
-    learning = {each: parameter for each, parameter in net.named_parameters() if id(parameter) in plan.learned}
-    net.learn(learning.values())
+    learning = {each: parameter for each, parameter in net.named_parameters() if id(parameter) in plan.trainable_ids}
+    net.set_trainable(learning.values())
     with torch.no_grad():
         for each, parameter in learning.items():
             if each.endswith(".up"):  # zero at first, so that `down` would get a gradient of zeros
@@ -137,7 +141,7 @@ def test_lora_merges_into_a_network_that_computes_the_same_and_loads_into_the_or
     with torch.no_grad():
         torch.testing.assert_close(net(images()), untouched(images()), rtol=0, atol=0)
         for parameter in net.parameters():
-            if id(parameter) in plan.learned:
+            if id(parameter) in plan.trainable_ids:
                 parameter.add_(0.02)
         adapted = net(images())
     merged = lora.merge(net)
@@ -171,7 +175,7 @@ class Two(nn.Module):
 
 def test_lora_leaves_weights_with_a_parametrization_of_their_own_alone() -> None:
     net = make_net("two", Two(), 5, 0.0)
-    before = set(net.state())
+    before = set(net.original_state_dict())
     lora = strategy("lora", adapt_from=net.stage_names[0])
     adapted = lora.adapt(net)
     plan = make_plan(lora, adapted, 1)
@@ -211,7 +215,7 @@ def test_lora_from_the_head_on_refuses() -> None:
 def test_adapters_start_from_the_seed_of_the_run_and_differ_between_layers_of_one_shape() -> None:
     def starts(seed: int) -> dict[str, Tensor]:
         net = strategy("lora", adapt_from="encoder.layers.encoder_layer_0").adapt(small_net("vit", seed))
-        return {name: tensor for name, tensor in net.state().items() if name.endswith(".down")}
+        return {name: tensor for name, tensor in net.original_state_dict().items() if name.endswith(".down")}
 
     first, again, other = starts(0), starts(0), starts(1)
     assert len(first) == 16 and all(torch.equal(first[name], again[name]) for name in first)
@@ -239,7 +243,7 @@ def test_no_layer_keeps_what_it_computed_from_weights_that_have_changed() -> Non
             parameter.mul_(3)
     with torch.inference_mode():
         net(images())
-    net.load(other.state_dict(), "other")
+    net.load_original_state_dict(other.state_dict(), "other")
     with torch.no_grad():
         made, wanted = net.eval()(images()), other(images())
     torch.testing.assert_close(made, wanted)
@@ -250,5 +254,5 @@ def test_gradients_are_measured_over_several_batches_on_a_layer_that_keeps_tenso
     paths = sorted(tmp_path.rglob("*.png"))
     net, labels = small_net("timm:tiny_vit"), torch.arange(len(paths)) % 3
     compute = Compute(torch.device("cpu"), "fp32", forced=True)
-    ratios = relative_gradients(net, paths, labels, Preprocess(image_size=SIZE), compute)
-    assert len(paths) > 32 and set(ratios) == {net.origin(name) for name, _ in net.named_parameters()}
+    ratios = relative_gradient_norms(net, paths, labels, Preprocess(image_size=SIZE), compute)
+    assert len(paths) > 32 and set(ratios) == {net.original_name(name) for name, _ in net.named_parameters()}

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from inat_ft.settings import load_config
-from inat_ft.training import Listener, train
+from inat_ft.training import TrainCallbacks, train
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
@@ -46,7 +46,7 @@ def test_lora_goes_on_to_the_same_file_after_an_interruption(config, places) -> 
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        train(made.model_copy(update={"name": "b"}), places, Listener(on_epoch=interrupt))
+        train(made.model_copy(update={"name": "b"}), places, TrainCallbacks(on_epoch=interrupt))
     broken = places.runs / "b"
     assert (broken / "resume.pt").exists() and not (broken / "model.safetensors").exists()
     record, _ = train(load_config(broken / "config.yaml"), places, resume=broken)

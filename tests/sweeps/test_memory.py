@@ -10,9 +10,9 @@ import torch
 from inat_ft.models import build
 from inat_ft.models.net import Net
 from inat_ft.sweeps.folder import create
-from inat_ft.sweeps.reading import parse_spec
+from inat_ft.sweeps.parsing import parse_spec
 from inat_ft.sweeps.worker import training, work
-from inat_ft.training import Listener
+from inat_ft.training import TrainCallbacks
 
 
 def test_the_network_of_a_trial_is_gone_before_the_next_one_is_built(
@@ -20,7 +20,7 @@ def test_the_network_of_a_trial_is_gone_before_the_next_one_is_built(
 ) -> None:
     alive: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
     found: list[int] = []
-    real = build.empty_net
+    real = build.build_net
 
     def watched(*how: object, **more: object) -> Net:
         found.append(len(alive))
@@ -41,7 +41,9 @@ def test_the_network_of_a_trial_is_gone_before_the_next_one_is_built(
     sweep = create(parse_spec({"method": "grid", "parameters": parameters}), tmp_path, "many")
     gc.disable()  # or Python might do it by chance
     try:
-        work(sweep, training("val_accuracy", tmp_path / "cache", lambda config: Listener()), say=lambda line: None)
+        work(
+            sweep, training("val_accuracy", tmp_path / "cache", lambda config: TrainCallbacks()), say=lambda line: None
+        )
     finally:
         gc.enable()
         gc.unfreeze()

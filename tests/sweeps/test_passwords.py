@@ -46,7 +46,7 @@ def test_workers_do_not_get_the_storage_on_their_command_line(monkeypatch: pytes
         id, wandb = "s", None
         spec = type("Spec", (), {"num_trials": 2, "overrides": lambda self, point: [("data.split", "x")]})()
 
-        def go_on(self) -> None: ...
+        def resume(self) -> None: ...
 
         def state(self) -> tuple[str, str]:
             return "finished", ""

@@ -13,9 +13,9 @@ import pytest
 
 from inat_ft.errors import InatFtError
 from inat_ft.sweeps.folder import create, open_sweep
-from inat_ft.sweeps.reading import parse_spec
+from inat_ft.sweeps.parsing import parse_spec
 
-from .test_local import SMALL
+from .test_study import SMALL
 
 pytest.importorskip("psycopg")
 INITDB = shutil.which("initdb") or next(
@@ -40,8 +40,8 @@ def database(tmp_path_factory):
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder, **other}
     data = folder / "data"
     subprocess.run([INITDB, "-D", data, "-A", "trust", "-U", "sweeps", "--no-sync"], check=True, **quiet)
-    places = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}", "-c", "fsync=off"]
-    server = subprocess.Popen([programs / "postgres", "-D", data, "-p", str(port), *places], **quiet)
+    directories = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}", "-c", "fsync=off"]
+    server = subprocess.Popen([programs / "postgres", "-D", data, "-p", str(port), *directories], **quiet)
     try:
         _wait_for(port)
         yield f"postgresql://sweeps@127.0.0.1:{port}/postgres"

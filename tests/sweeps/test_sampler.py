@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution
 
-from inat_ft.sweeps.builtin import BUILT_IN
-from inat_ft.sweeps.reading import parse_spec
+from inat_ft.sweeps.defaults import BUILT_IN
+from inat_ft.sweeps.parsing import parse_spec
 from inat_ft.sweeps.sampler import FiniteSampler
 from tests.benchmarks.sampler import engines, first_visit
 

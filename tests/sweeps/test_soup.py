@@ -13,11 +13,11 @@ from inat_ft.evaluation.evaluate import evaluate_run
 from inat_ft.evaluation.predictions import read_predictions
 from inat_ft.records import read_record
 from inat_ft.sweeps.folder import create
-from inat_ft.sweeps.local import Sweep
-from inat_ft.sweeps.reading import parse_spec
+from inat_ft.sweeps.parsing import parse_spec
 from inat_ft.sweeps.soup import make_soup
+from inat_ft.sweeps.study import Sweep
 from inat_ft.sweeps.worker import training, work
-from inat_ft.training import Listener
+from inat_ft.training import TrainCallbacks
 
 FIXED = {
     "data.image_size": 32,
@@ -34,7 +34,7 @@ def trained(manifest: Path, folder: Path, **parameters: list[object]) -> Sweep:
     varying = {name.replace("__", "."): {"values": values} for name, values in parameters.items()}
     fixed = {key: {"value": value} for key, value in {**FIXED, "data.split": str(manifest)}.items()}
     sweep = create(parse_spec({"method": "grid", "parameters": fixed | varying}), folder / "sweeps", "mix")
-    work(sweep, training("val_accuracy", folder / "cache", lambda config: Listener()), say=lambda line: None)
+    work(sweep, training("val_accuracy", folder / "cache", lambda config: TrainCallbacks()), say=lambda line: None)
     return sweep
 
 

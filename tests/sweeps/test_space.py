@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from inat_ft.errors import ConfigError, UsageError
 from inat_ft.registry import STRATEGIES, plugins
-from inat_ft.sweeps.builtin import over_strategies
+from inat_ft.sweeps.defaults import strategy_sweep
 from inat_ft.sweeps.parameter import Parameter
-from inat_ft.sweeps.reading import check_values, parse_spec, read_spec
+from inat_ft.sweeps.parsing import check_values, parse_spec, read_spec
+from inat_ft.sweeps.preflight import check_models
 from inat_ft.sweeps.space import SweepSpec
-from inat_ft.sweeps.trying import try_networks
 
 
 def spec_with(parameters, **more):
@@ -179,8 +179,8 @@ def test_a_folder_and_bad_yaml_are_named_with_the_line(tmp_path: Path) -> None:
 )
 def test_a_stage_that_the_network_does_not_have_is_refused_before_anything_runs(parameters) -> None:
     with pytest.raises(ConfigError, match=r"unknown stage 'layer9' for resnet18: did you mean.*\nthe trial:.*layer9"):
-        try_networks(spec_with({"backbone": {"value": "resnet18"}, **parameters}))
-    try_networks(spec_with({"backbone": {"value": "resnet18"}, "mode": {"values": ["head", "partial", "surgical"]}}))
+        check_models(spec_with({"backbone": {"value": "resnet18"}, **parameters}))
+    check_models(spec_with({"backbone": {"value": "resnet18"}, "mode": {"values": ["head", "partial", "surgical"]}}))
 
 
 MIXED = {
@@ -238,7 +238,7 @@ def test_what_counts_for_no_mode_is_refused(more, named) -> None:
 
 
 def test_the_sweep_over_strategies_tries_each_in_its_own_space() -> None:
-    raw, left_out = over_strategies()
+    raw, left_out = strategy_sweep()
     spec = read_spec(None, [("optim.epochs", 4)], raw)
     assert left_out == {}
     points = spec.points() or []

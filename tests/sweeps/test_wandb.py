@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inat_ft.sweeps.folder import create, open_sweep
-from inat_ft.sweeps.reading import read_spec
+from inat_ft.sweeps.parsing import read_spec
 from tests.fake_wandb import FakeWandb
 from tests.tracking.test_wandb import environment
 
@@ -19,7 +19,7 @@ import wandb.agents.pyagent
 from inat_ft.records import Epoch, RunRecord
 from inat_ft.settings import load_config
 from inat_ft.sweeps.folder import create
-from inat_ft.sweeps.reading import read_spec
+from inat_ft.sweeps.parsing import read_spec
 from inat_ft.sweeps.wandb import adopt_sweep, create_sweep, run_agent
 from inat_ft.errors import InatFtError
 from inat_ft.tracking import tracker_for

@@ -11,7 +11,7 @@ import pytest
 from inat_ft.config import TrackConfig
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.settings import load_config
-from inat_ft.tracking import NoTracker, tracker_for
+from inat_ft.tracking import NullTracker, tracker_for
 from inat_ft.tracking.wandb import require_server
 from inat_ft.training import train
 from tests.fake_wandb import KEY, FakeWandb
@@ -88,7 +88,7 @@ def test_a_run_that_wandb_refuses_leaves_no_folder(config, places, at) -> None:
 
 
 def test_off_is_silent() -> None:
-    assert isinstance(tracker_for(TrackConfig()), NoTracker)
+    assert isinstance(tracker_for(TrackConfig()), NullTracker)
     assert load_config().track.wandb == "off"
 
 
@@ -160,7 +160,7 @@ def test_a_server_that_is_down_or_mute_is_named(at) -> None:
 def test_the_variable_decides_how_a_run_is_logged(monkeypatch, configured: str, variable: str, expected) -> None:
     monkeypatch.setenv("WANDB_MODE", variable)
     tracker = tracker_for(TrackConfig(wandb=configured))
-    assert isinstance(tracker, NoTracker) if expected is None else tracker.config.wandb == expected
+    assert isinstance(tracker, NullTracker) if expected is None else tracker.config.wandb == expected
 
 
 def test_an_unknown_mode_is_refused_before_a_run_folder_is_made(invoke, manifest_file: Path, monkeypatch) -> None:

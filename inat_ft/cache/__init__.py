@@ -1,0 +1,1 @@
+"""Caches on disk and in memory: packed images and the outputs of frozen layers."""

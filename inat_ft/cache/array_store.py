@@ -1,0 +1,199 @@
+"""Rows of equal size on disk, each computed once and found again by the content that it came from.
+
+A store is a folder: `rows.bin` holds the rows one after the other, `index.bin` the SHA-256 of the image behind each. A
+row counts once its index entry is written, which happens after the row is safely on disk: a process may be killed at
+any instant and the next one goes on from there. One process writes at a time; the others wait, and then find the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inat_ft.errors import DataError
+from inat_ft.locks import FileLock
+from inat_ft.records import is_disk_full, write_text
+from inat_ft.text import format_bytes
+
+_DIGEST = 32
+_ELSEWHERE = "name another folder with --cache-dir, or use --cache none"
+_ADVICE = f"free some space, list and clear with `inat-ft cache`, {_ELSEWHERE}"
+
+Make = Callable[[Sequence[int]], Iterator[NDArray[Any]]]
+"""Given the positions of missing rows, yields them in this order, in blocks of one or more rows."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of rows, all made in the same way.
+
+    key: everything that decides a row's bytes save the image itself; row_shape and dtype: of one row.
+    """
+
+    folder: Path
+    key: dict[str, Any]
+    row_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.row_shape)) * self.dtype.itemsize
+
+    def missing(self, hashes: Sequence[str]) -> list[int]:
+        """Positions in `hashes` of images that have no row yet; of equal images the first."""
+        known = set(self._index())
+        found = []
+        for position, name in enumerate(hashes):
+            digest = bytes.fromhex(name)
+            if digest not in known:
+                known.add(digest)
+                found.append(position)
+        return found
+
+    def ensure(self, hashes: Sequence[str], make: Make, tick: Callable[[int, int], None]) -> int:
+        """Make the missing rows; returns how many those were.
+
+        tick(done, total) counts the rows made. Raises DataError when the disk is or would become full.
+        """
+        if not self.missing(hashes):
+            return 0
+        with ExitStack() as held:
+            with _folder_named(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(self.folder / "lock"))
+            missing = self.missing(hashes)  # another process may have made some meanwhile
+            if missing:
+                self._make(missing, hashes, make, tick)
+        return len(missing)
+
+    def _make(self, missing: list[int], hashes: Sequence[str], make: Make, tick: Callable[[int, int], None]) -> None:
+        need, free = len(missing) * self.row_bytes, shutil.disk_usage(self.folder).free
+        if need > free:
+            raise DataError(
+                f"the cache needs {format_bytes(need)} and {self.folder} has {format_bytes(free)} left", _ADVICE
+            )
+        with _folder_named(self.folder):
+            write_text(self.folder / "key.json", json.dumps(self._description(), indent=1, sort_keys=True) + "\n")
+            rows = os.open(self.folder / "rows.bin", os.O_RDWR | os.O_CREAT, 0o666)
+            index = os.open(self.folder / "index.bin", os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                done = len(self._index())
+                os.ftruncate(rows, done * self.row_bytes)  # what a killed process left behind
+                os.ftruncate(index, done * _DIGEST)
+                os.lseek(rows, 0, os.SEEK_END)
+                os.lseek(index, 0, os.SEEK_END)
+                made = 0
+                for block in make(missing):
+                    _write(rows, np.ascontiguousarray(block, self.dtype).data.cast("B"))
+                    os.fsync(rows)
+                    digests = (bytes.fromhex(hashes[position]) for position in missing[made : made + len(block)])
+                    _write(index, memoryview(b"".join(digests)))
+                    made += len(block)
+                    tick(made, len(missing))
+                os.fsync(index)
+            finally:
+                os.close(rows)
+                os.close(index)
+
+    def read(self, hashes: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """All rows, memory-mapped and read-only `[M, *row_shape]`, and the row of each hash `[N]`.
+
+        Raises DataError when a hash has no row, or the store is cleared at this moment.
+        """
+        try:
+            with (self.folder / "rows.bin").open("rb") as opened:
+                index = {digest: row for row, digest in enumerate(self._index())}
+                positions = np.fromiter((index[bytes.fromhex(name)] for name in hashes), np.int64, len(hashes))
+                rows = np.memmap(opened, self.dtype, "r", shape=(len(index), *self.row_shape))
+                if os.path.samestat(os.fstat(opened.fileno()), os.stat(self.folder / "rows.bin")):
+                    return rows, positions  # else the index is of rows that have come in the place of these
+        except (FileNotFoundError, KeyError):
+            pass
+        raise DataError(f"the cache {self.folder} was cleared while it was being read", "run the same command again")
+
+    def _index(self) -> list[bytes]:
+        """The digests of all rows that count."""
+        try:
+            raw = (self.folder / "index.bin").read_bytes()
+            stored = (self.folder / "rows.bin").stat().st_size // self.row_bytes
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        count = min(len(raw) // _DIGEST, stored)
+        return [raw[start : start + _DIGEST] for start in range(0, count * _DIGEST, _DIGEST)]
+
+    def _description(self) -> dict[str, Any]:
+        return {"key": self.key, "row_shape": self.row_shape, "dtype": self.dtype.str}
+
+
+def open_store(cache: Path, kind: str, key: dict[str, Any], row_shape: tuple[int, ...], dtype: str) -> Store:
+    """The store for a key under the cache folder, made when first written to. kind: first part of its path."""
+    full = {"key": key, "row_shape": row_shape, "dtype": np.dtype(dtype).str}
+    name = hashlib.sha256(json.dumps(full, sort_keys=True).encode()).hexdigest()[:24]
+    return Store(cache / kind / name, key, row_shape, np.dtype(dtype))
+
+
+def _write(handle: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(handle, data) :]
+
+
+@contextmanager
+def _folder_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise DataError(f"the disk is full: the cache cannot be written to {folder}", _ADVICE) from error
+        raise DataError(f"cannot write the cache to {folder}: {error.strerror or error}", _ELSEWHERE) from error
+
+
+@dataclass(frozen=True)
+class StoreSize:
+    """What a store takes."""
+
+    folder: Path
+    kind: str
+    rows: int
+    size: int
+    """In bytes."""
+    key: dict[str, Any]
+
+
+def list_stores(cache: Path) -> list[StoreSize]:
+    """The stores under a cache folder, the largest first."""
+    found = []
+    for description in cache.glob("*/*/key.json"):
+        folder = description.parent
+        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        index = folder / "index.bin"
+        rows = index.stat().st_size // _DIGEST if index.exists() else 0
+        found.append(StoreSize(folder, folder.parent.name, rows, size, _read_key(description)))
+    return sorted(found, key=lambda store: -store.size)
+
+
+def _read_key(description: Path) -> dict[str, Any]:
+    """What a store says of itself, nothing where that is damaged: it is listed and cleared all the same."""
+    try:
+        key = json.loads(description.read_bytes())["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return key if isinstance(key, dict) else {}
+
+
+def clear_store(store: StoreSize) -> None:
+    """Remove a store, after the process that writes to it, if any, is done. The lock stays, since others may wait for it."""
+    with FileLock(store.folder / "lock"):
+        (store.folder / "index.bin").unlink(missing_ok=True)  # first: from here on no row counts
+        (store.folder / "rows.bin").unlink(missing_ok=True)
+        (store.folder / "key.json").unlink(missing_ok=True)

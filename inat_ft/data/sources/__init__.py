@@ -1,0 +1,1 @@
+"""Data sources: where images and their classes come from."""

@@ -1,0 +1,1 @@
+"""Downloads that resume, safe extraction, and the named data sets."""

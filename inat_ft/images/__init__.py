@@ -1,0 +1,1 @@
+"""Images: decoding, signatures, near duplicates, scanning and augmentation."""
