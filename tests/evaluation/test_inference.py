@@ -57,7 +57,7 @@ def test_equivalence_at_the_margin_is_claimed_in_at_most_five_percent(number: in
     """By enumeration: the second classifier loses `expected` images on average, and that is the margin."""
     margin = expected / number
     claimed = sum(
-        stats.binom.pmf(lost, number, margin) * paired(paired_accuracy(0, lost, number), margin).same
+        stats.binom.pmf(lost, number, margin) * paired(paired_accuracy(0, lost, number), margin).equivalent
         for lost in range(6 * expected + 6)
     )
     assert claimed <= 0.05
@@ -131,7 +131,7 @@ def test_the_same_difference_on_all_images_gives_no_verdict(tmp_path: Path) -> N
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     result = compare([tmp_path / "A.json", tmp_path / "B.json"], "balanced_accuracy", margin=0.5)
     assert result.summary.startswith("No conclusion: all test images give the same difference in balanced accuracy")
-    assert not result.pairs[0].is_significant and not result.pairs[0].same
+    assert not result.pairs[0].is_significant and not result.pairs[0].equivalent
 
 
 def test_equal_figures_by_another_path_do_not_differ() -> None:

@@ -22,8 +22,8 @@ from inat_ft.training import train
 
 
 @pytest.fixture
-def run(config, places) -> Path:
-    return train(config(optim__epochs=2, optim__lr=1e-2, model__backbone="cnn", strategy__name="full"), places)[1]
+def run(config, directories) -> Path:
+    return train(config(optim__epochs=2, optim__lr=1e-2, model__backbone="cnn", strategy__name="full"), directories)[1]
 
 
 def test_predictions_are_those_of_an_evaluation(run: Path, images: Path, cli, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from inat_ft.models.build import build_model
 from inat_ft.models.weights import named_alike, read_metadata, read_state, save_model
 from inat_ft.settings import load_config
 from inat_ft.testing import tiny_net
-from tests.models.clusters import no_memory
+from tests.models.families import no_memory
 
 State = dict[str, Tensor]
 
