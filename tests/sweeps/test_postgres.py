@@ -75,11 +75,11 @@ def test_many_workers_and_a_killed_one(database: str, tmp_path: Path, worker_com
 
     trials = here.trials()
     assert [trial.state for trial in trials] == ["complete"] * 6
-    assert len({tuple(trial.point.values()) for trial in trials}) == 6
+    assert len({tuple(trial.params.values()) for trial in trials}) == 6
     ends = [line for line in log.read_text().splitlines() if line.startswith("end")]
     assert len(set(ends)) == 6
     assert len(ends) <= 7, "only the trial of the killed worker may be trained twice"
-    assert here.state() == ("finished", "all 6 points have been tried")
+    assert here.status() == ("finished", "all 6 points have been tried")
 
 
 def test_another_machine_needs_only_the_address(database: str, tmp_path: Path) -> None:
