@@ -78,9 +78,9 @@ class Storage:
     transient: tuple[type[Exception], ...] = ()
     """Exceptions after which an operation is retried."""
 
-    def retry(self, operation: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
+    def retry(self, operation: Callable[[], T], patience_s: float | None = None) -> T:
         """Return the operation's result; repeat it while the database is unavailable. Raises StorageError in the end."""
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
         while True:
             try:
                 return operation()

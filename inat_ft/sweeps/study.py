@@ -221,7 +221,7 @@ class Sweep:
                     self.study.tell(claimed.trial.number, state=OptunaState.FAIL)
 
         with claimed.locks:
-            self.storage.retry(fail, _SHORT_PATIENCE_S if not cause.is_failure else 60.0)
+            self.storage.retry(fail, None if cause.is_failure else _SHORT_PATIENCE_S)
 
     def stop(self) -> None:
         """Assign no more trials."""
