@@ -240,5 +240,5 @@ def test_the_example_plugin_leaves_features_alive() -> None:
     net.set_trainable(make_plan(module.EveryOther(), net, 1).epochs[0].parameters)
     digits = torch.from_numpy(load_digits().images[:64]).float()[:, None].repeat(1, 3, 4, 4) / 4 - 2
     with torch.no_grad():
-        features = net.train().run(digits, 0, len(net.stages))
+        features = net.train().forward_stages(digits, 0, len(net.stages))
     assert features.std(0).mean() > 0.01
