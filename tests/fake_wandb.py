@@ -60,7 +60,8 @@ class FakeWandb:
                     [json.loads(line) for line in part["content"]] if name.endswith(("jsonl", "summary.json")) else []
                 )
                 if name == "wandb-history.jsonl":
-                    run["history"] += lines
+                    offset = part["offset"]  # as the real server: the lines take their places
+                    run["history"][offset : offset + len(lines)] = lines
                 elif name == "wandb-summary.json":
                     run["summary"] |= lines[-1]
             if sent.get("complete"):
@@ -88,6 +89,27 @@ class FakeWandb:
         bucket = {"id": id, "name": id, "displayName": values.get("displayName") or id, "config": "{}"}
         more = {"project": _PLACE, "historyLineCount": 0, "sweepName": run["sweep"]}
         return {"upsertBucket": {"bucket": bucket | more, "inserted": True}}
+
+    def on_RunResumeStatus(self, values: dict[str, Any]) -> dict[str, Any]:
+        run = self.runs.get(values["name"])
+        if run is None:
+            return {"model": {"id": "p1", "name": "proj", "entity": _PLACE["entity"], "bucket": None}}
+        bucket = {
+            "id": values["name"],
+            "name": values["name"],
+            "summaryMetrics": json.dumps(run["summary"]),
+            "displayName": values["name"],
+            "logLineCount": 0,
+            "historyLineCount": len(run["history"]),
+            "eventsLineCount": 0,
+            "historyTail": json.dumps([json.dumps(row) for row in run["history"][-1:]]),
+            "eventsTail": "[]",
+            "config": json.dumps(run["config"]),
+            "tags": [],
+            "notes": None,
+            "wandbConfig": json.dumps({"t": 1}),
+        }
+        return {"model": {"id": "p1", "name": "proj", "entity": _PLACE["entity"], "bucket": bucket}}
 
     def on_CreateRunFiles(self, values: dict[str, Any]) -> dict[str, Any]:
         run = values.get("run") or values.get("runName")
