@@ -1,7 +1,8 @@
 """A loopback server that speaks enough of W&B's protocol for the real client: runs, files, sweeps, agents.
 
 `FakeWandb()` is a context manager; `runs[id]` has config, history, summary, exit and files; `sweeps[id]` the file it was
-made from. `points` are given out by the agents' heartbeats, one each, and then `exit`.
+made from. The agents' heartbeats get one of the `points` each, and then `exit`. With `stop_after`, runs are stopped as on
+their page after that many epochs.
 """
 
 import json
@@ -26,6 +27,7 @@ class FakeWandb:
         self.operations: list[str] = []
         self.lock = threading.Lock()
         self.down = False
+        self.stop_after: int | None = None
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
@@ -52,7 +54,7 @@ class FakeWandb:
     def run(self, id: str) -> dict[str, Any]:
         return self.runs.setdefault(id, {"config": {}, "history": [], "summary": {}, "exit": None, "files": {}})
 
-    def stream(self, id: str, sent: dict[str, Any]) -> None:
+    def stream(self, id: str, sent: dict[str, Any]) -> dict[str, Any]:
         with self.lock:
             run = self.run(id)
             for name, part in (sent.get("files") or {}).items():
@@ -66,6 +68,7 @@ class FakeWandb:
                     run["summary"] |= lines[-1]
             if sent.get("complete"):
                 run["exit"] = sent.get("exitcode")
+            return run
 
     def graphql(self, asked: dict[str, Any]) -> dict[str, Any]:
         found = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
@@ -175,8 +178,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.fake.down:
             return self.answer({}, 503)
         if self.path.endswith("/file_stream"):
-            self.fake.stream(self.path.split("/")[-2], json.loads(content))
-            return self.answer({"exitcode": None, "limits": {}})
+            run = self.fake.stream(self.path.split("/")[-2], json.loads(content))
+            stopped = self.fake.stop_after is not None and len(run["history"]) >= self.fake.stop_after
+            return self.answer({"exitcode": None, "limits": {}, "stopped": stopped})
         if self.path != "/graphql":
             return self.answer({})
         if not self.fake.allowed(self.headers):

@@ -40,6 +40,14 @@ print("done")
 """
 
 
+POLL_OFTEN = """
+import wandb.sdk.lib.run_stopping as stopping
+stopping.RunStopChecker.__init__.__kwdefaults__["poll_interval"] = 0.2
+from inat_ft.cli.main import run
+run()
+"""
+
+
 def environment(tmp_path: Path, url: str, **more: str) -> dict[str, str]:
     own = {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false", "HOME": str(tmp_path)}
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
@@ -86,6 +94,31 @@ def test_epochs_that_wandb_has_are_not_logged_again(tmp_path: Path) -> None:
             assert log_run(tmp_path, "online", fake.url, epochs).returncode == 0
         (run,) = fake.runs.values()
         assert [row["epoch"] for row in run["history"]] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_on_its_page_says_so_and_can_be_resumed(tmp_path: Path, manifest_file: Path) -> None:
+    train = ["train", "--split", str(manifest_file), "--backbone", "cnn", "--image-size", "32", "--patience", "0"]
+    train += ["--set", "model.filters=16", "--epochs", "2000", "--name", "mine", "--tracker", "wandb"]
+    with FakeWandb() as fake:
+        fake.stop_after = 2
+        env = environment(tmp_path, fake.url)
+        command = [sys.executable, "-c", POLL_OFTEN, *train]
+        ended = subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 130 and "the run was stopped on its W&B page" in ended.stderr
+    assert "--resume runs/mine" in ended.stderr and "Traceback" not in ended.stderr
+    (run,) = fake.runs.values()
+    epochs = [row["epoch"] for row in run["history"]]
+    assert 2 <= len(epochs) < 2000 and run["exit"] == 1
+
+    with FakeWandb() as fake:
+        fake.runs[Path("runs/mine/wandb/run-id.txt").read_text().strip()] = run
+        fake.stop_after = len(epochs) + 2
+        command = [sys.executable, "-c", POLL_OFTEN, "train", "--resume", "mine"]
+        env = environment(tmp_path, fake.url)
+        subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=120)
+    epochs = [row["epoch"] for row in run["history"]]
+    assert epochs == list(range(1, len(epochs) + 1)) and len(epochs) >= fake.stop_after
 
 
 def test_an_offline_run_asks_nobody_and_can_be_sent_later(tmp_path: Path) -> None:
