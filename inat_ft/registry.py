@@ -34,6 +34,7 @@ _BASES = {
     "inat_ft.models.base:Backbone": BACKBONES,
     "inat_ft.tracking.base:Tracker": TRACKERS,
     "inat_ft.exporters.base:Exporter": EXPORTERS,
+    "inat_ft.optim.base:Optimizer": OPTIMIZERS,
 }
 """The base class of each group. It is not imported here: a plugin has imported it."""
 _OURS = "inat-ft"
@@ -117,7 +118,7 @@ def get(group: str, name: str) -> Plugin:
 def plugin_label(group: str, loaded: type[Any]) -> str:
     """Return what messages call a class: `strategy 'x' of package 'y'`, with all its names, or else its module."""
     names = [f"'{plugin.name}' of package '{plugin.package}'" for plugin in _registered_as(group, loaded)]
-    return f"{GROUPS[group]} {' or '.join(names) or f'{loaded.__qualname__} of {loaded.__module__}'}"
+    return f"{GROUPS.get(group, 'plugin')} {' or '.join(names) or f'{loaded.__qualname__} of {loaded.__module__}'}"
 
 
 def call_plugin(method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -141,7 +141,9 @@ def train(
     wandb: Annotated[str | None, _flag("--wandb", "Log to W&B: off, offline or online. [default: off]", _RUN)] = None,
     tracker: Annotated[
         list[str] | None,
-        _flag("--tracker", "Log to this tracker, such as wandb; may be repeated. [default: none]", _RUN, metavar="NAME"),
+        _flag(
+            "--tracker", "Log to this tracker, such as wandb; may be repeated. [default: none]", _RUN, metavar="NAME"
+        ),
     ] = None,
     compile: Annotated[bool | None, _flag("--compile", "Compile what learns with torch.compile.", _RUN)] = None,
     deterministic: Annotated[

@@ -29,7 +29,7 @@ def strategy_sweep() -> tuple[dict[str, Any], dict[str, str]]:
     left_out: dict[str, str] = {}
     for name in plugins(STRATEGIES):
         try:
-            space = getattr(get(STRATEGIES, name).load(), "space", {})
+            space = getattr(get(STRATEGIES, name).load(), "search_space", {})
         except PluginError as error:
             left_out[name] = error.message
             continue

@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 3.0
 _SETTINGS = {"init_timeout": 30.0, "finish_timeout": 60.0}
 """Seconds. W&B's own defaults are 90 and no limit. `WANDB_INIT_TIMEOUT` and `WANDB_FINISH_TIMEOUT` override them."""
-_MODES: dict[str, Literal["online", "offline", "disabled"]] = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+_MODES: dict[str, Literal["online", "offline", "disabled"]] = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
 """The values of `WANDB_MODE` and what they mean."""
 
 

@@ -54,9 +54,7 @@ def environment(tmp_path: Path, url: str, **more: str) -> dict[str, str]:
     return {**kept, **own, "OMP_NUM_THREADS": "1", **more}
 
 
-def log_run(
-    tmp_path: Path, mode: str, url: str, epochs: str = "1-3", **more: str
-) -> subprocess.CompletedProcess[str]:
+def log_run(tmp_path: Path, mode: str, url: str, epochs: str = "1-3", **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", RUN, mode, str(tmp_path), epochs]
     return subprocess.run(
         command, check=False, env=environment(tmp_path, url, **more), capture_output=True, text=True, timeout=60
