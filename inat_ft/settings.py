@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from inat_ft.config import RunConfig, build_backbone, build_strategy, format_validation_error
+from inat_ft.config import RunConfig, build_backbone, build_strategy, build_tracker, format_validation_error
 from inat_ft.errors import ConfigError, UsageError, did_you_mean
 from inat_ft.yaml_io import dump_yaml, parse_yaml, quote_yaml
 
@@ -216,7 +216,7 @@ def _home() -> Path | None:
 
 
 def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key. Choosing another strategy or backbone drops the options of the one before."""
+    """Set a dotted key. Choosing another strategy or backbone drops the options of the one before; mappings are merged."""
     *sections, last = key.split(".")
     if key in ("strategy.name", "model.backbone"):
         before = raw.get(sections[0])
@@ -229,7 +229,8 @@ def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
         if inner is None:
             raw[section] = inner = {}
         raw = inner
-    raw[last] = value
+    before = raw.get(last)
+    raw[last] = {**before, **value} if isinstance(before, Mapping) and isinstance(value, Mapping) else value
 
 
 def dump_config(config: RunConfig) -> str:
@@ -251,4 +252,7 @@ def describe(config: RunConfig) -> list[dict[str, str]]:
             fields |= {key: info for key, info in type(plugins[name]).model_fields.items() if key != "variant"}
         for key, info in fields.items():
             lines.append({"key": f"{name}.{key}", "value": str(getattr(value, key)), "help": info.description or ""})
+    for name, options in config.track.options.items():
+        for key, info in type(build_tracker(name, options)).model_fields.items():
+            lines.append({"key": f"track.{name}.{key}", "value": str(options[key]), "help": info.description or ""})
     return lines
