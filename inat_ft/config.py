@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from inat_ft.errors import ConfigError, PluginError, did_you_mean
-from inat_ft.registry import BACKBONES, STRATEGIES, Plugin, get, plugins
+from inat_ft.registry import BACKBONES, OPTIMIZERS, STRATEGIES, Plugin, get, plugins
 
 
 class Section(BaseModel):
@@ -76,8 +76,8 @@ class StrategyConfig(PluginSection):
     """head, partial, full, or a plugin's name. Default: full for a network without pretrained weights."""
 
 
-class OptimConfig(Section):
-    """How it learns."""
+class OptimConfig(PluginSection):
+    """How it learns; further keys are the optimizer's own options."""
 
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 5
     """Passes over the training images, at most."""
@@ -85,8 +85,8 @@ class OptimConfig(Section):
     """Images per step."""
     lr: Annotated[float, Field(gt=0, le=100)] = 1e-4
     """Learning rate."""
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """adam, adamw, or sgd (with Nesterov momentum)."""
+    optimizer: str = "adam"
+    """adam, adamw, sgd (with Nesterov momentum), or the name of an installed plugin."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Weight decay; biases, normalization, position embeddings, tokens and layer scales are spared."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -204,6 +204,11 @@ class RunConfig(Section):
     def _strategy_options(cls, section: StrategyConfig) -> StrategyConfig:
         return section.model_copy(update=build_strategy(section).model_dump(mode="json"))
 
+    @field_validator("optim")
+    @classmethod
+    def _optimizer_options(cls, section: OptimConfig) -> OptimConfig:
+        return section.model_copy(update=build_optimizer(section).model_dump(mode="json"))
+
     @model_validator(mode="after")
     def _warmup_fits(self) -> "RunConfig":
         if self.optim.warmup_epochs > self.optim.epochs:
@@ -243,9 +248,10 @@ def _family(name: str) -> tuple[str, str | None]:
 
 
 def shadowed_plugins(config: RunConfig) -> list[Plugin]:
-    """The plugins of other packages that claim the name of the run's backbone or strategy, and are not used."""
-    used = get(BACKBONES, _family(config.model.backbone)[0]), get(STRATEGIES, config.strategy.name)
-    claims = plugins(BACKBONES).get(config.model.backbone, []) + plugins(STRATEGIES).get(config.strategy.name, [])
+    """Return the plugins of other packages with the name of the run's backbone, strategy or optimizer that are not used."""
+    names = {BACKBONES: config.model.backbone, STRATEGIES: config.strategy.name, OPTIMIZERS: config.optim.optimizer}
+    used = [get(group, _family(name)[0] if group == BACKBONES else name) for group, name in names.items()]
+    claims = [plugin for group, name in names.items() for plugin in plugins(group).get(name, [])]
     return [plugin for plugin in claims if plugin not in used]
 
 
@@ -271,14 +277,23 @@ def build_strategy(section: StrategyConfig) -> Any:
     )
 
 
+def build_optimizer(section: OptimConfig) -> Any:
+    """Return the optimizer plugin that an optim section names, with its options. Raises ConfigError or PluginError."""
+    plugin = get(OPTIMIZERS, section.optimizer)
+    loaded = load_section_class(plugin)
+    if taken := sorted(set(loaded.model_fields) & set(OptimConfig.model_fields)):
+        raise PluginError(f"{plugin} has an option '{taken[0]}', but optim.{taken[0]} is already a key of inat-ft")
+    return _build(loaded, section.options, "optim", OptimConfig, section.optimizer)
+
+
+_BASES = {STRATEGIES: "Strategy", BACKBONES: "Backbone", OPTIMIZERS: "Optimizer"}
+
+
 def load_section_class(plugin: Plugin) -> type[Section]:
     """The class of a plugin. Raises PluginError when it cannot be imported or is not what its group asks for."""
     loaded = plugin.load()
     if not issubclass(loaded, Section):
-        raise PluginError(
-            f"{plugin} breaks the contract: {plugin.target} is not derived from "
-            f"{'Strategy' if plugin.group == STRATEGIES else 'Backbone'}"
-        )
+        raise PluginError(f"{plugin} breaks the contract: {plugin.target} is not derived from {_BASES[plugin.group]}")
     if missing := getattr(loaded, "__abstractmethods__", None):
         raise PluginError(
             f"{plugin} breaks the contract: {plugin.target} has no "

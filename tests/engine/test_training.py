@@ -157,10 +157,10 @@ class TestEarlyStop:
 
     @pytest.mark.parametrize("monitor", ["val_accuracy", "val_loss"])
     def test_what_is_not_finite_is_never_better_and_zero_patience_never_stops(self, monitor: str) -> None:
-        assert EarlyStopping(patience=1, monitor=monitor).update(epoch(None, None))
-        assert EarlyStopping(patience=1, monitor=monitor).update(Epoch.model_construct(epoch=1, **{monitor: math.nan}))
+        assert EarlyStopping(patience=1, monitor=monitor).step(epoch(None, None))
+        assert EarlyStopping(patience=1, monitor=monitor).step(Epoch.model_construct(epoch=1, **{monitor: math.nan}))
         never = EarlyStopping(patience=0, monitor=monitor)
-        assert not any(never.update(epoch(0.0)) for _ in range(50))
+        assert not any(never.step(epoch(0.0)) for _ in range(50))
 
     def test_a_rise_smaller_than_min_delta_does_not_count_nor_does_a_tie_then(self) -> None:
         stop = EarlyStopping(patience=2, min_delta=0.1)
