@@ -91,7 +91,7 @@ def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("s
     resize = {"resize": config.data.resize, "interpolation": config.data.interpolation}
     model = replace(model, preprocess=model.preprocess.model_copy(update=resize))
     model.net.to(compute.device).to(memory_format=torch.channels_last)
-    with plugin_errors(STRATEGIES, type(strategy), "choose()"):
+    with plugin_errors(STRATEGIES, type(strategy), "resolve()"):
         strategy = strategy.resolve(model.net, lambda: _gradients(model, manifest, compute))
     with plugin_errors(STRATEGIES, type(strategy), "adapt()"):
         net = strategy.adapt(model.net).to(compute.device)

@@ -1,6 +1,5 @@
 """`inat-ft doctor`: whether this machine has what a run needs."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import typer
@@ -18,13 +17,15 @@ def doctor(
     from inat_ft.diagnostics import run_checks
     from inat_ft.paths import cache_folder
 
-    detail = list(run_checks(runs_dir, cache_folder(cache_dir)))
+    checks = list(run_checks(runs_dir, cache_folder(cache_dir)))
     if json:
-        render.echo_json([asdict(finding) for finding in detail])
+        render.echo_json(
+            [{"what": check.name, "state": check.status, "found": check.detail, "hint": check.hint} for check in checks]
+        )
     else:
-        render.table("", ("", "state", "found"), [(each.name, each.status, each.detail) for each in detail])
-        for finding in detail:
-            if finding.hint:
-                render.echo(f"{finding.name}: {finding.hint}")
-    if any(finding.status == "problem" for finding in detail):
+        render.table("", ("", "state", "found"), [(each.name, each.status, each.detail) for each in checks])
+        for check in checks:
+            if check.hint:
+                render.echo(f"{check.name}: {check.hint}")
+    if any(check.status == "problem" for check in checks):
         raise typer.Exit(1)

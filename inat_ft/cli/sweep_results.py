@@ -22,7 +22,7 @@ def best(
     evaluate: Annotated[
         bool, typer.Option("--eval", help="Evaluate the best run on the test set: a deliberate act, and counted.")
     ] = False,
-    replicate: Annotated[
+    confirm: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="Train the top K again with other seeds.", show_default=False)
     ] = None,
     seeds: Annotated[
@@ -46,11 +46,11 @@ def best(
     from inat_ft.errors import UsageError
     from inat_ft.sweeps.selection import choose, replication
 
-    if seeds is not None and replicate is None:
+    if seeds is not None and confirm is None:
         raise UsageError("--seeds says with how many seeds --confirm repeats the best trials", "add: --confirm 3")
     sweep = open_sweep(id, sweeps_dir, storage)
     selection = choose(sweep)
-    repeats = _confirm(sweep, replicate, seeds or 3, cache_dir) if replicate else replication(sweep)
+    repeats = _confirm(sweep, confirm, seeds or 3, cache_dir) if confirm else replication(sweep)
     taken = selection.of(repeats[0].trial.number) if repeats else selection.candidates[0]
     picked, directory = taken.trial, sweep.runs / taken.trial.run
     if train:

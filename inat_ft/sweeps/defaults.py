@@ -30,7 +30,7 @@ def strategy_sweep() -> tuple[dict[str, Any], dict[str, str]]:
     left_out: dict[str, str] = {}
     for name in plugins(STRATEGIES):
         try:
-            space = getattr(load_section_class(get(STRATEGIES, name)), "space", {})
+            space = getattr(load_section_class(get(STRATEGIES, name)), "search_space", {})
         except PluginError as error:
             left_out[name] = error.message
             continue

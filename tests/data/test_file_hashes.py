@@ -124,7 +124,7 @@ def test_a_run_whose_images_change_meanwhile_stops_and_poisons_no_cache(
 
     for cache in ("prefix", "packed", "none"):
         with monkeypatch.context() as patched:
-            patched.setattr(inat_ft.setup, "current_hashes", replaced_after)
+            patched.setattr(inat_ft.setup, "verify_hashes", replaced_after)
             ran = invoke(*words, "--cache", cache, "--name", f"{cache}-1")
         assert ran.code == 1 and "changed after it was checked" in ran.err and str(file) in ran.err
         file.write_bytes(original)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import preset, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
@@ -39,7 +39,7 @@ def invented(labels: list[str], groups: list[str]) -> tuple[Files, Scan]:
 
 class TestStratification:
     @settings(max_examples=60, deadline=None)
-    @preset(
+    @given(
         st.lists(st.integers(3, 60), min_size=2, max_size=6),
         st.floats(0.05, 0.5),
         st.floats(0.0, 0.4),
@@ -60,7 +60,7 @@ class TestStratification:
             assert abs(counts["val"] - val * (size - counts["test"])) <= 1
 
     @settings(max_examples=40, deadline=None)
-    @preset(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), min_size=40, max_size=150), st.integers(0, 99))
+    @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), min_size=40, max_size=150), st.integers(0, 99))
     def test_groups_stay_together(self, rows, seed) -> None:
         labels = [f"c{label}" for label, _ in rows] + [f"c{label}" for label in range(4) for _ in range(5)]
         groups = [f"g{group}" for _, group in rows] + [""] * 20

@@ -91,8 +91,8 @@ def test_a_map_of_one_place_is_refused() -> None:
         _last_with_places(flat, torch.randn(2, 3, 2, 2))
 
 
-def test_eval_draws_overlays(config, places, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, run = train(config(optim__epochs=1), places)
+def test_eval_draws_overlays(config, directories, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, run = train(config(optim__epochs=1), directories)
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "captum.attr", None)
         with pytest.raises(UsageError, match="captum"):
@@ -105,8 +105,8 @@ def test_eval_draws_overlays(config, places, monkeypatch: pytest.MonkeyPatch) ->
     assert not np.array_equal(plain, overlaid)
 
 
-def test_a_network_without_places_is_refused_before_the_test_set_is_looked_at(config, places, monkeypatch) -> None:
-    _, run = train(config(optim__epochs=1), places)
+def test_a_network_without_places_is_refused_before_the_test_set_is_looked_at(config, directories, monkeypatch) -> None:
+    _, run = train(config(optim__epochs=1), directories)
     monkeypatch.setattr("inat_ft.evaluation.cam._layout", lambda x, count: None)
     with pytest.raises(UsageError, match="tells places apart at 32 pixels"):
         evaluate_run(run, "test", cam=True)

@@ -27,7 +27,7 @@ def test_two_foreign_predictions_make_a_paired_test(cli, tmp_path: Path) -> None
         ran = cli("record", "new", f"{name}/p.csv", "--name", name, "--out", f"{name}.json")
         assert ran.code == 0 and f"test accuracy {1 - wrong / 200:.4f}" in ran.out
     found = compare([Path("keras.json"), Path("jax.json")])
-    assert (found.pairs[0].only_first, found.pairs[0].only_second) == (40, 0)
+    assert (found.pairs[0].n_first_only, found.pairs[0].n_second_only) == (40, 0)
     assert found.summary.startswith("jax is better than keras")
     assert cli("record", "new", "jax/p.csv", "--name", "x", "--out", "jax.json").code == 2
     assert read_record(Path("jax.json"))[0].predictions == {"test": "jax/p.csv"}

@@ -57,7 +57,7 @@ def test_equivalence_at_the_margin_is_claimed_in_at_most_five_percent(number: in
     """By enumeration: the second classifier loses `expected` images on average, and that is the margin."""
     margin = expected / number
     claimed = sum(
-        stats.binom.pmf(lost, number, margin) * paired(paired_accuracy(0, lost, number), margin).same
+        stats.binom.pmf(lost, number, margin) * paired(paired_accuracy(0, lost, number), margin).equivalent
         for lost in range(6 * expected + 6)
     )
     assert claimed <= 0.05
@@ -122,7 +122,7 @@ def test_the_same_difference_on_all_images_gives_no_verdict(tmp_path: Path) -> N
     true, sure = np.arange(60) % 3, np.full(60, 0.6)
     a, b = (predictions(true, np.ones(60, bool), 3, sure + more) for more in (0.0, 0.2))
     found = paired(METRICS["log_loss"](a) - METRICS["log_loss"](b), 0.9)
-    assert found.p is None and found.same is False and found.difference.low < found.difference.high
+    assert found.p is None and found.equivalent is False and found.difference.low < found.difference.high
 
     lines = [f"{n}.jpg,c{n % 3},c{n % 3}" for n in range(60)]
     for name in ("A", "B"):
@@ -131,7 +131,7 @@ def test_the_same_difference_on_all_images_gives_no_verdict(tmp_path: Path) -> N
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     result = compare([tmp_path / "A.json", tmp_path / "B.json"], "balanced_accuracy", margin=0.5)
     assert result.summary.startswith("No conclusion: all test images give the same difference in balanced accuracy")
-    assert not result.pairs[0].is_significant and not result.pairs[0].same
+    assert not result.pairs[0].is_significant and not result.pairs[0].equivalent
 
 
 def test_equal_figures_by_another_path_do_not_differ() -> None:
@@ -165,7 +165,7 @@ def test_a_group_is_not_tested_against_a_single_seed(tmp_path: Path) -> None:
     record(tmp_path, "single", right(0.5, 9), config={"x": 2, "seed": 0}, seed=0)
     found = compare([tmp_path], group=True, margin=0.5)
     (pair,) = found.pairs
-    assert pair.p is None and pair.p_holm is None and pair.difference is None and not pair.same
+    assert pair.p is None and pair.p_holm is None and pair.difference is None and not pair.equivalent
     assert "single has a single seed" in found.summary and "--seed" in found.summary
 
     for seed in range(2):

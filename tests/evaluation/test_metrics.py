@@ -125,7 +125,9 @@ class TestSignificance:
         assert paired.value == pytest.approx(unpaired.value)
         assert paired.high - paired.low < (unpaired.high - unpaired.low) / 2
         difference = METRICS["accuracy"](a) - METRICS["accuracy"](b)
-        assert significance.paired(difference, 0.06).same and not significance.paired(difference, 0.001).same
+        assert (
+            significance.paired(difference, 0.06).equivalent and not significance.paired(difference, 0.001).equivalent
+        )
 
     def test_newcombes_interval_is_that_of_his_paper(self) -> None:
         """Newcombe 1998, table II (a): 56/70 - 48/80, method 10."""

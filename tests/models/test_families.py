@@ -23,7 +23,7 @@ from inat_ft.models.base import Preprocess
 from inat_ft.models.build import build_net
 from inat_ft.models.net import Net
 from inat_ft.settings import load_config
-from tests.models.clusters import NAMES, examine, line, no_memory
+from tests.models.families import NAMES, examine, line, no_memory
 
 pytestmark = pytest.mark.slow
 

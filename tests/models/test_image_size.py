@@ -99,12 +99,14 @@ def test_weights_with_gaps_are_refused(tmp_path) -> None:
         build_model(model_config("resnet18", str(tmp_path / "w.pth")), 3, 0, 32)
 
 
-def test_validation_at_another_size_is_trained_cached_recorded_and_evaluated_so(config, places, monkeypatch) -> None:
+def test_validation_at_another_size_is_trained_cached_recorded_and_evaluated_so(
+    config, directories, monkeypatch
+) -> None:
     monkeypatch.setattr("inat_ft.evaluation.evaluate.draw_figures", lambda *what: [])
     settings = {"data__eval_image_size": 48, "optim__epochs": 2}
-    record, run = train(config(**settings, compute__cache="none"), places)
-    cached, _ = train(config(**settings, compute__cache="prefix"), places)
-    same_size, _ = train(config(optim__epochs=2, compute__cache="prefix"), places)
+    record, run = train(config(**settings, compute__cache="none"), directories)
+    cached, _ = train(config(**settings, compute__cache="prefix"), directories)
+    same_size, _ = train(config(optim__epochs=2, compute__cache="prefix"), directories)
     losses = [[(epoch.train_loss, epoch.val_loss) for epoch in each.history] for each in (record, cached, same_size)]
     assert losses[0] == losses[1], "caches keep sizes apart"
     assert [train for train, _ in losses[0]] == [train for train, _ in losses[2]]

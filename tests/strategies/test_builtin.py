@@ -176,7 +176,7 @@ def test_lora_starts_as_the_network_and_merges_into_it() -> None:
     changed = adapted(x)
     merged = lora.merge(adapted)
     assert torch.allclose(merged(x), changed, atol=1e-6) and not torch.allclose(changed, before)
-    assert set(merged.state()) == set(tiny_net().state())
+    assert set(merged.original_state_dict()) == set(tiny_net().original_state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def test_a_real_pretrained_network_changes_just_where_the_strategy_says(name: st
 
 
 def test_the_example_plugin_leaves_features_alive() -> None:
-    source = Path(__file__).parents[2] / "examples" / "strategy-plugin" / "every_other.py"
+    source = Path(__file__).parents[2] / "examples" / "plugins" / "strategy" / "every_other.py"
     spec = importlib.util.spec_from_file_location("every_other", source)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -240,5 +240,5 @@ def test_the_example_plugin_leaves_features_alive() -> None:
     net.set_trainable(make_plan(module.EveryOther(), net, 1).epochs[0].parameters)
     digits = torch.from_numpy(load_digits().images[:64]).float()[:, None].repeat(1, 3, 4, 4) / 4 - 2
     with torch.no_grad():
-        features = net.train().run(digits, 0, len(net.stages))
+        features = net.train().forward_stages(digits, 0, len(net.stages))
     assert features.std(0).mean() > 0.01

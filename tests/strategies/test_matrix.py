@@ -148,13 +148,13 @@ def test_lora_merges_into_a_network_that_computes_the_same_and_loads_into_the_or
     with torch.no_grad():
         torch.testing.assert_close(merged(images()), adapted, rtol=0, atol=0)
     assert not torch.allclose(adapted, untouched(images()), atol=1e-4)
-    assert set(merged.state()) == set(untouched.state())
+    assert set(merged.original_state_dict()) == set(untouched.original_state_dict())
     assert not [each for each in merged.modules() if type(each).__name__.startswith("Parametrized")]
     own = classifier(family, seed=1)
     own.get_submodule(merged.head_name).weight = nn.Parameter(torch.empty_like(merged.head[1].weight))
     if merged.head[1].bias is not None:
         own.get_submodule(merged.head_name).bias = nn.Parameter(torch.empty_like(merged.head[1].bias))
-    own.load_state_dict(merged.state())
+    own.load_state_dict(merged.original_state_dict())
     with torch.no_grad():
         torch.testing.assert_close(own(images()), adapted)
 
@@ -180,7 +180,7 @@ def test_lora_leaves_weights_with_a_parametrization_of_their_own_alone() -> None
     adapted = lora.adapt(net)
     plan = make_plan(lora, adapted, 1)
     assert learned_names(adapted, plan) == {"conv.weight", "fc.weight", "fc.bias"}
-    assert set(lora.merge(adapted).state()) == before
+    assert set(lora.merge(adapted).original_state_dict()) == before
 
 
 class NoBias(nn.Module):
@@ -222,7 +222,9 @@ def test_adapters_start_from_the_seed_of_the_run_and_differ_between_layers_of_on
     assert not [name for name in first if torch.equal(first[name], other[name])]
     values = [tuple(tensor.flatten().tolist()) for tensor in first.values()]
     assert len(set(values)) == len(values)
-    later = strategy("lora").adapt(small_net("vit", 0)).state()  # fewer stages: the same start in each of them
+    later = (
+        strategy("lora").adapt(small_net("vit", 0)).original_state_dict()
+    )  # fewer stages: the same start in each of them
     assert all(torch.equal(later[name], first[name]) for name in later if name.endswith(".down"))
 
 

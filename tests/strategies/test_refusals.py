@@ -33,23 +33,23 @@ class Interrupted(Exception):
     pass
 
 
-def test_lora_goes_on_to_the_same_file_after_an_interruption(config, places) -> None:
+def test_lora_goes_on_to_the_same_file_after_an_interruption(config, directories) -> None:
     pytest.importorskip("timm")
     made = config(
         model__backbone="timm:test_convnext", strategy__name="lora", strategy__rank=2, stop__patience=0, name="a"
     )
     made = made.model_copy(update={"data": made.data.model_copy(update={"image_size": 64})})
-    _, whole = train(made, places)
+    _, whole = train(made, directories)
 
     def interrupt(epoch) -> None:
         if epoch.epoch == 2:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        train(made.model_copy(update={"name": "b"}), places, TrainCallbacks(on_epoch=interrupt))
-    broken = places.runs / "b"
+        train(made.model_copy(update={"name": "b"}), directories, TrainCallbacks(on_epoch=interrupt))
+    broken = directories.runs / "b"
     assert (broken / "resume.pt").exists() and not (broken / "model.safetensors").exists()
-    record, _ = train(load_config(broken / "config.yaml"), places, resume=broken)
+    record, _ = train(load_config(broken / "config.yaml"), directories, resume=broken)
     assert record.parameters.trained < record.parameters.total
     digests = {hashlib.sha256((each / "model.safetensors").read_bytes()).hexdigest() for each in (whole, broken)}
     assert len(digests) == 1

@@ -28,7 +28,7 @@ def test_the_network_of_a_trial_is_gone_before_the_next_one_is_built(
         alive.update(net.stages.values())
         return net
 
-    monkeypatch.setattr(build, "empty_net", watched)
+    monkeypatch.setattr(build, "build_net", watched)
     fixed = {
         "data.split": str(manifest_file),
         "data.image_size": 32,

@@ -111,7 +111,7 @@ def test_confirming_picks_by_the_mean_of_new_seeds(tmp_path: Path) -> None:
 
     again = open_sweep("tied", tmp_path)
     assert [c.trial.number for c in replication(again)] == [0, 1]
-    again.add(3, {"dropout": 0.3}, 0.99, "tied-03", 1.0)  # nobody has confirmed this one
+    again.import_trial(3, {"dropout": 0.3}, 0.99, "tied-03", 1.0)  # nobody has confirmed this one
     assert replication(again) == []
 
 
@@ -134,7 +134,7 @@ def test_importance_is_the_share_of_variance_and_knows_chance() -> None:
     assert (first.name, first.share) == ("lr", pytest.approx(0.0225 / (0.0225 + 0.02 / 9)))
     assert (second.name, second.share) == ("mode", pytest.approx(1 - first.share))
     assert (third.name, third.share) == ("batch_size", pytest.approx(0.0))
-    assert first.low > first.chance > third.share
+    assert first.low > first.null_quantile > third.share
     assert first.low <= first.share <= first.high
     assert importances(trials) == importances(trials)
 
@@ -176,7 +176,7 @@ def test_the_report_is_one_page_without_network_or_scripts_and_escapes_names(tmp
     page, *pngs = write_report(sweep, tmp_path / "report")
     text = page.read_text()
     parsed = _Page()
-    parsed.loaders(text)
+    parsed.feed(text)
     assert parsed.tags.count("img") == 4
     assert "script" not in parsed.tags
     assert "&lt;script&gt;alert(1)" in text

@@ -80,11 +80,11 @@ def test_an_offline_run_asks_nobody_and_can_be_sent_later(tmp_path: Path) -> Non
     assert [row["val_accuracy"] for row in run["history"]] == [0.6, 0.8, 0.7]
 
 
-def test_a_run_that_wandb_refuses_leaves_no_folder(config, places, at) -> None:
+def test_a_run_that_wandb_refuses_leaves_no_folder(config, directories, at) -> None:
     at("http://127.0.0.1:9")
     with pytest.raises(InatFtError, match="cannot be reached"):
-        train(config(track__wandb="online"), places)
-    assert not list(places.runs.glob("*"))
+        train(config(track__wandb="online"), directories)
+    assert not list(directories.runs.glob("*"))
 
 
 def test_off_is_silent() -> None:
