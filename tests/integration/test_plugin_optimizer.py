@@ -60,5 +60,3 @@ def test_a_sweep_varies_the_optimizer(python, manifest_file) -> None:
     assert ran.returncode == 0, ran.stderr
     records = [json.loads(file.read_text()) for file in Path().rglob("record.json")]
     assert sorted(record["config"]["optim"]["optimizer"] for record in records) == ["adam", "lion"]
-    assert (
-        "'lion'" in run(Path("python"), "train", "--optimizer", "lion").stderr
