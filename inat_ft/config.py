@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from inat_ft.errors import ConfigError, did_you_mean
-from inat_ft.registry import BACKBONES, STRATEGIES, TRACKERS, Plugin, get, plugins
+from inat_ft.errors import ConfigError, PluginError, did_you_mean
+from inat_ft.registry import BACKBONES, OPTIMIZERS, STRATEGIES, TRACKERS, Plugin, get, plugins
 
 
 class Section(BaseModel):
@@ -76,8 +76,8 @@ class StrategyConfig(PluginSection):
     """head, partial, full, or a plugin's name. Default: full for a network without pretrained weights."""
 
 
-class OptimConfig(Section):
-    """How it learns."""
+class OptimConfig(PluginSection):
+    """How it learns; further keys are the optimizer's own options."""
 
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 5
     """Passes over the training images, at most."""
@@ -85,8 +85,8 @@ class OptimConfig(Section):
     """Images per step."""
     lr: Annotated[float, Field(gt=0, le=100)] = 1e-4
     """Learning rate."""
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """adam, adamw, or sgd (with Nesterov momentum)."""
+    optimizer: str = "adam"
+    """adam, adamw, sgd (with Nesterov momentum), or the name of an installed plugin."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Weight decay; biases, normalization, position embeddings, tokens and layer scales are spared."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -228,6 +228,11 @@ class RunConfig(Section):
     def _strategy_options(cls, section: StrategyConfig) -> StrategyConfig:
         return section.model_copy(update=build_strategy(section).model_dump(mode="json"))
 
+    @field_validator("optim")
+    @classmethod
+    def _optimizer_options(cls, section: OptimConfig) -> OptimConfig:
+        return section.model_copy(update=build_optimizer(section).model_dump(mode="json"))
+
     @model_validator(mode="after")
     def _warmup_fits(self) -> "RunConfig":
         if self.optim.warmup_epochs > self.optim.epochs:
@@ -267,9 +272,10 @@ def _family(name: str) -> tuple[str, str | None]:
 
 
 def shadowed_plugins(config: RunConfig) -> list[Plugin]:
-    """The plugins of other packages that claim the name of the run's backbone or strategy, and are not used."""
-    used = get(BACKBONES, _family(config.model.backbone)[0]), get(STRATEGIES, config.strategy.name)
-    claims = plugins(BACKBONES).get(config.model.backbone, []) + plugins(STRATEGIES).get(config.strategy.name, [])
+    """Return the plugins of other packages with the name of the run's backbone, strategy or optimizer that are not used."""
+    names = {BACKBONES: config.model.backbone, STRATEGIES: config.strategy.name, OPTIMIZERS: config.optim.optimizer}
+    used = [get(group, _family(name)[0] if group == BACKBONES else name) for group, name in names.items()]
+    claims = [plugin for group, name in names.items() for plugin in plugins(group).get(name, [])]
     return [plugin for plugin in claims if plugin not in used]
 
 
@@ -296,6 +302,15 @@ def build_strategy(section: StrategyConfig) -> Any:
 def build_tracker(name: str, options: dict[str, Any]) -> Any:
     """Return the tracker of that name with its options. Raises ConfigError or PluginError."""
     return _build(get(TRACKERS, name).load(), options, f"track.{name}", Section, f"'{name}'")
+
+
+def build_optimizer(section: OptimConfig) -> Any:
+    """Return the optimizer plugin that an optim section names, with its options. Raises ConfigError or PluginError."""
+    plugin = get(OPTIMIZERS, section.optimizer)
+    loaded = plugin.load()
+    if taken := sorted(set(loaded.model_fields) & set(OptimConfig.model_fields)):
+        raise PluginError(f"{plugin} has an option '{taken[0]}', but optim.{taken[0]} is already a key of inat-ft")
+    return _build(loaded, section.options, "optim", OptimConfig, section.optimizer)
 
 
 def _build(plugin: type[Section], options: dict[str, Any], where: str, section: type[Section], name: str) -> Section:
