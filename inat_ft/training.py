@@ -50,7 +50,7 @@ def find_lr(config: RunConfig, directories: Directories, callbacks: TrainCallbac
         setup = prepare(config)
         callbacks = _shared(setup, callbacks)
         loaders = make_loaders(setup, directories, callbacks, pool)
-        step_config = make_step_config(setup, callbacks.say)
+        step_config = make_step_config(setup, callbacks.log)
         return lr_range_test(setup.plan.net, loaders, setup.plan, step_config, setup.compute, config.seed)
 
 
@@ -60,7 +60,7 @@ def _shared(setup: Setup, callbacks: TrainCallbacks) -> TrainCallbacks:
     left = convert_sync_layers(setup.plan.net, process_group.rows) if process_group.size > 1 else []
     callbacks = callbacks if process_group.is_main_process else TrainCallbacks()
     if left:
-        callbacks.say(f"warning: {', '.join(left)} looks at each process's share of a batch, not at the whole batch")
+        callbacks.log(f"warning: {', '.join(left)} looks at each process's share of a batch, not at the whole batch")
     return callbacks
 
 
@@ -90,7 +90,7 @@ def _train(
         run = _Run(setup, directory, directories, callbacks, tracker, started)
         record = None
         for info in setup.warnings:
-            callbacks.say(f"warning: {info}")
+            callbacks.log(f"warning: {info}")
         tracker.start(setup.config, directory.name, directory)
         try:
             record = run.train()
@@ -102,7 +102,7 @@ def _train(
             raise
         finally:
             if said := tracker.finish(record):
-                callbacks.say(said)
+                callbacks.log(said)
         return record, directory
 
 
@@ -199,7 +199,7 @@ class _Run:
             training = TrainState(EarlyStopping(stop.patience, stop.min_delta, stop.monitor))
             file, identity = self.directory / "resume.pt", self._identity(config)
             net, plan = setup.plan.net, setup.plan
-            step_config = make_step_config(setup, self.callbacks.say)  # before the checkpoint: it remembers the start
+            step_config = make_step_config(setup, self.callbacks.log)  # before the checkpoint: it remembers the start
             load_training(file, training, net, plan, config.optim, identity)
             with self._timed("training"):
                 callbacks, compute = self.callbacks, setup.compute

@@ -144,9 +144,9 @@ def _split(
 
     with (
         capture_decoder_warnings(),
-        render.progress("scanning") as tick,
+        render.progress("scanning") as progress,
     ):  # in this order: a bar keeps the stderr that it finds
-        scanned = scan(files.root, files.paths, max_pixels, workers or num_cores(), chosen.near, tick)
+        scanned = scan(files.root, files.paths, max_pixels, workers or num_cores(), chosen.near, progress)
     _refuse(files, scanned, strict)
     return make_manifest(files, scanned, chosen, out, groups)
 
@@ -286,8 +286,8 @@ def _check(path: Path, json: bool) -> None:
     from inat_ft.text import few
 
     manifest = read_manifest(path)
-    with render.progress("checking", "files") as tick:
-        found = check_manifest(manifest, tick)
+    with render.progress("checking", "files") as progress:
+        found = check_manifest(manifest, progress)
     if json:
         render.echo_json({"missing": found.missing, "changed": found.changed, "new": found.new})
     else:

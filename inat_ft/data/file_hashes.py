@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +14,16 @@ from numpy.typing import NDArray
 from inat_ft.data.manifest import Manifest
 from inat_ft.data.verify import changed_rows, check_root
 from inat_ft.errors import DataError, InatFtError
+from inat_ft.progress import ProgressBar
 from inat_ft.records import atomic_write
 from inat_ft.text import pluralize
 
 _NAMED = 5
 _STATS = 3
 
-TickFor = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-
 
 def verify_hashes(
-    manifest: Manifest, subsets: Sequence[str], cache: Path | None, policy: str, tick_for: TickFor
+    manifest: Manifest, subsets: Sequence[str], cache: Path | None, policy: str, progress: ProgressBar
 ) -> Sequence[str]:
     """The SHA-256 in hex of each image of a manifest, for these subsets as the files are now: what caches find them by.
 
@@ -43,8 +42,8 @@ def verify_hashes(
     doubtful = rows[(now != seen[rows]).any(1) | (now[:, 1] == 0)]
     if not len(doubtful):
         return manifest.hashes
-    with tick_for("checking files") as tick:
-        changed = changed_rows(manifest, doubtful, tick)
+    with progress("checking files") as update:
+        changed = changed_rows(manifest, doubtful, update)
     if changed and policy == "error":
         raise _refusal(manifest, changed)
     if file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from inat_ft.data.sources.csv_file import read_rows
 from inat_ft.errors import DataError, UsageError
 from inat_ft.images.near_duplicates import components, exact_duplicates, near_duplicates
 from inat_ft.images.signatures import ImageSignatures
+from inat_ft.progress import Log, ignore_log
 from inat_ft.text import escape_unprintable, pluralize
 
 
@@ -71,17 +72,17 @@ def clusters(first: NDArray[np.int64]) -> list[list[int]]:
     return list(members.values())
 
 
-def group_names(files: Files, group_by: str | None, say: Callable[[str], None] = lambda line: None) -> list[str]:
+def group_names(files: Files, group_by: str | None, log: Log = ignore_log) -> list[str]:
     """A group name for each file: what a regular expression finds in its name, or what a CSV of path,group says.
 
     Of an expression with a group the first group counts, otherwise the whole match; no match means no group, nor does an
-    empty value in a CSV. say gets a remark on what a CSV names in vain. Raises UsageError, or DataError for what is in a
+    empty value in a CSV. log gets a remark on what a CSV names in vain. Raises UsageError, or DataError for what is in a
     CSV.
     """
     if group_by is None:
         return [""] * len(files.paths)
     if Path(group_by).suffix.lower() == ".csv":
-        return _groups_from_csv(files, Path(group_by), say)
+        return _groups_from_csv(files, Path(group_by), log)
     try:
         pattern = re.compile(group_by)
     except re.error as error:
@@ -95,7 +96,7 @@ def group_names(files: Files, group_by: str | None, say: Callable[[str], None] =
     return names
 
 
-def _groups_from_csv(files: Files, file: Path, say: Callable[[str], None]) -> list[str]:
+def _groups_from_csv(files: Files, file: Path, log: Log) -> list[str]:
     if not file.is_file():
         raise UsageError(f"--group-by: no such file: {file}", "a CSV with the columns path and group")
     known: dict[str, tuple[str, int]] = {}
@@ -107,5 +108,5 @@ def _groups_from_csv(files: Files, file: Path, say: Callable[[str], None]) -> li
         raise UsageError(f"--group-by: {file} names none of the images, such as {files.paths[0]}")
     if strange := known.keys() - set(files.paths) - {left.path for left in files.left_out}:
         first = escape_unprintable(min(strange, key=lambda path: known[path][1]))
-        say(f"--group-by: {file} names {pluralize(len(strange), 'file')} not among the images, such as {first}")
+        log(f"--group-by: {file} names {pluralize(len(strange), 'file')} not among the images, such as {first}")
     return [known.get(path, ("", 0))[0] for path in files.paths]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from inat_ft.data.sources.find import find_images
 from inat_ft.errors import DataError, InatFtError
 from inat_ft.images.decode import MAX_PIXELS, sha256_of
 from inat_ft.images.scan import scan
+from inat_ft.progress import ProgressFn, ignore_progress
 from inat_ft.threads import num_cores
 
 _THREADS = 8
@@ -35,14 +35,14 @@ class ManifestDiff:
         return bool(self.missing or self.changed or self.new)
 
 
-def check_manifest(manifest: Manifest, tick: Callable[[int, int], None]) -> ManifestDiff:
+def check_manifest(manifest: Manifest, progress: ProgressFn) -> ManifestDiff:
     """Compare every image with the disk, and labels with the CSV that they came from.
 
     New images are looked for, too, among them files that were unusable and are not any more. Raises DataError when the
     folder of the images is gone.
     """
     check_root(manifest)
-    changed = changed_rows(manifest, np.arange(len(manifest.paths)), tick)
+    changed = changed_rows(manifest, np.arange(len(manifest.paths)), progress)
     differing = [manifest.paths[row] for row in changed]
     missing = [path for path in differing if not os.path.isfile(manifest.root / path)]  # nor where none may look
     gone = set(missing)
@@ -74,7 +74,7 @@ def _present(manifest: Manifest) -> Files | None:
 def _usable(manifest: Manifest, paths: list[str], reasons: dict[str, LeftOut]) -> set[str]:
     """Those of these left-out files that were unusable and are usable now."""
     again = [path for path in paths if reasons[path].reason not in (None, *_DECODABLE)]
-    found = scan(manifest.root, again, MAX_PIXELS, num_cores(), False, lambda done, total: None)
+    found = scan(manifest.root, again, MAX_PIXELS, num_cores(), False, ignore_progress)
     return {path for path, why in zip(again, found.problems, strict=True) if not why}
 
 
@@ -87,7 +87,7 @@ def check_root(manifest: Manifest) -> None:
         )
 
 
-def changed_rows(manifest: Manifest, rows: NDArray[np.int64], tick: Callable[[int, int], None]) -> dict[int, str]:
+def changed_rows(manifest: Manifest, rows: NDArray[np.int64], progress: ProgressFn) -> dict[int, str]:
     """Those of these rows whose file is not what was split: its SHA-256 in hex now, "" where it is gone or unreadable."""
 
     def content(row: int) -> str:
@@ -101,5 +101,5 @@ def changed_rows(manifest: Manifest, rows: NDArray[np.int64], tick: Callable[[in
         for done, (row, now) in enumerate(zip(rows.tolist(), pool.map(content, rows.tolist()), strict=True), 1):
             if now != manifest.hashes[row]:
                 changed[row] = now
-            tick(done, len(rows))
+            progress(done, len(rows))
     return changed

@@ -162,7 +162,7 @@ def epochs(
         val_loss, val_accuracy, logits = evaluate(net, val, compute, prefix)
         state.epoch += 1
         if not math.isfinite(val_loss):
-            step_config.say(
+            step_config.log(
                 f"warning: the validation loss is {val_loss} after epoch {state.epoch}, so the network's output is not "
                 "finite; try a lower learning rate: --lr"
             )
