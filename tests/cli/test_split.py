@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from inat_ft.data.manifest import read_manifest, require_place
+from inat_ft.data.manifest import read_manifest, check_output
 from inat_ft.data.verify import check_manifest
 from inat_ft.errors import DataError, UsageError
 from tests.conftest import make_images
@@ -71,7 +71,7 @@ def test_what_may_not_be_read_is_told_and_is_no_fault(cli, tmp_path: Path) -> No
             read_manifest(manifest.path)
         for place in ("x.csv", "photos.csv", "more/x.csv"):
             with pytest.raises(UsageError, match="is not writable"):
-                require_place(Path("splits") / place)
+                check_output(Path("splits") / place)
 
 
 @pytest.mark.parametrize(

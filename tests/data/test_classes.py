@@ -8,16 +8,16 @@ import pytest
 
 from inat_ft.data.classes import check_classes
 from inat_ft.data.manifest import read_manifest
-from inat_ft.data.sources.base import Files
+from inat_ft.data.sources.base import ImageList
 from inat_ft.errors import DataError
 from tests.conftest import make_images
 
 NFC, NFD = (unicodedata.normalize(form, "Käfer") for form in ("NFC", "NFD"))
 
 
-def listed(counts: dict[tuple[str, str], int]) -> Files:
-    """Files of (class, subset), so many each."""
-    files = Files(Path("/data"), "class folders")
+def listed(counts: dict[tuple[str, str], int]) -> ImageList:
+    """A list with the given number of images of each (class, subset)."""
+    files = ImageList(Path("/data"), "class folders")
     for (label, subset), count in counts.items():
         files.classes.add(label)
         for number in range(count):

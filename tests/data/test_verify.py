@@ -10,8 +10,8 @@ from PIL import Image
 
 from inat_ft.cache.packed_images import Pixels
 from inat_ft.data.batches import ImageFiles, StoredRows
-from inat_ft.data.file_hashes import verify_hashes
 from inat_ft.data.manifest import Manifest, read_manifest
+from inat_ft.data.verify import verify_hashes
 from inat_ft.errors import DataError
 from inat_ft.images.decode import load_image, sha256_of
 from inat_ft.threads import decoders
