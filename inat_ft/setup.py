@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inat_ft.cache.frozen_prefix import PrefixCache
-from inat_ft.cache.loaders import EpochLoaders, TickFor, no_progress
+from inat_ft.cache.loaders import EpochLoaders
 from inat_ft.cache.packed_images import Pixels
 from inat_ft.config import RunConfig, build_strategy
 from inat_ft.data.manifest import Manifest, find_manifest, read_manifest
@@ -23,6 +23,7 @@ from inat_ft.engine.plan import TrainingPlan, make_plan
 from inat_ft.errors import UsageError
 from inat_ft.images.augment import blender
 from inat_ft.models.build import Model, build_model
+from inat_ft.progress import Log, ProgressBar, ignore_log, no_progress
 from inat_ft.records import Epoch
 from inat_ft.registry import STRATEGIES, plugin_errors
 from inat_ft.settings import expand_user
@@ -41,9 +42,9 @@ class Directories:
 class TrainCallbacks:
     """Who hears how a run goes on; every part may stay silent."""
 
-    say: Callable[[str], None] = lambda line: None
+    log: Log = ignore_log
     """A line about what was chosen."""
-    tick_for: TickFor = no_progress
+    progress: ProgressBar = no_progress
     """Progress of a part of the work with a name."""
     on_step: OnStep = lambda done, total, loss, accuracy: None
     """Inside an epoch."""
@@ -116,7 +117,7 @@ def make_loaders(
 ) -> EpochLoaders:
     """What the engine is fed with. Raises DataError when image files changed since the split."""
     config, manifest = setup.config, setup.manifest
-    hashes = verify_hashes(manifest, ("train", "val"), directories.cache, config.data.changed, callbacks.tick_for)
+    hashes = verify_hashes(manifest, ("train", "val"), directories.cache, config.data.changed, callbacks.progress)
     return EpochLoaders(
         plan=setup.plan,
         train_pixels=_pixels(setup, "train", hashes, directories, pool),
@@ -130,8 +131,8 @@ def make_loaders(
         views=config.data.views,
         image_weights=image_weights(setup),
         blended=bool(config.optim.mixup or config.optim.cutmix),
-        progress=callbacks.tick_for,
-        say=callbacks.say,
+        progress=callbacks.progress,
+        log=callbacks.log,
     )
 
 
@@ -150,7 +151,7 @@ def _pixels(
     )
 
 
-def make_step_config(setup: Setup, say: Callable[[str], None]) -> StepConfig:
+def make_step_config(setup: Setup, log: Log) -> StepConfig:
     """How steps are made, with the network as it stands now as the start that l2-sp pulls to."""
     optim, net = setup.config.optim, setup.plan.net
     start = {}
@@ -167,7 +168,7 @@ def make_step_config(setup: Setup, say: Callable[[str], None]) -> StepConfig:
         mix=blender(optim.mixup, optim.cutmix, len(setup.manifest.classes)),
         start=start,
         compile=setup.config.compute.compile,
-        say=say,
+        log=log,
         accumulation_steps=optim.accumulate,
     )
 

@@ -39,6 +39,7 @@ from inat_ft.errors import InatFtError
 from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net
 from inat_ft.models.weights import fingerprint
+from inat_ft.progress import Log, ProgressFn, ignore_log
 from inat_ft.records import write_text
 from inat_ft.threads import num_cores
 
@@ -205,8 +206,8 @@ class PrefixCache:
         estimate: Estimate,
         pixels: Pixels,
         view: FixedView,
-        tick: Callable[[int, int], None],
-        say: Callable[[str], None] = lambda line: None,
+        progress: ProgressFn,
+        log: Log = ignore_log,
     ) -> Source:
         """The output of the first stages for the images, computed where it is not there yet."""
         key = {**pixels.key, **prefix_forward.key, "form": prefix_forward.form, "view": view.name}
@@ -215,17 +216,15 @@ class PrefixCache:
         store = open_store(self.folder, "prefix", key, work.row_shape, "u2" if is_bf16 else "f4")
 
         def make(missing: Sequence[int]) -> Iterator[NDArray[Any]]:
-            module = self.built(prefix_forward, estimate.depth, pixels.size, len(missing), say)
+            module = self.built(prefix_forward, estimate.depth, pixels.size, len(missing), log)
             return self._compute(module, prefix_forward, pixels, view, missing, work)
 
         if self.compute.process_group.size > 1:
-            self._ensure_together(store, pixels.hashes, make, tick)
-        store.ensure(pixels.hashes, make, tick)
+            self._ensure_together(store, pixels.hashes, make, progress)
+        store.ensure(pixels.hashes, make, progress)
         return self._resident(StoredRows(*store.read(pixels.hashes), as_bfloat16=is_bf16), store, len(pixels))
 
-    def _ensure_together(
-        self, store: Store, hashes: Sequence[str], make: Make, tick: Callable[[int, int], None]
-    ) -> None:
+    def _ensure_together(self, store: Store, hashes: Sequence[str], make: Make, progress: ProgressFn) -> None:
         """Each process computes a share of what is missing; the first one writes it all."""
         process_group = self.compute.process_group
 
@@ -235,7 +234,7 @@ class PrefixCache:
         if not process_group.is_main_process:
             for _ in self._in_shares(make, store, process_group.broadcast(None)):
                 pass
-        elif not store.ensure(hashes, in_shares, tick):
+        elif not store.ensure(hashes, in_shares, progress):
             process_group.broadcast([])
         process_group.barrier()
 
@@ -284,9 +283,7 @@ class PrefixCache:
                     module = module.stages
                 self.compute.free_memory()
 
-    def built(
-        self, prefix_forward: PrefixForward, depth: int, size: int, count: int, say: Callable[[str], None]
-    ) -> nn.Module:
+    def built(self, prefix_forward: PrefixForward, depth: int, size: int, count: int, log: Log) -> nn.Module:
         """The first `cut` stages in that form, for so many images of that size.
 
         Compiled where they repay that on a CPU; for one pass on a GPU they hardly ever do.
@@ -296,8 +293,8 @@ class PrefixCache:
         repays = count * work.before >= _COMPILE_FLOPS * num_cores()
         if self.compute.exact or not alone or not repays or not has_compiler():
             return prefix_forward.build()
-        say(f"prefix: compiled with torch.compile, which {count:,} images repay")
-        return Compiled(prefix_forward.build(), say)
+        log(f"prefix: compiled with torch.compile, which {count:,} images repay")
+        return Compiled(prefix_forward.build(), log)
 
     def _resident(self, stored: StoredRows, store: Store, count: int) -> Source:
         """Small rows stay in the device's memory; large ones are read as they are needed."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,18 +18,10 @@ from inat_ft.engine.fit import epoch_generator
 from inat_ft.engine.plan import TrainingPlan
 from inat_ft.images import augment
 from inat_ft.models.base import Preprocess
+from inat_ft.progress import Log, ProgressBar, ignore_log, no_progress
 from inat_ft.text import format_bytes
 
 _CHECKED_IMAGES = 64
-
-Tick = Callable[[int, int], None]
-TickFor = Callable[[str], AbstractContextManager[Tick]]
-
-
-def no_progress(what: str) -> AbstractContextManager[Tick]:
-    """Reports to nobody."""
-    return nullcontext(lambda done, total: None)
-
 
 FLIPPED = FixedView("flipped", "flip", lambda hashes: torch.zeros(len(hashes), 8))
 
@@ -107,8 +98,8 @@ class EpochLoaders:
     image_weights: Tensor | None = None
     blended: bool = False
     """Training images are blended with one another, anew in every step, so that nothing of them can be cached."""
-    progress: TickFor = no_progress
-    say: Callable[[str], None] = lambda line: None
+    progress: ProgressBar = no_progress
+    log: Log = ignore_log
     decisions: list[str] = field(default_factory=list)
     _last: _FrozenPrefix | None = None
     _images: dict[str, Source] = field(default_factory=dict)
@@ -168,10 +159,10 @@ class EpochLoaders:
         names = self.plan.net.stage_names
         views = len(self._cached_views())
         if prefix == 0 or self.mode in ("none", "packed") or views == 0:
-            self._say(f"prefix cache: off, since {self._why_off(prefix)}" if self.mode != "none" else "cache: none")
+            self._log(f"prefix cache: off, since {self._why_off(prefix)}" if self.mode != "none" else "cache: none")
             return None
         if depth == 0:
-            self._say("prefix cache: off, since the frozen layers' output hangs on the batch and fp32 is exact")
+            self._log("prefix cache: off, since the frozen layers' output hangs on the batch and fp32 is exact")
             return None
         repeats = self.plan.epochs_until_thaw(epoch)
         counts = len(self.train_pixels), len(self.val_pixels)
@@ -183,7 +174,7 @@ class EpochLoaders:
         keeps_head_only = depth == len(names)  # features are small, and every other run on these weights shares them
         used = self.mode == "prefix" or estimate.pays or (keeps_head_only and estimate.bytes <= estimate.free / 2)
         used = self.prefix_cache.compute.process_group.broadcast(used)
-        self._say(f"prefix cache: {'on' if used else 'off'} for {what} ({saves})")
+        self._log(f"prefix cache: {'on' if used else 'off'} for {what} ({saves})")
         return estimate if used else None
 
     def _why_off(self, prefix: int) -> str:
@@ -201,8 +192,8 @@ class EpochLoaders:
             prefix_forward, sources = self._prefix_forward(frozen), []
             for view in views:
                 name = f"frozen layers, {subset}" + ("" if view == IDENTITY else f", {view.name}")
-                with self.progress(name) as tick:
-                    sources.append(self.prefix_cache.rows(prefix_forward, kept, pixels, view, tick, self._say))
+                with self.progress(name) as update:
+                    sources.append(self.prefix_cache.rows(prefix_forward, kept, pixels, view, update, self._log))
             frozen.rows[subset] = sources
         return frozen.rows[subset]
 
@@ -211,7 +202,7 @@ class EpochLoaders:
         if frozen.again is None and frozen.depth:
             prefix_forward, images = self._prefix_forward(frozen), len(self.train_pixels) + len(self.val_pixels)
             times = self.plan.epochs_until_thaw(epoch) * images
-            module = self.prefix_cache.built(prefix_forward, frozen.depth, self.train_pixels.size, times, self._say)
+            module = self.prefix_cache.built(prefix_forward, frozen.depth, self.train_pixels.size, times, self._log)
             run = self.plan.net.forward_stages
             frozen.again = lambda inputs: run(module(inputs.to(prefix_forward.dtype)), frozen.depth, frozen.prefix)
         return frozen.again
@@ -225,7 +216,7 @@ class EpochLoaders:
                 frozen.depth, hashes, lambda: self._sample(numbers)
             )
             if frozen.prefix_forward.error is not None:
-                self._say(
+                self._log(
                     f"prefix: computed in {frozen.prefix_forward.form}; "
                     f"bf16 differs from fp32 by {frozen.prefix_forward.error:.2%}"
                 )
@@ -255,12 +246,12 @@ class EpochLoaders:
             else:
                 size = len(pixels.store.missing(pixels.hashes)) * pixels.store.row_bytes
                 if size:
-                    self._say(f"packed cache: {format_bytes(size)} to write for {subset}")
-                with self.progress(f"decoding, {subset}") as tick:
-                    self._images[subset] = pixels.packed(tick)
+                    self._log(f"packed cache: {format_bytes(size)} to write for {subset}")
+                with self.progress(f"decoding, {subset}") as update:
+                    self._images[subset] = pixels.packed(update)
         return self._images[subset]
 
-    def _say(self, line: str) -> None:
+    def _log(self, line: str) -> None:
         if line not in self.decisions:
             self.decisions.append(line)
-            self.say(line)
+            self.log(line)

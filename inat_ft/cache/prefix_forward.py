@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from inat_ft.models.net import Net
+from inat_ft.progress import Log
 
 MAX_ERROR = 0.02
 """Relative error of bfloat16 against float32 beyond which float32 is used."""
@@ -77,10 +78,10 @@ class Compiled(nn.Module):
     It compiles for batches of the size of the first one; smaller ones are filled up.
     """
 
-    def __init__(self, stages: nn.Module, say: Callable[[str], None]) -> None:
+    def __init__(self, stages: nn.Module, log: Log) -> None:
         super().__init__()
         self.stages = stages
-        self._say = say
+        self._log = log
         self._rows = 0
         self._run: Callable[[Tensor], Tensor] = torch.compile(stages, dynamic=False, options={"freezing": True})
 
@@ -94,7 +95,7 @@ class Compiled(nn.Module):
         try:
             return self._run(_filled(inputs, self._rows))[: len(inputs)]
         except TorchDynamoException as error:
-            self._say(f"torch.compile failed ({type(error).__name__}), so the frozen layers are computed without it")
+            self._log(f"torch.compile failed ({type(error).__name__}), so the frozen layers are computed without it")
             self._run = self.stages
             return self._plain(inputs)
 

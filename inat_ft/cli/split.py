@@ -243,8 +243,8 @@ def _check(path: Path, json: bool) -> None:
     from inat_ft.text import few
 
     manifest = read_manifest(path)
-    with render.progress("checking", "files") as tick:
-        found = check_manifest(manifest, tick)
+    with render.progress("checking", "files") as update:
+        found = check_manifest(manifest, update)
     kinds = {"missing": found.missing, "changed": found.changed, "new": found.new}
     if json:
         render.echo_json(kinds)

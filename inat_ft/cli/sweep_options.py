@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inat_ft.cli import render
+from inat_ft.progress import ignore_log
 
 if TYPE_CHECKING:
     from inat_ft.settings import Override
@@ -59,6 +60,6 @@ def objective(sweep: "Sweep", cache: Path, *extra: "Override") -> "Objective":
     return training(
         sweep.spec.metric.name,
         cache,
-        lambda config: TrainCallbacks(say=next(first, lambda line: None), tick_for=render.progress),
+        lambda config: TrainCallbacks(log=next(first, ignore_log), progress=render.progress),
         extra,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from inat_ft.data.sources.csv_file import read_rows
 from inat_ft.errors import DataError, UsageError
 from inat_ft.images.near_duplicates import components, exact_duplicates, near_duplicates
 from inat_ft.images.signatures import ImageSignatures
+from inat_ft.progress import Log, ignore_log
 from inat_ft.text import escape_unprintable, pluralize
 
 
@@ -71,7 +72,7 @@ def clusters(first: NDArray[np.int64]) -> list[list[int]]:
     return list(members.values())
 
 
-def assign_groups(images: ImageList, group_by: str | None, log: Callable[[str], None] = lambda line: None) -> None:
+def assign_groups(images: ImageList, group_by: str | None, log: Log = ignore_log) -> None:
     """Set the group of each image from a regular expression on its file name, or from a CSV with the columns path and group.
 
     If the expression has a group, its first group counts, otherwise the whole match. No match, or an empty value in a CSV,
@@ -99,7 +100,7 @@ def assign_groups(images: ImageList, group_by: str | None, log: Callable[[str], 
         )
 
 
-def _assign_from_csv(images: ImageList, file: Path, log: Callable[[str], None]) -> None:
+def _assign_from_csv(images: ImageList, file: Path, log: Log) -> None:
     if not file.is_file():
         raise UsageError(f"--group-by: no such file: {file}", "pass a CSV with the columns path and group")
     known: dict[str, tuple[str, int]] = {}

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from inat_ft.errors import DataError, UsageError
 from inat_ft.images.decode import MAX_PIXELS
 from inat_ft.images.libjpeg_warnings import capture_decoder_warnings
 from inat_ft.images.scan import Scan, scan
+from inat_ft.progress import Log, ProgressBar, ignore_log, no_progress
 from inat_ft.text import escape_unprintable
 from inat_ft.threads import num_cores
 
@@ -35,9 +34,6 @@ DEFAULT_TEST_FRACTION = 0.2
 
 _CODES = {"train": TRAIN, "val": VAL, "test": TEST, "": UNASSIGNED}
 _SHOWN = 5
-
-ProgressFor = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-"""Called with a description; the context gives a function that is called with (done, total)."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +78,9 @@ def split_images(
     options: SplitOptions | None = None,
     *,
     force: bool = False,
-    log: Callable[[str], None] = lambda line: None,
-    warn: Callable[[str], None] = lambda line: None,
-    progress: ProgressFor = lambda what: nullcontext(lambda done, total: None),
+    log: Log = ignore_log,
+    warn: Log = ignore_log,
+    progress: ProgressBar = no_progress,
 ) -> SplitResult:
     """Split the images of a location and write the manifest, by default to `splits/NAME.csv`.
 
@@ -102,9 +98,9 @@ def split_images(
         warn(warning)
     for pattern in exclude.unused():
         warn(f"--exclude {pattern!r} does not match any file or folder")
-    with capture_decoder_warnings(), progress("scanning") as tick:  # in this order: a progress bar keeps its stderr
+    with capture_decoder_warnings(), progress("scanning") as update:  # in this order: a progress bar keeps its stderr
         workers = options.workers or num_cores()
-        scanned = scan(images.root, images.paths, options.max_pixels, workers, options.near, tick)
+        scanned = scan(images.root, images.paths, options.max_pixels, workers, options.near, update)
     _require_usable(images, scanned, options.strict)
     manifest, findings = make_manifest(images, scanned, options, out)
     return SplitResult(

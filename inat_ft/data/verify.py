@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,10 @@ from inat_ft.data.sources.find import find_images
 from inat_ft.errors import DataError, InatFtError
 from inat_ft.images.decode import MAX_PIXELS, sha256_of
 from inat_ft.images.scan import scan
+from inat_ft.progress import ProgressBar, ProgressFn, ignore_progress
 from inat_ft.records import atomic_write
 from inat_ft.text import few, pluralize
 from inat_ft.threads import num_cores
-
-Tick = Callable[[int, int], None]
-TickFor = Callable[[str], AbstractContextManager[Tick]]
 
 _THREADS = 8
 _STATS = 3
@@ -43,14 +41,14 @@ class ManifestDiff:
         return bool(self.missing or self.changed or self.new)
 
 
-def check_manifest(manifest: Manifest, tick: Tick) -> ManifestDiff:
+def check_manifest(manifest: Manifest, progress: ProgressFn) -> ManifestDiff:
     """Compare every image with the disk, and labels with the file that lists them.
 
     Files that were left out as unusable and are usable now count as new. Raises DataError if the folder of the images is
     missing.
     """
     _check_root(manifest)
-    changed = _changed_rows(manifest, np.arange(len(manifest.paths)), tick)
+    changed = _changed_rows(manifest, np.arange(len(manifest.paths)), progress)
     differing = [manifest.paths[row] for row in changed]
     missing = [path for path in differing if not os.path.isfile(manifest.root / path)]
     images = _read_again(manifest)
@@ -61,7 +59,7 @@ def check_manifest(manifest: Manifest, tick: Tick) -> ManifestDiff:
                 differing.append(path)
     reasons = {left.path: left.reason for left in manifest.left_out}
     retried = [path for path in images.paths if reasons.get(path) in _MAY_BECOME_USABLE]
-    scanned = scan(manifest.root, retried, MAX_PIXELS, num_cores(), False, lambda done, total: None)
+    scanned = scan(manifest.root, retried, MAX_PIXELS, num_cores(), False, ignore_progress)
     usable = {path for path, why in zip(retried, scanned.problems, strict=True) if not why}
     known = {*manifest.paths, *reasons} - usable
     skipped = set(missing)
@@ -84,7 +82,7 @@ def _read_again(manifest: Manifest) -> ImageList:
 
 
 def verify_hashes(
-    manifest: Manifest, subsets: Sequence[str], cache: Path | None, policy: str, tick_for: TickFor
+    manifest: Manifest, subsets: Sequence[str], cache: Path | None, policy: str, progress: ProgressBar
 ) -> Sequence[str]:
     """Return the SHA-256 of every image of the manifest, in hex; those of these subsets are checked against the files.
 
@@ -102,8 +100,8 @@ def verify_hashes(
     unverified = rows[(now != seen[rows]).any(1) | (now[:, 1] == 0)]
     if not len(unverified):
         return manifest.hashes
-    with tick_for("checking files") as tick:
-        changed = _changed_rows(manifest, unverified, tick)
+    with progress("checking files", "files") as update:
+        changed = _changed_rows(manifest, unverified, update)
     if changed and policy == "error":
         raise _changed_error(manifest, changed)
     if file:
@@ -125,7 +123,7 @@ def _check_root(manifest: Manifest) -> None:
         )
 
 
-def _changed_rows(manifest: Manifest, rows: NDArray[np.int64], tick: Tick) -> dict[int, str]:
+def _changed_rows(manifest: Manifest, rows: NDArray[np.int64], progress: ProgressFn) -> dict[int, str]:
     """Return the rows whose file changed, with its SHA-256 in hex, or "" for a missing or unreadable file."""
 
     def sha256(row: int) -> str:
@@ -139,7 +137,7 @@ def _changed_rows(manifest: Manifest, rows: NDArray[np.int64], tick: Tick) -> di
         for done, (row, now) in enumerate(zip(rows.tolist(), pool.map(sha256, rows.tolist()), strict=True), 1):
             if now != manifest.hashes[row]:
                 changed[row] = now
-            tick(done, len(rows))
+            progress(done, len(rows))
     return changed
 
 

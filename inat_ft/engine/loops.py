@@ -18,6 +18,8 @@ from inat_ft.engine.device import Compute, has_compiler, is_out_of_memory, threa
 from inat_ft.engine.distributed import ProcessGroup
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.models.net import Net
+from inat_ft.progress import Log, ignore_log
+from inat_ft.registry import OPTIMIZERS, get, plugin_errors
 
 OnStep = Callable[[int, int, float | None, float | None], None]
 """Called with (images done, images in all, loss, accuracy) now and then; the last two are None but now and then."""
@@ -41,7 +43,7 @@ class StepConfig:
     compile: bool = False
     compiled: dict[int, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     """The stages after a prefix of so many."""
-    say: Callable[[str], None] = lambda line: None
+    log: Log = ignore_log
     accumulation_steps: int = 1
     """Into how many parts a batch is split, one after the other; grows when memory runs out."""
 
@@ -50,7 +52,7 @@ class StepConfig:
         if self.accumulation_steps >= rows // 2:
             raise InatFtError("out of memory, with two images at a time", "try a smaller --image-size or backbone")
         self.accumulation_steps = min(2 * self.accumulation_steps, rows // 2)
-        self.say(
+        self.log(
             f"memory: a batch of {rows} images is computed in {self.accumulation_steps} parts, since it does not fit at once"
         )
 
@@ -189,7 +191,8 @@ def step(
             parameter.grad.add_(parameter.detach() - start, alpha=strength)
     if step_config.config.clip_norm:
         nn.utils.clip_grad_norm_(parameters, step_config.config.clip_norm)
-    optimizer.step()
+    with plugin_errors(OPTIMIZERS, get(OPTIMIZERS, step_config.config.optimizer).load(), "step()"):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return sums
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from inat_ft.data.manifest import read_manifest, check_output
+from inat_ft.data.manifest import check_output, read_manifest
 from inat_ft.data.verify import check_manifest
 from inat_ft.errors import DataError, UsageError
 from tests.conftest import make_images

@@ -220,9 +220,9 @@ def test_a_batch_that_does_not_fit_is_split_and_said_so(config, directories, mon
     settings = config(strategy__name="full", optim__batch_size=8)
     if most == 1:
         with pytest.raises(InatFtError, match="out of memory, with two images"):
-            train(settings, directories, TrainCallbacks(say=said.append))
+            train(settings, directories, TrainCallbacks(log=said.append))
     else:
-        record, _ = train(settings, directories, TrainCallbacks(say=said.append))
+        record, _ = train(settings, directories, TrainCallbacks(log=said.append))
         assert len(record.history) == 2
         assert any("a batch of 8 images is computed in 4 parts" in line for line in said)
 

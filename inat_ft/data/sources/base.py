@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -168,7 +169,7 @@ class ReadOptions:
     classes_from: str | None = None
 
 
-class Source:
+class Source(ABC):
     """Base class of data sources: it turns a location on disk into a list of image files with labels.
 
     Register a subclass under the entry point group `inat_ft.sources`. It is created without arguments. The first line of
@@ -178,17 +179,17 @@ class Source:
     supports_classes_from: ClassVar[bool] = False
     """Whether `read` uses `options.classes_from`."""
 
+    @abstractmethod
     def recognizes(self, location: Path) -> bool:
-        """Return whether `read` can read this existing file or folder. Keep it cheap: it runs for every `split`."""
-        raise NotImplementedError
+        """Return whether `read` can read this existing file or folder, without reading all of it."""
 
+    @abstractmethod
     def read(self, location: Path, options: ReadOptions) -> ImageList:
         """Return the image files of a location, in any order.
 
         Add each image with `ImageList.add`. For a list with a `listing`, excluded paths, names that are not UTF-8 and links
         out of the root are left out by the caller. Raise DataError, with a hint, if the location is not valid.
         """
-        raise NotImplementedError
 
 
 def real_path(path: Path | str) -> Path:

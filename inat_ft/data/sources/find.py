@@ -7,7 +7,7 @@ from pathlib import Path
 
 from inat_ft.data.sources.base import ImageList, ReadOptions, Reason, Source, is_text, real_path
 from inat_ft.errors import DataError, PluginError, UsageError
-from inat_ft.registry import SOURCES, Plugin, get, plugin_errors, plugin_label, plugins
+from inat_ft.registry import SOURCES, Plugin, call_plugin, get, plugin_errors, plugin_label, plugins
 
 
 def find_images(location: Path, source: str | None = None, options: ReadOptions | None = None) -> ImageList:
@@ -19,11 +19,10 @@ def find_images(location: Path, source: str | None = None, options: ReadOptions 
     if not location.exists():
         raise UsageError(f"no such file or folder: {location}", "pass a folder of class folders or a CSV (path,label)")
     options = options or ReadOptions()
-    plugin, chosen = _named(source) if source else _recognizing(location)
+    plugin, chosen = _create(get(SOURCES, source)) if source else _recognizing(location)
     if options.classes_from and not chosen.supports_classes_from:
         raise UsageError(f"--classes-from applies to folders, not to {location}", "remove --classes-from")
-    with plugin_errors(SOURCES, type(chosen), "read()"):
-        images = chosen.read(location, options)
+    images = call_plugin(chosen.read, location, options)
     if not isinstance(images, ImageList):
         raise PluginError(f"{plugin_label(SOURCES, type(chosen))}: read() must return an ImageList, not {images!r}")
     images.source = "" if plugin.is_builtin and chosen.recognizes(location) else plugin.name
@@ -41,18 +40,10 @@ def find_images(location: Path, source: str | None = None, options: ReadOptions 
     return images
 
 
-def _named(name: str) -> tuple[Plugin, Source]:
-    plugin = get(SOURCES, name)
-    return plugin, _load(plugin)
-
-
-def _load(plugin: Plugin) -> Source:
+def _create(plugin: Plugin) -> tuple[Plugin, Source]:
     loaded = plugin.load()
-    if not issubclass(loaded, Source):
-        raise PluginError(f"{plugin} does not derive from inat_ft.data.sources.base.Source")
     with plugin_errors(SOURCES, loaded, "__init__()"):
-        source: Source = loaded()
-        return source
+        return plugin, loaded()
 
 
 def _recognizing(location: Path) -> tuple[Plugin, Source]:
@@ -61,10 +52,9 @@ def _recognizing(location: Path) -> tuple[Plugin, Source]:
     found = [plugin for claims in plugins(SOURCES).values() for plugin in claims]
     for plugin in sorted(found, key=lambda plugin: not plugin.is_builtin):
         try:
-            source = _load(plugin)
-            with plugin_errors(SOURCES, type(source), "recognizes()"):
-                if source.recognizes(location):
-                    return plugin, source
+            source = _create(plugin)[1]
+            if call_plugin(source.recognizes, location):
+                return plugin, source
         except PluginError as error:
             broken.append(error.message)
     names = ", ".join(plugins(SOURCES))
