@@ -7,10 +7,14 @@ import pytest
 
 from inat_ft.data.groups import assign_groups
 from inat_ft.data.manifest import read_manifest
+from inat_ft.data.sources import ImageList, Source
+from inat_ft.data.sources.csv_file import CsvFile
 from inat_ft.data.sources.find import find_images
+from inat_ft.data.sources.image_folder import ImageFolder
 from inat_ft.data.split import SplitOptions, make_manifest
 from inat_ft.errors import DataError
 from inat_ft.images.scan import scan
+from inat_ft.testing import check_source
 from tests.conftest import make_images
 
 
@@ -119,3 +123,72 @@ def test_a_class_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytes
     scanned = scan(files.root, files.paths, 10**8, 1, False, lambda done, total: None)
     with pytest.raises(DataError, match=r"'class1' has no usable image: class1 \(cannot be read: Permission denied\)"):
         make_manifest(files, scanned, SplitOptions(near=False), Path("m.csv"))
+
+
+def test_built_in_sources_pass_the_conformance_check(tmp_path: Path) -> None:
+    data = make_images(tmp_path / "photos", classes=2, each=3)
+    assert len(check_source(ImageFolder(), data).rows) == 6
+    rows = [f"photos/class{c}/{n:03d}.png,c{c}" for c in range(2) for n in range(3)]
+    assert check_source(CsvFile(), listed(data, rows, "path,label")).classes == {"c0", "c1"}
+
+
+class TestConformanceCheck:
+    class Listing(Source):
+        """Lists the paths of a text file."""
+
+        def recognizes(self, location: Path) -> bool:
+            return location.suffix == ".txt"
+
+        def read(self, location: Path, options: object) -> ImageList:
+            images = ImageList(location.parent, "text list", location.name)
+            for line in location.read_text().split():
+                images.add(line, "a")
+            return images
+
+    class Greedy(Listing):
+        def recognizes(self, location: Path) -> bool:
+            return True
+
+    class Empty(Listing):
+        def read(self, location: Path, options: object) -> ImageList:
+            return ImageList(location.parent, "text list", location.name)
+
+    @pytest.mark.parametrize(
+        ("source", "text", "said"),
+        [
+            (Greedy, "a.png", "recognizes an empty file"),
+            (Empty, "a.png", "lists no images"),
+            (Listing, "a.png a.png", "lists an image twice"),
+            (Listing, "b.png", "files that do not exist, such as b.png"),
+        ],
+    )
+    def test_a_source_that_breaks_the_contract_fails(self, tmp_path: Path, source, text: str, said: str) -> None:
+        (tmp_path / "a.png").touch()
+        (tmp_path / "list.txt").write_text(text)
+        with pytest.raises(AssertionError, match=said):
+            check_source(source(), tmp_path / "list.txt")
+
+    def test_a_source_that_keeps_it_passes(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").touch()
+        (tmp_path / "list.txt").write_text("a.png")
+        assert check_source(self.Listing(), tmp_path / "list.txt").paths == ["a.png"]
+
+
+def test_a_location_that_no_source_recognizes_is_refused(invoke, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("{}")
+    ran = invoke("split", "list.json")
+    assert ran.code == 2 and "no data source recognizes list.json" in ran.err and "csv, image-folder" in ran.err
+    ran = invoke("split", "list.json", "--source", "cvs")
+    assert ran.code == 2 and "unknown source 'cvs': did you mean 'csv'?" in ran.err
+
+
+def test_a_source_can_be_named_for_another_suffix_and_check_reads_the_file_again(invoke, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "photos", classes=2, each=6)
+    rows = [f"photos/class{c}/{n:03d}.png,c{c}" for c in range(2) for n in range(6)]
+    listed(data, rows, "path,label").rename("list.txt")
+    assert invoke("split", "list.txt", "--source", "csv", "--no-near").code == 0
+    assert read_manifest(Path("splits/list.csv")).made["source"] == "csv"
+    assert invoke("split", "--check", "splits/list.csv").code == 0
+    Path("list.txt").write_text("\n".join(["path,label", rows[0].replace("c0", "c1"), *rows[1:]]))
+    ran = invoke("split", "--check", "splits/list.csv", "--json")
+    assert ran.code == 1 and ran.json["changed"] == ["photos/class0/000.png"]

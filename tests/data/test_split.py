@@ -124,7 +124,7 @@ class TestManifest:
     def test_it_is_not_replaced_by_another_without_force(self, images: Path) -> None:
         first, other = (split(images, SplitOptions(seed=seed))[0] for seed in (0, 1))
         assert write_manifest(first) and not write_manifest(first)
-        with pytest.raises(UsageError, match="exists already and is another split"):
+        with pytest.raises(UsageError, match="already contains a different split"):
             write_manifest(other)
         assert write_manifest(other, force=True)
 
@@ -138,7 +138,7 @@ class TestManifest:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda text: "", "is no manifest"),
+            (lambda text: "", "is not a manifest"),
             (lambda text: text.replace(",val,", ",train,", 1), "edited or damaged"),
             (lambda text: text[: len(text) // 2], "damaged"),
             (lambda text: text.replace('"schema": 1', '"schema": 9'), "schema 9"),
@@ -159,7 +159,7 @@ class TestManifest:
             read_manifest(manifest.path)
 
     def test_the_newest_is_found_and_none_is_an_error(self, images: Path) -> None:
-        with pytest.raises(UsageError, match="there is no split") as caught:
+        with pytest.raises(UsageError, match="no manifest in") as caught:
             find_manifest()
         assert "inat-ft split" in caught.value.hint
         for seed in (0, 1):
@@ -344,7 +344,7 @@ class TestCopies:
     def test_a_test_folder_that_points_at_train_is_refused(self, tmp_path: Path) -> None:
         make_images(tmp_path / "d" / "train", each=5)
         shutil.copytree(tmp_path / "d" / "train", tmp_path / "d" / "val")
-        with pytest.raises(DataError, match="training images are in the test set as well"):
+        with pytest.raises(DataError, match="training images are also in the test set"):
             split(tmp_path / "d")
 
     def test_one_file_under_two_labels_is_left_out_and_listed(self, tmp_path: Path) -> None:
