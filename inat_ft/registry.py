@@ -35,6 +35,7 @@ _BASES = {
     "inat_ft.tracking.base:Tracker": TRACKERS,
     "inat_ft.exporters.base:Exporter": EXPORTERS,
     "inat_ft.optim.base:Optimizer": OPTIMIZERS,
+    "inat_ft.data.sources.base:Source": SOURCES,
 }
 """The base class of each group. It is not imported here: a plugin has imported it."""
 _OURS = "inat-ft"

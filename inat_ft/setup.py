@@ -14,8 +14,8 @@ from inat_ft.cache.frozen_prefix import PrefixCache
 from inat_ft.cache.loaders import EpochLoaders
 from inat_ft.cache.packed_images import Pixels
 from inat_ft.config import RunConfig, build_strategy
-from inat_ft.data.file_hashes import verify_hashes
 from inat_ft.data.manifest import Manifest, find_manifest, read_manifest
+from inat_ft.data.verify import verify_hashes
 from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.gradients import relative_gradient_norms
 from inat_ft.engine.loops import OnStep, StepConfig

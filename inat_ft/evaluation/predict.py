@@ -12,8 +12,8 @@ from torch import Tensor
 
 from inat_ft.config import ModelConfig
 from inat_ft.data.batches import Batches, ImageFiles, ImageInput
-from inat_ft.data.file_hashes import verify_hashes
 from inat_ft.data.manifest import Manifest, read_manifest
+from inat_ft.data.verify import verify_hashes
 from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.loops import evaluate
 from inat_ft.errors import DataError, RecordError, UsageError, WeightsError

@@ -16,8 +16,8 @@ from inat_ft.cache.frozen_prefix import IDENTITY, PrefixCache
 from inat_ft.cache.packed_images import Pixels
 from inat_ft.config import RunConfig
 from inat_ft.data.batches import Batches, ImageInput, StoredRows
-from inat_ft.data.file_hashes import verify_hashes
 from inat_ft.data.manifest import Manifest
+from inat_ft.data.verify import verify_hashes
 from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.loops import evaluate
 from inat_ft.errors import RecordError, UsageError
