@@ -1,7 +1,5 @@
 """The optimizer of one phase of training and its learning-rate schedule."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import groupby

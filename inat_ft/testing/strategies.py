@@ -106,7 +106,7 @@ def check_strategy(strategy: Strategy, net: Callable[[], Net] = tiny_net, epochs
     _assert_equal(adapted, before, set(before), "being asked for its groups")
     step_config = StepConfig(OptimConfig(epochs=epochs, lr=1e-2))
     training = TrainState(EarlyStopping(0))
-    fit(adapted, SyntheticData(), first, step_config, Compute(torch.device("cpu"), "fp32", forced=True), 0, training)
+    fit(SyntheticData(), first, step_config, Compute(torch.device("cpu"), "fp32", forced=True), training)
     named = set(first.trainable_state_names())
     _assert_equal(adapted, before, set(before) - named, "training")
     learned = {name for name, parameter in adapted.named_parameters() if id(parameter) in first.trainable_ids}

@@ -17,7 +17,7 @@ from inat_ft.data.batches import Batches, ResidentRows
 from inat_ft.data.manifest import read_manifest, write_manifest
 from inat_ft.engine.advice import advise
 from inat_ft.engine.device import Compute, reproducible
-from inat_ft.engine.loops import Forward, StepConfig, evaluate, step
+from inat_ft.engine.loops import Batch, Forward, StepConfig, evaluate, step
 from inat_ft.engine.plan import make_plan
 from inat_ft.errors import UsageError
 from inat_ft.records import Advice, Epoch, read_record
@@ -250,7 +250,8 @@ def test_class_weights_are_those_of_cross_entropy_loss(parts: int, smoothing: fl
     optimizers[0].step()
     config = OptimConfig(label_smoothing=smoothing)
     batches = Batches(ResidentRows(images), labels, 9, lambda rows, _: rows)
-    on = Forward(nets[1], batches, len(nets[1].stages), CPU)
-    step(on, StepConfig(config, class_weights=weights, accumulation_steps=parts), optimizers[1], images, labels, 9)
+    forward = Forward(nets[1], batches, len(nets[1].stages), CPU)
+    step_config = StepConfig(config, class_weights=weights, accumulation_steps=parts)
+    step(forward, step_config, optimizers[1], Batch(9, images, labels, labels))
     for a, b in zip(nets[0].head.parameters(), nets[1].head.parameters(), strict=True):
         torch.testing.assert_close(a, b)

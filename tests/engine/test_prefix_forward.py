@@ -59,7 +59,7 @@ def test_many_images_are_computed_compiled_and_the_record_says_so(
     monkeypatch.setattr("inat_ft.cache.loaders._CHECKED_IMAGES", 8)
     directories = type(directories)(directories.runs, directories.cache / "fresh")
     many, _ = train(config(**settings), directories)
-    assert any("compiled with torch.compile, which 36 images repay" in line for line in many.compute["decisions"])
+    assert any("compiled with torch.compile, which pays for 36 images" in line for line in many.compute["decisions"])
     assert many.history[0].train_loss == pytest.approx(few.history[0].train_loss, rel=0.02)
     exact, _ = train(config(**{**settings, "compute__precision": "fp32"}), directories)
     assert not any("compiled" in line for line in exact.compute["decisions"])
@@ -95,7 +95,7 @@ def test_frozen_stages_that_are_not_kept_are_computed_in_their_own_form(
     assert (made.float() - wanted).norm() <= (error or 1e-5) * wanted.norm()
 
 
-def test_where_bits_count_they_hang_on_no_batch(config, directories) -> None:
+def test_the_exact_form_gives_the_same_bits_in_every_batch(config, directories) -> None:
     net = build_net(ModelConfig(backbone="efficientnet_b0", weights="none"), 3, 32, seed=0).eval()
     images = torch.randn(40, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     prefix_forward = exact_prefix(net, len(net.stages)).build()
@@ -105,7 +105,7 @@ def test_where_bits_count_they_hang_on_no_batch(config, directories) -> None:
             assert torch.equal(torch.cat([prefix_forward(part) for part in torch.split(images, sizes)]), whole)
 
 
-def test_stages_whose_bits_hang_on_an_images_place_are_not_kept(config, directories) -> None:
+def test_stages_whose_bits_depend_on_the_position_of_an_image_are_not_cached(config, directories) -> None:
     class Placed(nn.Module):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             return inputs * torch.arange(1.0, 1 + len(inputs))[:, None, None, None]
@@ -113,7 +113,9 @@ def test_stages_whose_bits_hang_on_an_images_place_are_not_kept(config, director
     setup = prepare(config())
     net, model = setup.plan.net, setup.model
     cache = PrefixCache(net, model.preprocess, setup.compute, directories.cache)
-    assert cache.exact_cut(len(net.stages)) == len(net.stages)
+    assert cache.exact_depth(len(net.stages)) == len(net.stages)
     second = list(net.stages.values())[1]
     second.register_forward_hook(lambda module, given, made: Placed()(made))
-    assert PrefixCache(net, model.preprocess, setup.compute, directories.cache / "new").exact_cut(len(net.stages)) == 1
+    assert (
+        PrefixCache(net, model.preprocess, setup.compute, directories.cache / "new").exact_depth(len(net.stages)) == 1
+    )

@@ -110,7 +110,7 @@ def interrupted_and_resumed(settings, directories):
     with pytest.raises(Interrupted) as caught:
         train(settings, directories, TrainCallbacks(on_epoch=interrupt))
     directory = directories.runs / settings.name
-    assert caught.value.__notes__ == [f"go on: inat-ft train --resume {directory}"]
+    assert caught.value.__notes__ == [f"resume: inat-ft train --resume {directory}"]
     return train(load_config(directory / "config.yaml"), directories, resume=directory)
 
 
@@ -219,12 +219,12 @@ def test_a_batch_that_does_not_fit_is_split_and_said_so(config, directories, mon
     said: list[str] = []
     settings = config(strategy__name="full", optim__batch_size=8)
     if most == 1:
-        with pytest.raises(InatFtError, match="out of memory, with two images"):
+        with pytest.raises(InatFtError, match="out of memory with micro-batches of two images"):
             train(settings, directories, TrainCallbacks(log=said.append))
     else:
         record, _ = train(settings, directories, TrainCallbacks(log=said.append))
         assert len(record.history) == 2
-        assert any("a batch of 8 images is computed in 4 parts" in line for line in said)
+        assert any("each batch of 8 images is split into 4 parts" in line for line in said)
 
 
 class TestRangeTest:
@@ -256,7 +256,7 @@ def test_compiled_training_agrees_with_plain() -> None:
         plan, step_config = make_plan(All(), net, 1), StepConfig(OptimConfig(epochs=1, lr=1e-2), compile=compiled)
         exact = Compute(torch.device("cpu"), "fp32", forced=True)
         losses.append(
-            fit(net, SyntheticData(), plan, step_config, exact, 0, TrainState(EarlyStopping(0))).history[0].train_loss
+            fit(SyntheticData(), plan, step_config, exact, TrainState(EarlyStopping(0))).history[0].train_loss
         )
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 

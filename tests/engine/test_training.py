@@ -296,11 +296,11 @@ def test_from_a_damaged_checkpoint_there_is_no_going_on(config, directories, lef
 
     with pytest.raises(Interrupted) as first:
         train(config(name="a"), directories, TrainCallbacks(on_epoch=interrupt))
-    assert first.value.__notes__ == [f"go on: inat-ft train --resume {directories.runs / 'a'}"]
+    assert first.value.__notes__ == [f"resume: inat-ft train --resume {directories.runs / 'a'}"]
     (directories.runs / "a" / "resume.pt").write_bytes(left)
     with pytest.raises(InatFtError, match=r"cannot read the checkpoint .*: .") as caught:
         train(config(name="a"), directories, resume=directories.runs / "a")
-    assert caught.value.hint == "start again under another --name" and not hasattr(caught.value, "__notes__")
+    assert caught.value.hint == "start a new run with another --name" and not hasattr(caught.value, "__notes__")
 
 
 def test_a_checkpoint_of_other_settings_is_refused(config, directories) -> None:
@@ -320,7 +320,7 @@ def test_a_checkpoint_of_other_settings_is_refused(config, directories) -> None:
 
 def test_a_name_is_not_used_twice(config, directories) -> None:
     train(config(name="once"), directories)
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         train(config(name="once"), directories)
     names = [train(config(), directories)[1].name for _ in range(2)]
     assert names == ["resnet18-head-1", "resnet18-head-2"]

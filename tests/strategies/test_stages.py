@@ -121,9 +121,9 @@ class Exits(Strategy):
     [
         (Raises, r"failed in groups\(epoch=0\): KeyError: 'layer9'"),
         (Exits, r"failed in groups\(epoch=0\): SystemExit: 3"),
-        (Nothing, "lets nothing learn in epoch 1"),
+        (Nothing, "returned no trainable parameters for epoch 1"),
         (Twice, "returned a parameter in two groups"),
-        (Foreign, "a parameter that is not the network's"),
+        (Foreign, "a parameter that the network does not have"),
         (Negative, "lr_scale must be 0 or more, not -1.0"),
         (NoGroups, "must return a list of Group"),
     ],
