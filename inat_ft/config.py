@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from inat_ft.errors import ConfigError, PluginError, did_you_mean
-from inat_ft.registry import BACKBONES, OPTIMIZERS, STRATEGIES, Plugin, get, plugins
+from inat_ft.registry import BACKBONES, OPTIMIZERS, STRATEGIES, TRACKERS, Plugin, get, plugins
 
 
 class Section(BaseModel):
@@ -136,8 +136,8 @@ class StopConfig(Section):
     """Change of the monitored metric beyond which it counts as improved."""
 
 
-class TrackConfig(Section):
-    """Who else hears of the run."""
+class TrackConfig(PluginSection):
+    """Where the run is logged; `NAME: {OPTION: VALUE}` logs it to the tracker NAME as well."""
 
     wandb: Literal["off", "offline", "online"] = "off"
     """Log the run to Weights & Biases."""
@@ -145,6 +145,30 @@ class TrackConfig(Section):
     """W&B project. Default: W&B's own."""
     entity: str | None = None
     """W&B user or team. Default: W&B's own."""
+
+    @property
+    def trackers(self) -> dict[str, dict[str, Any]]:
+        """The options of each tracker in use, by name."""
+        wandb = {"mode": self.wandb, "project": self.project, "entity": self.entity}
+        return self.options if self.wandb == "off" else {"wandb": wandb, **self.options}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tracker_options(cls, raw: Any) -> Any:
+        """Validate and complete the options of each tracker. `true` or `{}` selects its defaults, `null` removes it."""
+        if not isinstance(raw, Mapping):
+            return raw
+        section = {name: value for name, value in raw.items() if value is not None}
+        if section.get("wandb") in (True, {}):
+            section["wandb"] = "online"
+        for name in section.keys() - cls.model_fields.keys():
+            options = {} if section[name] is True else section[name]
+            if not isinstance(options, Mapping):
+                known = (*cls.model_fields, *plugins(TRACKERS))
+                near = did_you_mean(name, known) or f": it has {', '.join(known)}"
+                raise ConfigError(f"unknown key '{name}' in track{near}", "every key: inat-ft train --show-config")
+            section[name] = build_tracker(name, dict(options)).model_dump(mode="json")
+        return section
 
 
 class ComputeConfig(Section):
@@ -257,13 +281,13 @@ def shadowed_plugins(config: RunConfig) -> list[Plugin]:
 
 def backbone_class(name: str) -> type[Any]:
     """The plugin class of a backbone's name. Raises ConfigError when unknown, PluginError when broken."""
-    return load_section_class(get(BACKBONES, _family(name)[0]))
+    return get(BACKBONES, _family(name)[0]).load()
 
 
 def build_backbone(section: ModelConfig) -> Any:
     """The backbone of a model section, holding its options. Raises ConfigError or PluginError."""
     family, variant = _family(section.backbone)
-    plugin = load_section_class(get(BACKBONES, family))
+    plugin = get(BACKBONES, family).load()
     if not variant and "variant" in plugin.model_fields:
         raise ConfigError(f"backbone '{family}' stands for many", f"name one of them: --backbone {family}:NAME")
     options = section.options if variant is None else {**section.options, "variant": variant}
@@ -272,34 +296,21 @@ def build_backbone(section: ModelConfig) -> Any:
 
 def build_strategy(section: StrategyConfig) -> Any:
     """The strategy of a strategy section, holding its options. Raises ConfigError or PluginError."""
-    return _build(
-        load_section_class(get(STRATEGIES, section.name)), section.options, "strategy", StrategyConfig, section.name
-    )
+    return _build(get(STRATEGIES, section.name).load(), section.options, "strategy", StrategyConfig, section.name)
+
+
+def build_tracker(name: str, options: dict[str, Any]) -> Any:
+    """Return the tracker of that name with its options. Raises ConfigError or PluginError."""
+    return _build(get(TRACKERS, name).load(), options, f"track.{name}", Section, f"'{name}'")
 
 
 def build_optimizer(section: OptimConfig) -> Any:
     """Return the optimizer plugin that an optim section names, with its options. Raises ConfigError or PluginError."""
     plugin = get(OPTIMIZERS, section.optimizer)
-    loaded = load_section_class(plugin)
+    loaded = plugin.load()
     if taken := sorted(set(loaded.model_fields) & set(OptimConfig.model_fields)):
         raise PluginError(f"{plugin} has an option '{taken[0]}', but optim.{taken[0]} is already a key of inat-ft")
     return _build(loaded, section.options, "optim", OptimConfig, section.optimizer)
-
-
-_BASES = {STRATEGIES: "Strategy", BACKBONES: "Backbone", OPTIMIZERS: "Optimizer"}
-
-
-def load_section_class(plugin: Plugin) -> type[Section]:
-    """The class of a plugin. Raises PluginError when it cannot be imported or is not what its group asks for."""
-    loaded = plugin.load()
-    if not issubclass(loaded, Section):
-        raise PluginError(f"{plugin} breaks the contract: {plugin.target} is not derived from {_BASES[plugin.group]}")
-    if missing := getattr(loaded, "__abstractmethods__", None):
-        raise PluginError(
-            f"{plugin} breaks the contract: {plugin.target} has no "
-            f"{' and no '.join(f'{name}()' for name in sorted(missing))}"
-        )
-    return loaded
 
 
 def _build(plugin: type[Section], options: dict[str, Any], where: str, section: type[Section], name: str) -> Section:

@@ -19,6 +19,7 @@ from inat_ft.config import (
     build_backbone,
     build_optimizer,
     build_strategy,
+    build_tracker,
     format_validation_error,
 )
 from inat_ft.errors import ConfigError, UsageError, did_you_mean
@@ -231,7 +232,7 @@ _KEPT: dict[str, tuple[str, ...]] = {
 
 
 def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key. Another strategy, backbone or optimizer drops the options of the previous one."""
+    """Set a dotted key. Another plugin drops the options of the previous one; mappings are merged."""
     *sections, last = key.split(".")
     if key in _KEPT:
         before = raw.get(sections[0])
@@ -244,7 +245,8 @@ def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
         if inner is None:
             raw[section] = inner = {}
         raw = inner
-    raw[last] = value
+    before = raw.get(last)
+    raw[last] = {**before, **value} if isinstance(before, Mapping) and isinstance(value, Mapping) else value
 
 
 def dump_config(config: RunConfig) -> str:
@@ -270,4 +272,7 @@ def describe(config: RunConfig) -> list[dict[str, str]]:
             fields |= {key: info for key, info in type(plugins[name]).model_fields.items() if key != "variant"}
         for key, info in fields.items():
             lines.append({"key": f"{name}.{key}", "value": str(getattr(value, key)), "help": info.description or ""})
+    for name, options in config.track.options.items():
+        for key, info in type(build_tracker(name, options)).model_fields.items():
+            lines.append({"key": f"track.{name}.{key}", "value": str(options[key]), "help": info.description or ""})
     return lines

@@ -22,7 +22,7 @@ from inat_ft.images.augment import blender
 from inat_ft.models.build import Model, build_model
 from inat_ft.progress import Log, ProgressBar, ignore_log, no_progress
 from inat_ft.records import Epoch
-from inat_ft.registry import STRATEGIES, plugin_errors
+from inat_ft.registry import call_plugin
 from inat_ft.settings import expand_user
 from inat_ft.strategies.base import Strategy
 
@@ -63,8 +63,7 @@ class Setup:
     @property
     def warnings(self) -> Sequence[str]:
         """Warnings of the strategy."""
-        with plugin_errors(STRATEGIES, type(self.strategy), "warnings()"):
-            return self.strategy.warnings(self.config.optim.epochs)
+        return call_plugin(self.strategy.warnings, self.config.optim.epochs)
 
 
 def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("splits")) -> Setup:
@@ -78,10 +77,8 @@ def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("s
     strategy: Strategy = build_strategy(config.strategy)
     model = _build_model(config, len(manifest.classes), load_weights or strategy.needs_gradients)
     model.net.to(compute.device).to(memory_format=torch.channels_last)
-    with plugin_errors(STRATEGIES, type(strategy), "resolve()"):
-        strategy = strategy.resolve(model.net, lambda: _gradient_norms(model, manifest, compute))
-    with plugin_errors(STRATEGIES, type(strategy), "adapt()"):
-        net = strategy.adapt(model.net).to(compute.device)
+    strategy = call_plugin(strategy.resolve, model.net, lambda: _gradient_norms(model, manifest, compute))
+    net = call_plugin(strategy.adapt, model.net).to(compute.device)
     plan = make_plan(strategy, net, config.optim.epochs, config.optim.layer_decay)
     data = {"split": config.data.split or split.as_posix(), "image_size": model.preprocess.image_size}
     resolved = {

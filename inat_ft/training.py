@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from inat_ft.cache.loaders import EpochLoaders
-from inat_ft.config import RunConfig, TrackConfig
+from inat_ft.config import RunConfig
 from inat_ft.crash import write_crash
 from inat_ft.data.manifest import Manifest
 from inat_ft.engine.advice import advise
@@ -34,11 +34,11 @@ from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.locks import FileLock, Timeout
 from inat_ft.models.weights import save_model
 from inat_ft.records import Epoch, Parameters, RunRecord, SplitInfo, read_record, write_record, write_text
-from inat_ft.registry import STRATEGIES, plugin_errors
+from inat_ft.registry import call_plugin
 from inat_ft.settings import dump_config, portable
 from inat_ft.setup import Directories, Setup, TrainCallbacks, make_loaders, make_step_config, prepare
 from inat_ft.threads import decoders
-from inat_ft.tracking import Tracker, tracker_for
+from inat_ft.tracking import Trackers, make_trackers
 
 __all__ = ["Directories", "Setup", "TrainCallbacks", "find_lr", "prepare", "release_memory", "split_info", "train"]
 
@@ -93,14 +93,13 @@ def _train(
     started = time.perf_counter()
     setup = prepare(config)
     process_group, callbacks = setup.compute.process_group, _share_batches(setup, callbacks)
-    tracker = tracker_for(config.track if process_group.is_main_process else TrackConfig())  # may raise: before mkdir
+    trackers = make_trackers(config.track) if process_group.is_main_process else Trackers()  # may raise: before mkdir
     new = _new_directory(setup.config, directories.runs) if resume is None and process_group.is_main_process else None
     with _run_lock(Path(process_group.broadcast(resume or new)), process_group) as directory:
-        run = _Run(setup, directory, directories, callbacks, tracker, started)
+        run = _Run(setup, directory, directories, callbacks, trackers, started)
         record = None
         for warning in setup.warnings:
             callbacks.log(f"warning: {warning}")
-        tracker.start(setup.config, directory.name, directory)
         try:
             record = run.train()
         except BaseException as error:
@@ -110,8 +109,8 @@ def _train(
                 write_crash(error, directory)
             raise
         finally:
-            if message := tracker.finish(record):
-                callbacks.log(message)
+            for line in trackers.finish(record):
+                callbacks.log(line)
         return record, directory
 
 
@@ -172,7 +171,7 @@ class _Run:
     directory: Path
     directories: Directories
     callbacks: TrainCallbacks
-    tracker: Tracker
+    trackers: Trackers
     started: float
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -193,17 +192,16 @@ class _Run:
             self.seconds["checking"] = time.perf_counter() - start
             stop = config.stop
             state = TrainState(EarlyStopping(stop.patience, stop.min_delta, stop.monitor))
-            step_config = make_step_config(
-                setup, callbacks.log
-            )  # before the checkpoint is loaded: l2-sp needs the start
+            step_config = make_step_config(setup, callbacks.log)  # before the weights are loaded: l2-sp needs the start
             load_checkpoint(file, state, setup.plan, config.optim, identity)
+            self.trackers.start(config, self.directory.name, self.directory, state.history)
             start, save = time.perf_counter(), partial(self._save, file, identity)
             fit(loaders, setup.plan, step_config, setup.compute, state, callbacks.on_step, self._on_epoch, save)
             self.seconds["training"] = time.perf_counter() - start
         return self._finish(config, state, loaders)
 
     def _on_epoch(self, epoch: Epoch) -> bool | None:
-        self.tracker.log(epoch)
+        self.trackers.log(epoch)
         return self.callbacks.on_epoch(epoch)
 
     def _identity(self, config: RunConfig) -> str:
@@ -221,8 +219,7 @@ class _Run:
 
     def _finish(self, config: RunConfig, state: TrainState, loaders: EpochLoaders) -> RunRecord:
         trained = self.setup.plan.num_trainable  # before merge() removes adapters
-        with plugin_errors(STRATEGIES, type(self.setup.strategy), "merge()"):
-            self.setup.strategy.merge(self.setup.plan.net)
+        call_plugin(self.setup.strategy.merge, self.setup.plan.net)
         if self.is_main:
             self._write_results(config, state, loaders)
         self.seconds["total"] = time.perf_counter() - self.started

@@ -140,6 +140,12 @@ def train(
     ] = None,
     cache: Annotated[str | None, _flag("--cache", "auto, none, packed or prefix. [default: auto]", _RUN)] = None,
     wandb: Annotated[str | None, _flag("--wandb", "Log to W&B: off, offline or online. [default: off]", _RUN)] = None,
+    tracker: Annotated[
+        list[str] | None,
+        _flag(
+            "--tracker", "Log to this tracker, such as wandb; may be repeated. [default: none]", _RUN, metavar="NAME"
+        ),
+    ] = None,
     compile: Annotated[bool | None, _flag("--compile", "Compile what learns with torch.compile.", _RUN)] = None,
     deterministic: Annotated[
         bool | None, _flag("--deterministic", "The same bits each time, on a GPU too.", _RUN)
@@ -172,11 +178,12 @@ def train(
 
     flags = {key: value for key, value in locals().items() if key in (*ALIASES, "seed", "name") and value is not None}
     overrides = [(ALIASES.get(key, key), value) for key, value in flags.items()]
+    overrides += [(f"track.{name}", {}) for names in tracker or () for name in names.split(",")]
     overrides += [parse_override(text) for text in set_ or ()]
     if resume is not None:
-        if config or {key for key, _ in overrides} - _MOVABLE:
+        if config or {key for key, _ in overrides if not key.startswith("track.")} - _MOVABLE:
             raise UsageError(
-                "--resume takes its settings from the run; only --split and --set data.root may name new places",
+                "--resume takes its settings from the run, except --split, --set data.root and those of trackers",
                 f"run: inat-ft train --resume {resume}",
             )
         resume = _run_to_resume(resume, runs_dir)

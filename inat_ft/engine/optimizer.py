@@ -12,7 +12,7 @@ from inat_ft.config import OptimConfig, build_optimizer
 from inat_ft.engine.plan import Trainable
 from inat_ft.errors import PluginError
 from inat_ft.optim.base import Optimizer as OptimizerPlugin
-from inat_ft.registry import OPTIMIZERS, plugin_errors, plugin_label
+from inat_ft.registry import OPTIMIZERS, call_plugin, plugin_label
 
 _ROUNDING = 1e-9
 
@@ -44,8 +44,7 @@ def make_optimizer(
     ]
     expected = [_describe(group) for group in groups]
     plugin = plugin or build_optimizer(config)
-    with plugin_errors(OPTIMIZERS, type(plugin), "build()"):
-        optimizer = plugin.build(groups, config)
+    optimizer = call_plugin(plugin.build, groups, config)
     name = plugin_label(OPTIMIZERS, type(plugin))
     if not isinstance(optimizer, Optimizer):
         raise PluginError(f"{name} breaks the contract: build() must return a torch.optim.Optimizer, not {optimizer!r}")

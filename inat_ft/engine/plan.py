@@ -14,7 +14,7 @@ from torch import nn
 
 from inat_ft.errors import PluginError
 from inat_ft.models.net import Net
-from inat_ft.registry import STRATEGIES, plugin_errors, plugin_label
+from inat_ft.registry import STRATEGIES, call_plugin, plugin_label
 from inat_ft.strategies.base import Group, Strategy
 
 
@@ -158,8 +158,7 @@ def _scales(
 ) -> tuple[tuple[nn.Parameter, float], ...]:
     """Return the trainable parameters of an epoch with their factors, in the order of the network's parameters."""
     name = plugin_label(STRATEGIES, type(strategy))
-    with plugin_errors(STRATEGIES, type(strategy), f"groups(epoch={epoch})"):
-        groups = strategy.groups(net, epoch)
+    groups = call_plugin(strategy.groups, net, epoch)
     if not isinstance(groups, Sequence) or not all(isinstance(group, Group) for group in groups):
         raise PluginError(f"{name} breaks the contract: groups() must return a list of Group, not {groups!r}")
     order = {id(parameter): place for place, parameter in enumerate(net.parameters())}
