@@ -66,7 +66,7 @@ def load_checkpoint(file: Path, state: TrainState, plan: TrainingPlan, config: O
     state.average_state = {name: tensor if tensor.ndim else tensor.cpu() for name, tensor in average}
     state.epoch, state.steps = content["epoch"], content["steps"]
     trainable = plan.epochs[state.epoch - 1]
-    plan.net.set_trainable(trainable.parameters)
+    plan.net.set_trainable(trainable.scales)
     state.optimizer = make_optimizer(trainable, config)
     state.optimizer.load_state_dict(content["optimizer"])
     state.history = [Epoch.model_validate(epoch) for epoch in content["history"]]

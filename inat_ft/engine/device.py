@@ -96,22 +96,19 @@ def has_compiler() -> bool:
 def reproducible(deterministic: bool) -> Iterator[None]:
     """Restore torch's random state on exit; with `deterministic`, use deterministic algorithms only."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices), _deterministic() if deterministic else nullcontext():
-        yield
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     workspace = os.environ.get(_CUBLAS_WORKSPACE)
-    os.environ.setdefault(_CUBLAS_WORKSPACE, ":4096:8")  # cuBLAS is not deterministic without it
-    torch.use_deterministic_algorithms(True)
+    if deterministic:
+        os.environ.setdefault(_CUBLAS_WORKSPACE, ":4096:8")  # cuBLAS is not deterministic without it
+        torch.use_deterministic_algorithms(True)
     try:
-        yield
+        with torch.random.fork_rng(devices):
+            yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        if workspace is None:
-            del os.environ[_CUBLAS_WORKSPACE]
+        if deterministic:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            if workspace is None:
+                del os.environ[_CUBLAS_WORKSPACE]
 
 
 @contextmanager

@@ -181,7 +181,7 @@ def _finite(val_loss: float, epoch: int, log: Log) -> float | None:
 def _scheduler(plan: TrainingPlan, config: OptimConfig, state: TrainState) -> LRScheduler:
     """Freeze and unfreeze layers for the next epoch; return the schedule, with a new optimizer if a phase starts."""
     trainable = plan.epochs[state.epoch]
-    plan.net.set_trainable(trainable.parameters)
+    plan.net.set_trainable(trainable.scales)
     if state.optimizer is None or plan.starts_phase(state.epoch):
         state.optimizer = make_optimizer(trainable, config, state.optimizer)
     first, last = plan.phase(state.epoch) if config.restart else (0, config.epochs)

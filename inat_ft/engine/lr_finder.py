@@ -43,7 +43,7 @@ def lr_range_test(
 
     net, prefix = plan.net, plan.frozen_prefix(0)
     before = copies(net, plan.trainable_state_names())
-    net.set_trainable(plan.epochs[0].parameters)
+    net.set_trainable(plan.epochs[0].scales)
     seed_layers(step_config.seed, 0)
     optimizer = make_optimizer(plan.epochs[0], step_config.config)
     forward = Forward(net, data.train(prefix, 0), prefix, compute)

@@ -32,7 +32,7 @@ def make_optimizer(
     """
 
     def kind(pair: tuple[nn.Parameter, float]) -> tuple[float, bool]:
-        return pair[1], id(pair[0]) not in trainable.no_weight_decay
+        return pair[1], pair[0] not in trainable.no_weight_decay
 
     groups: list[dict[str, Any]] = [
         {
@@ -40,7 +40,7 @@ def make_optimizer(
             "lr_scale": scale,
             "weight_decay": config.weight_decay if decays else 0.0,
         }
-        for (scale, decays), pairs in groupby(sorted(trainable.scales, key=kind), key=kind)
+        for (scale, decays), pairs in groupby(sorted(trainable.scales.items(), key=kind), key=kind)
     ]
     expected = [_describe(group) for group in groups]
     plugin = plugin or build_optimizer(config)
@@ -51,8 +51,7 @@ def make_optimizer(
     if [_describe(group) for group in optimizer.param_groups] != expected:
         raise PluginError(f"{name} breaks the contract: build() must keep the parameter groups as they are")
     if previous is not None:
-        kept = set(map(id, trainable.parameters))
-        optimizer.state.update({parameter: s for parameter, s in previous.state.items() if id(parameter) in kept})
+        optimizer.state.update({p: state for p, state in previous.state.items() if p in trainable.scales})
     return optimizer
 
 

@@ -20,25 +20,10 @@ from inat_ft.strategies.base import Group, Strategy
 
 @dataclass(frozen=True)
 class Trainable:
-    """The trainable parameters of one epoch, each with its factor on the learning rate.
+    """The trainable parameters of one epoch with their factors on the learning rate, and those without weight decay."""
 
-    no_weight_decay: ids of the parameters without weight decay.
-    """
-
-    scales: tuple[tuple[nn.Parameter, float], ...]
-    no_weight_decay: frozenset[int] = frozenset()
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters."""
-        return [parameter for parameter, _ in self.scales]
-
-    def same_as(self, other: Trainable) -> bool:
-        """Return whether the same parameters are trained at the same learning rates."""
-        return self._ids() == other._ids()
-
-    def _ids(self) -> dict[int, float]:
-        return {id(parameter): scale for parameter, scale in self.scales}
+    scales: Mapping[nn.Parameter, float]
+    no_weight_decay: frozenset[nn.Parameter] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -51,7 +36,7 @@ class TrainingPlan:
     @cached_property
     def trainable_ids(self) -> frozenset[int]:
         """Ids of the parameters that are trained in at least one epoch."""
-        return frozenset(id(parameter) for epoch in self.epochs for parameter in epoch.parameters)
+        return frozenset(id(parameter) for epoch in self.epochs for parameter in epoch.scales)
 
     @cached_property
     def num_trainable(self) -> int:
@@ -61,12 +46,12 @@ class TrainingPlan:
     @cached_property
     def _prefixes(self) -> list[int]:
         """Number of leading frozen stages, by epoch."""
-        stages: dict[int, int] = {}
+        stages: dict[nn.Parameter, int] = {}
         for number, stage in enumerate(self.net.stages.values()):
             for parameter in stage.parameters():
-                stages.setdefault(id(parameter), number)
+                stages.setdefault(parameter, number)
         num_stages = len(self.net.stages)
-        return [min(stages.get(id(p), num_stages) for p in epoch.parameters) for epoch in self.epochs]
+        return [min(stages.get(parameter, num_stages) for parameter in epoch.scales) for epoch in self.epochs]
 
     @cached_property
     def _shortest_prefixes(self) -> list[int]:
@@ -83,7 +68,7 @@ class TrainingPlan:
     @cached_property
     def phases(self) -> list[tuple[int, int]]:
         """First and last (excluded) epoch of each series of epochs with the same trainable parameters and rates."""
-        changed = (number for number, pair in enumerate(pairwise(self.epochs), 1) if not pair[0].same_as(pair[1]))
+        changed = (number for number, (before, after) in enumerate(pairwise(self.epochs), 1) if before != after)
         return list(pairwise([0, *changed, len(self.epochs)]))
 
     def frozen_prefix(self, epoch: int, since_start: bool = False) -> int:
@@ -127,21 +112,16 @@ def make_plan(strategy: Strategy, net: Net, epochs: int, layer_decay: float = 1.
     layer_decay: factor on the learning rate for each layer (block) further from the head, as in timm. Raises PluginError
     that names the strategy when it breaks its contract.
     """
-    factors = {key: layer_decay**depth for key, depth in _depths(net).items()} if layer_decay < 1 else {}
+    last = max(net.layer_ids.values(), default=0)
+    factors = {p: layer_decay ** (last - _layer(net, net.original_name(name))) for name, p in net.named_parameters()}
     no_weight_decay = frozenset(
-        id(parameter)
+        parameter
         for name, parameter in net.named_parameters()
         if parameter.ndim <= 1 or net.original_name(name) in net.no_weight_decay
     )
     return TrainingPlan(
         net, tuple(Trainable(_scales(strategy, net, epoch, factors), no_weight_decay) for epoch in range(epochs))
     )
-
-
-def _depths(net: Net) -> dict[int, int]:
-    """Return the number of layers after each parameter, by id."""
-    last = max(net.layer_ids.values())
-    return {id(parameter): last - _layer(net, net.original_name(name)) for name, parameter in net.named_parameters()}
 
 
 def _layer(net: Net, name: str) -> int:
@@ -154,24 +134,23 @@ def _layer(net: Net, name: str) -> int:
 
 
 def _scales(
-    strategy: Strategy, net: Net, epoch: int, factors: Mapping[int, float]
-) -> tuple[tuple[nn.Parameter, float], ...]:
-    """Return the trainable parameters of an epoch with their factors, in the order of the network's parameters."""
+    strategy: Strategy, net: Net, epoch: int, factors: Mapping[nn.Parameter, float]
+) -> dict[nn.Parameter, float]:
+    """Return the trainable parameters of an epoch and their factors, in the order of the network."""
     name = plugin_label(STRATEGIES, type(strategy))
     groups = call_plugin(strategy.groups, net, epoch)
     if not isinstance(groups, Sequence) or not all(isinstance(group, Group) for group in groups):
         raise PluginError(f"{name} breaks the contract: groups() must return a list of Group, not {groups!r}")
-    order = {id(parameter): place for place, parameter in enumerate(net.parameters())}
-    scales: dict[int, tuple[nn.Parameter, float]] = {}
+    scales: dict[nn.Parameter, float] = {}
     for group in groups:
         if not (math.isfinite(group.lr_scale) and group.lr_scale >= 0):
             raise PluginError(f"{name} breaks the contract: lr_scale must be 0 or more, not {group.lr_scale}")
         for parameter in group.parameters:
-            if id(parameter) not in order:
+            if parameter not in factors:
                 raise PluginError(f"{name} breaks the contract: it returned a parameter that the network does not have")
-            if id(parameter) in scales:
+            if parameter in scales:
                 raise PluginError(f"{name} breaks the contract: it returned a parameter in two groups")
-            scales[id(parameter)] = (parameter, group.lr_scale * factors.get(id(parameter), 1.0))
+            scales[parameter] = group.lr_scale * factors[parameter]
     if not scales:
         raise PluginError(f"{name} returned no trainable parameters for epoch {epoch + 1}")
-    return tuple(scales[key] for key in sorted(scales, key=order.__getitem__))
+    return {parameter: scales[parameter] for parameter in net.parameters() if parameter in scales}

@@ -1,5 +1,6 @@
 """A table of what is trainable, stage by stage, for `train --dry-run`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -18,19 +19,19 @@ def stage_table(plan: TrainingPlan, lr: float) -> list[dict[str, Any]]:
 
 def _phase(plan: TrainingPlan, first: int, last: int, lr: float) -> list[dict[str, Any]]:
     epochs = f"{first + 1}-{last}" if last > first + 1 else f"{last}"
-    scales = {id(parameter): scale for parameter, scale in plan.epochs[first].scales}
+    scales = plan.epochs[first].scales
     modules = {**plan.net.stages, f"{plan.net.head_name} (head)": plan.net.head}
     rows = [{"epochs": epochs, "stage": name, **_row(plan, module, scales, lr)} for name, module in modules.items()]
     total = {"parameters": sum(row["parameters"] for row in rows), "trained": sum(row["trained"] for row in rows)}
     return [*rows, {"epochs": epochs, "stage": "total", **total, "state": "", "lr": "", "batch_norm": ""}]
 
 
-def _row(plan: TrainingPlan, module: nn.Module, scales: dict[int, float], lr: float) -> dict[str, Any]:
+def _row(plan: TrainingPlan, module: nn.Module, scales: Mapping[nn.Parameter, float], lr: float) -> dict[str, Any]:
     parameters = list(module.parameters())
     count = sum(parameter.numel() for parameter in parameters)
-    trained = sum(parameter.numel() for parameter in parameters if id(parameter) in scales)
-    rates = sorted({scales[id(parameter)] * lr for parameter in parameters if id(parameter) in scales})
-    norms = [any(id(p) in scales for p in norm.parameters()) for norm in plan.net.batch_norms(module)]
+    trained = sum(parameter.numel() for parameter in parameters if parameter in scales)
+    rates = sorted({scales[parameter] * lr for parameter in parameters if parameter in scales})
+    norms = [any(p in scales for p in norm.parameters()) for norm in plan.net.batch_norms(module)]
     state = "frozen" if not trained else "trained" if trained == count else "part"
     batch_norm = "-" if not norms else "train" if all(norms) else "part" if any(norms) else "frozen"
     shown = "" if not rates else f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"

@@ -364,7 +364,7 @@ def test_a_new_phase_keeps_the_optimizer_state() -> None:
     assert [plan.starts_phase(epoch) for epoch in range(4)] == [False, False, True, False]
     assert plan.epochs_until_thaw(0) == 2
     first = make_optimizer(plan.epochs[0], OptimConfig())
-    net.set_trainable(plan.epochs[0].parameters)
+    net.set_trainable(plan.epochs[0].scales)
     net.eval()(torch.rand(2, 3, 32, 32)).sum().backward()
     first.step()
     second = make_optimizer(plan.epochs[2], OptimConfig(), first)

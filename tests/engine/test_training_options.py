@@ -59,8 +59,7 @@ def test_layer_decay_lowers_the_learning_rate_per_layer() -> None:
     net = tiny_net()
     scales = {net.original_name(name): None for name, _ in net.named_parameters()}
     plan = make_plan(All(), net, 1, layer_decay=0.5)
-    by_id = {id(parameter): scale for parameter, scale in plan.epochs[0].scales}
-    scales = {net.original_name(name): by_id[id(parameter)] for name, parameter in net.named_parameters()}
+    scales = {net.original_name(name): plan.epochs[0].scales[parameter] for name, parameter in net.named_parameters()}
     assert scales["fc.weight"] == scales["fc.bias"] == 1
     assert scales["block4.0.weight"] == scales["block4.1.weight"] == 0.5  # BatchNorm belongs to its convolution
     assert scales["block1.0.weight"] == 0.5**4
