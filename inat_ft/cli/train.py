@@ -1,5 +1,6 @@
 """`inat-ft train`: flags become overrides, the rest is the engine's."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -304,6 +305,7 @@ def _train_seeds(config: "RunConfig", seeds: int, runs_dir: Path, cache_dir: Pat
         render.info(f"seed {seed}")
         name = f"{config.name}-seed{seed}" if config.name else None
         release_memory()
+        gc.freeze()  # the next collection skips the objects that are left
         with _stoppable():
             runs.append(train(config.model_copy(update={"seed": seed, "name": name}), directories, callbacks(config)))
     if not render.is_main_process():
