@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint benchmarks clean
+.PHONY: demo test test-slow lint generate benchmarks clean
 
 demo: $(READY)
 	rm -rf inat-ft-demo
@@ -22,6 +22,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict inat_ft
 	$(BIN)/lint-imports
+
+# The flags of `train`, the list of all options and docs/cli.md, from the code.
+generate: $(READY)
+	$(BIN)/python -m tools.generate
 
 benchmarks: $(READY)
 	$(BIN)/python -m tests.benchmarks --quick
