@@ -94,7 +94,7 @@ def test_what_is_in_the_place_of_the_folder_is_found_before_the_download(server:
     Path("data").mkdir()
     make(Path("data/inaturalist_12K"))
     ran = cli("fetch", "inat12k", "--url", server.url)
-    assert ran.code == 1 and "data/inaturalist_12K is no folder" in ran.err and not server.requests
+    assert ran.code == 1 and "data/inaturalist_12K is not a folder" in ran.err and not server.requests
 
 
 def test_an_archive_that_is_there_is_used_and_kept_on_demand(server: Server, cli) -> None:
@@ -103,7 +103,7 @@ def test_an_archive_that_is_there_is_used_and_kept_on_demand(server: Server, cli
     Path("b").mkdir()
     Path("a/nature_12K.zip").rename("b/nature_12K.zip")
     ran = cli("fetch", "inat12k", "--to", "b", "--url", "http://127.0.0.1:9/x", "--json")
-    assert ran.json["images"] == 30 and "is there already" in ran.err and left("b") == ["inaturalist_12K"]
+    assert ran.json["images"] == 30 and "using the existing archive" in ran.err and left("b") == ["inaturalist_12K"]
 
 
 def test_a_killed_fetch_goes_on(server: Server, cli) -> None:
@@ -116,18 +116,18 @@ def test_a_killed_fetch_goes_on(server: Server, cli) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and left("data") == ["nature_12K.zip.part", "nature_12K.zip.part.json"]
     ran = cli("fetch", "inat12k", "--url", server.url)
-    assert ran.code == 0 and "from an earlier download" in ran.err and server.asked[1].startswith("bytes=")
+    assert ran.code == 0 and "resuming an earlier download" in ran.err and server.asked[1].startswith("bytes=")
 
 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (nature(**{"../../evil": b"x"}), "leads out of its folder"),
+        (nature(**{"../../evil": b"x"}), "a name outside its folder"),
         (nature()[:-3000], "damaged"),
-        (nature(**{"inaturalist_12K/train/Aves/" + "x" * 300: b"x"}), "a name that no file can have"),
+        (nature(**{"inaturalist_12K/train/Aves/" + "x" * 300: b"x"}), "an invalid name"),
         (b"<html>log in</html>", "not a zip file"),
-        (nature(**{"inaturalist_12K/.fetched.json/x": b"x"}), "holds a folder .fetched.json"),
-        (nature(classes=()), "train/ and val/ have no class folders"),
+        (nature(**{"inaturalist_12K/.fetched.json/x": b"x"}), "contains a folder .fetched.json"),
+        (nature(classes=()), "no class folders with images in train/ and val/"),
     ],
 )
 def test_a_bad_archive_leaves_nothing_so_that_another_mirror_can_be_tried(

@@ -60,14 +60,14 @@ def test_what_is_not_the_digits_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("x")
     for place in (tmp_path / "mine", tmp_path / "mine" / "file"):
-        with pytest.raises(DataError, match="is not the digits"):
+        with pytest.raises(DataError, match="is not the complete digits"):
             write_digits(place)
     assert (tmp_path / "mine" / "file").read_text() == "x"
     with pytest.raises(UsageError, match="is not a folder"):
         write_digits(tmp_path / "mine" / "file" / "digits")
     some = write_digits(tmp_path / "empty-before")
     next(some.rglob("*.png")).unlink()
-    with pytest.raises(DataError, match="or not all of them"):
+    with pytest.raises(DataError, match="is not the complete digits"):
         write_digits(some)
 
 

@@ -175,10 +175,7 @@ def test_silence_ends_with_an_error_and_keeps_what_has_arrived(server, tmp_path:
     server.ranges = False
     with pytest.raises(DataError, match="timed out") as caught:
         get(server, tmp_path / "f", timeout_s=0.1)
-    assert (
-        "is kept, and only the rest is fetched then if" in caught.value.hint
-        and (tmp_path / "f.part").read_bytes() == BODY[:100_000]
-    )
+    assert "the received part is kept" in caught.value.hint and (tmp_path / "f.part").read_bytes() == BODY[:100_000]
 
 
 def test_no_server_and_no_such_host_are_errors(tmp_path: Path) -> None:
@@ -205,7 +202,7 @@ def test_no_server_and_no_such_host_are_errors(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_web_address_is_refused(tmp_path: Path, url: str) -> None:
-    with pytest.raises(UsageError, match="is no http or https address"):
+    with pytest.raises(UsageError, match="is not an http or https address"):
         download(url, tmp_path / "f")
 
 
@@ -228,7 +225,7 @@ def test_a_redirection_leads_to_the_web_only(server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["http://a..b/x", "http://[bad/x"])
 def test_a_redirection_to_no_address_is_an_error(server, tmp_path: Path, place: str) -> None:
     server.faults = [f"to:{place}"]
-    with pytest.raises(DataError, match="sent on to an address"):
+    with pytest.raises(DataError, match="sent an address"):
         get(server, tmp_path / "f")
 
 

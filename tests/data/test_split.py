@@ -85,7 +85,7 @@ class TestStratification:
 
     def test_a_class_with_one_image_is_an_error_that_names_it(self) -> None:
         files, scanned = unlike_images(["a", "a", "a", "lonely"], [])
-        with pytest.raises(DataError, match="class 'lonely' has only 1 image to split"):
+        with pytest.raises(DataError, match="too few images in 'lonely' \(1\)"):
             make_manifest(files, scanned, SplitOptions(near=False), Path("m.csv"))
 
 
@@ -282,7 +282,7 @@ class TestLayouts:
         (data / "class1" / "gone.png").symlink_to(data / "class1" / "nothing.png")
         manifest, _ = split(data)
         reasons = {left.path: left.text for left in manifest.left_out}
-        assert reasons["class1/loop.png"] == reasons["class1/gone.png"] == "a link that leads nowhere"
+        assert reasons["class1/loop.png"] == reasons["class1/gone.png"] == "a broken link"
         rows = "".join(f"d/{path},a\n" for path in (*manifest.paths, "class1/loop.png"))
         (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
         assert [left.path for left in split(tmp_path / "list.csv")[0].left_out] == ["d/class1/loop.png"]
@@ -358,7 +358,8 @@ class TestCopies:
         data = make_images(tmp_path / "d", classes=2, each=8)
         shutil.copytree(data / "class0", data / "other")
         with pytest.raises(
-            DataError, match=r"'class0' has no image left: class0/000.png .*the same file is class0 and other"
+            DataError,
+            match=r"'class0', 'other' have no usable images: class0/000.png is left out .*the same file is class0 and other",
         ):
             split(data)
 

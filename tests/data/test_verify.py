@@ -1,6 +1,5 @@
 import os
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from inat_ft.data.manifest import Manifest, read_manifest
 from inat_ft.data.verify import verify_hashes
 from inat_ft.errors import DataError
 from inat_ft.images.decode import load_image, sha256_of
+from inat_ft.progress import no_progress
 from inat_ft.threads import decoders
 
 
@@ -25,7 +25,7 @@ def manifest(images: Path, manifest_file: Path, tmp_path: Path) -> Manifest:
 
 
 def hashes(manifest: Manifest, policy: str, cache: Path = Path("cache")):
-    return verify_hashes(manifest, ("train", "val"), cache, policy, lambda what: nullcontext(lambda done, total: None))
+    return verify_hashes(manifest, ("train", "val"), cache, policy, no_progress)
 
 
 def repaint(manifest: Manifest, row: int) -> Path:
