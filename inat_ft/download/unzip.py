@@ -44,8 +44,8 @@ def unpack(
 
     Call it under `file_lock(target)`. progress is called with (done, total) in files; check is called with the unpacked
     folder before it is renamed, and can raise ArchiveError. Raises ArchiveError for a damaged archive, names outside its
-    root, links, devices, encryption, a missing `inside`, and more than max_bytes, MAX_FILES or MAX_RATIO, counted while writing,
-    because headers can be wrong. Raises DataError if the files cannot be written.
+    root, links, devices, encryption, a missing `inside`, and more than max_bytes, MAX_FILES or MAX_RATIO, counted while
+    writing, because headers can be wrong. Raises DataError if the files cannot be written.
     """
     max_bytes = min(max_bytes, max(_RATIO_APPLIES_FROM, MAX_RATIO * archive.stat().st_size))
     try:
