@@ -33,7 +33,7 @@ from inat_ft.cache.prefix_forward import (
     folded_prefix,
     relative_error,
 )
-from inat_ft.data.batches import Batches, ImageInput, ResidentRows, Source, StoredRows
+from inat_ft.data.batches import Batches, ImageInput, ResidentRows, RowSource, StoredRows
 from inat_ft.engine.device import Compute, has_compiler, is_out_of_memory
 from inat_ft.errors import InatFtError
 from inat_ft.models.base import Preprocess
@@ -208,7 +208,7 @@ class PrefixCache:
         view: FixedView,
         progress: ProgressFn,
         log: Log = ignore_log,
-    ) -> Source:
+    ) -> RowSource:
         """The output of the first stages for the images, computed where it is not there yet."""
         key = {**pixels.key, **prefix_forward.key, "form": prefix_forward.form, "view": view.name}
         work = self._work(estimate.depth, pixels.size)
@@ -265,7 +265,7 @@ class PrefixCache:
         """The front applied to some images, in blocks; decoding goes on meanwhile."""
         draws = view.draws(pixels.hashes).to(self.compute.device) if view.draws else None
         prepare = ImageInput(self.preprocess.mean, self.preprocess.std, view.augment, draws)
-        source: Source = StoredRows(*pixels.store.read(pixels.hashes)) if pixels.is_packed() else pixels.files()
+        source: RowSource = StoredRows(*pixels.store.read(pixels.hashes)) if pixels.is_packed() else pixels.files()
         size, at = _BATCH[self.compute.device.type], 0
         while at < len(missing):
             try:
@@ -296,7 +296,7 @@ class PrefixCache:
         log(f"prefix: compiled with torch.compile, which {count:,} images repay")
         return Compiled(prefix_forward.build(), log)
 
-    def _resident(self, stored: StoredRows, store: Store, count: int) -> Source:
+    def _resident(self, stored: StoredRows, store: Store, count: int) -> RowSource:
         """Small rows stay in the device's memory; large ones are read as they are needed."""
         if count * store.row_bytes > _RESIDENT_BYTES[self.compute.device.type]:
             return stored

@@ -13,7 +13,7 @@ from torch import Tensor
 from inat_ft.cache.frozen_prefix import IDENTITY, Estimate, FixedView, PrefixCache
 from inat_ft.cache.packed_images import Pixels
 from inat_ft.cache.prefix_forward import PrefixForward
-from inat_ft.data.batches import Batches, ImageInput, Source
+from inat_ft.data.batches import Batches, ImageInput, RowSource
 from inat_ft.engine.fit import epoch_generator
 from inat_ft.engine.plan import TrainingPlan
 from inat_ft.images import augment
@@ -43,7 +43,7 @@ def _fixed_draws(hashes: Sequence[str], numbers: Sequence[int]) -> Tensor:
 class _MixedViews:
     """For each image one of several sources of equal rows."""
 
-    sources: Sequence[Source]
+    sources: Sequence[RowSource]
     choice: Tensor
     """`[N]` int64, on the CPU."""
 
@@ -73,7 +73,7 @@ class _FrozenPrefix:
     kept: Estimate | None
     prefix_forward: PrefixForward | None = None
     again: Callable[[Tensor], Tensor] | None = None
-    rows: dict[str, list[Source]] = field(default_factory=dict)
+    rows: dict[str, list[RowSource]] = field(default_factory=dict)
 
 
 @dataclass
@@ -102,7 +102,7 @@ class EpochLoaders:
     log: Log = ignore_log
     decisions: list[str] = field(default_factory=list)
     _last: _FrozenPrefix | None = None
-    _images: dict[str, Source] = field(default_factory=dict)
+    _images: dict[str, RowSource] = field(default_factory=dict)
 
     def train(self, prefix: int, epoch: int) -> Batches:
         """Training batches of an epoch."""
@@ -128,7 +128,7 @@ class EpochLoaders:
         (source,) = self._rows(frozen, frozen.kept, self.val_pixels, "val", [IDENTITY])
         return self._from_rows(source, self.val_pixels, frozen.depth)
 
-    def _from_rows(self, source: Source, pixels: Pixels, depth: int) -> Batches:
+    def _from_rows(self, source: RowSource, pixels: Pixels, depth: int) -> Batches:
         prepare = self.prefix_cache.activation(depth, pixels.size)
         return Batches(source, pixels.labels, self.batch_size, prepare, depth, self._min_batch)
 
@@ -186,7 +186,7 @@ class EpochLoaders:
 
     def _rows(
         self, frozen: _FrozenPrefix, kept: Estimate, pixels: Pixels, subset: str, views: Sequence[FixedView]
-    ) -> list[Source]:
+    ) -> list[RowSource]:
         """The prefix's output for each view of the images, computed where it is not there yet."""
         if subset not in frozen.rows:
             prefix_forward, sources = self._prefix_forward(frozen), []
@@ -238,7 +238,7 @@ class EpochLoaders:
     def _min_batch(self) -> int:
         return max(2, self.prefix_cache.compute.process_group.size)
 
-    def _pixels_of(self, pixels: Pixels, subset: str) -> Source:
+    def _pixels_of(self, pixels: Pixels, subset: str) -> RowSource:
         """Images from the packed cache, unless they are needed once only or it is switched off."""
         if subset not in self._images:
             if self.mode == "none" or (len(self.plan.epochs) == 1 and self.mode == "auto" and not pixels.is_packed()):

@@ -72,7 +72,9 @@ class TestBeforeTheScan:
         data = make_images(tmp_path / "photos", classes=2, each=10)
         (data / "#recycle").mkdir()
         ran = invoke("split", data)
-        assert ran.code == 1 and "class '#recycle' has no usable images" in ran.err and "--exclude '#recycle'" in ran.err
+        assert (
+            ran.code == 1 and "class '#recycle' has no usable images" in ran.err and "--exclude '#recycle'" in ran.err
+        )
 
     def test_a_single_class_is_an_error(self, invoke, tmp_path: Path) -> None:
         data = make_images(tmp_path / "photos", classes=1, each=10)
