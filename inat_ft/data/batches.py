@@ -99,8 +99,8 @@ class ResidentRows:
 class Batches:
     """Labelled rows in batches on the device.
 
-    labels: int64 `[N]`, on the device. prepare(rows, numbers): converts stored rows, with their numbers, to the input of stage
-    number `start`; both on the device.
+    labels: int64 `[N]`, on the device. prepare(rows, numbers): converts stored rows, with their numbers, to the input of
+    stage number `start`; both on the device.
     """
 
     source: RowSource
