@@ -20,7 +20,7 @@ from inat_ft.training import Directories, TrainCallbacks, train
 
 def main(data: Path, settings: list[str]) -> None:
     files = find_images(data)
-    scanned = scan(files.root, files.paths, 10**8, workers=2, near=True, tick=lambda done, total: None)
+    scanned = scan(files.root, files.paths, 10**8, workers=2, near=True, progress=lambda done, total: None)
     options = Options(test_fraction=0.0 if "test" in files.subsets else 0.2)
     manifest, findings = make_manifest(files, scanned, options, Path("splits/example.csv"), [""] * len(files.paths))
     write_manifest(manifest, force=True)

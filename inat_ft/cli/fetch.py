@@ -42,8 +42,8 @@ def fetch(
             datasets.INAT12K_URL if url is None else url,
             sha256=sha256,
             keep_archive=keep_archive,
-            say=render.info,
-            tick_for=render.progress,
+            log=render.info,
+            progress=render.progress,
         )
     if done.warning:
         render.warn(done.warning)

@@ -39,8 +39,8 @@ def predict(
     from inat_ft.evaluation.inference import predict_images, write_csv
     from inat_ft.evaluation.predict import InferenceConfig
 
-    with render.progress("predicting") as tick:
-        answers, problems = predict_images(run, images, InferenceConfig(device, precision, tta, image_size), tick)
+    with render.progress("predicting") as progress:
+        answers, problems = predict_images(run, images, InferenceConfig(device, precision, tta, image_size), progress)
     for problem in problems:
         render.warn(f"{problem.message}; left out")
     if not answers:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from inat_ft.download import digits
 from inat_ft.download.atomic_dir import file_lock
-from inat_ft.download.http import Tick, download, require_request
+from inat_ft.download.http import download, require_request
 from inat_ft.download.unzip import ArchiveError, unpack
 from inat_ft.errors import DataError
+from inat_ft.progress import Log, ProgressBar, ignore_log, no_progress
 
 INAT12K_URL = "https://storage.googleapis.com/wandb_datasets/nature_12K.zip"
 INAT12K_CLASSES = (
@@ -24,10 +23,6 @@ _INSIDE = "inaturalist_12K"
 _NOTE = ".fetched.json"
 """In the folder: how many images there were when it was complete."""
 _JUNK = ("thumbs.db", "desktop.ini")
-
-Say = Callable[[str], None]
-TickFor = Callable[[str, str], AbstractContextManager[Tick]]
-"""Called with what is done and in which unit."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +35,6 @@ class FetchResult:
     """False when it was there already."""
     warning: str = ""
     """What is unusual about it."""
-
-
-def _silent(text: str) -> None:
-    pass
-
-
-def _uncounted(what: str, unit: str) -> AbstractContextManager[Tick]:
-    return nullcontext(lambda done, total: None)
 
 
 def fetch_digits(to: Path) -> FetchResult:
@@ -64,12 +51,12 @@ def fetch_inat12k(
     *,
     sha256: str | None = None,
     keep_archive: bool = False,
-    say: Say = _silent,
-    tick_for: TickFor = _uncounted,
+    log: Log = ignore_log,
+    progress: ProgressBar = no_progress,
 ) -> FetchResult:
     """Download iNaturalist-12K and unpack it to `to/inaturalist_12K`, unless it is there.
 
-    The archive is removed in the end unless keep_archive says otherwise; one that was in `to` before is used as it is. say
+    The archive is removed in the end unless keep_archive says otherwise; one that was in `to` before is used as it is. log
     gets remarks for a person. Raises DataError when the archive cannot be had, is not what it should be, or the disk is full.
     """
     require_request(url, sha256)
@@ -80,11 +67,11 @@ def fetch_inat12k(
         return FetchResult(folder, sum(counts.values()), False, _other_classes(counts))
     if (folder.is_symlink() and not folder.exists()) or (folder.exists() and not folder.is_dir()):
         raise DataError(f"{folder} is no folder", "remove it, or name another place with --to")
-    with file_lock(folder, lambda: say(f"another process is fetching {folder}: waiting for it")):
+    with file_lock(folder, lambda: log(f"another process is fetching {folder}: waiting for it")):
         new = not folder.is_dir() or not any(folder.iterdir())
         number = sum(_counts(folder).values())
         if new:
-            _download_and_extract(url, archive, folder, sha256, say, tick_for)
+            _download_and_extract(url, archive, folder, sha256, log, progress)
         elif empty := _subsets_without_images(folder):
             raise DataError(
                 f"{folder} is no complete iNaturalist-12K: {empty} no class folders with images",
@@ -102,18 +89,18 @@ def fetch_inat12k(
 
 
 def _download_and_extract(
-    url: str, archive: Path, folder: Path, sha256: str | None, say: Say, tick_for: TickFor
+    url: str, archive: Path, folder: Path, sha256: str | None, log: Log, progress: ProgressBar
 ) -> None:
     was_there, part = archive.exists(), archive.with_name(f"{archive.name}.part")
     if was_there:
-        say(f"{archive} is there already")
+        log(f"{archive} is there already")
     elif part.exists():
-        say(f"{part.stat().st_size / 1e6:,.0f} MB are there from an earlier download")
-    with tick_for("fetching", "MB") as tick:
-        download(url, archive, sha256=sha256, tick=lambda done, total: tick(done // 10**6, total // 10**6))
+        log(f"{part.stat().st_size / 1e6:,.0f} MB are there from an earlier download")
+    with progress("fetching", "MB") as update:
+        download(url, archive, sha256=sha256, progress=lambda done, total: update(done // 10**6, total // 10**6))
     try:
-        with tick_for("unpacking", "files") as tick:
-            unpack(archive, folder, _INSIDE, tick, check=_require_subsets)
+        with progress("unpacking", "files") as update:
+            unpack(archive, folder, _INSIDE, update, check=_require_subsets)
     except ArchiveError as error:
         if was_there:
             raise DataError(error.message, f"remove {archive} and fetch again") from error

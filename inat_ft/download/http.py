@@ -10,7 +10,6 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,9 +17,8 @@ from urllib.parse import urlsplit
 from inat_ft import __version__
 from inat_ft.download.atomic_dir import file_lock
 from inat_ft.errors import DataError, InatFtError, UsageError
+from inat_ft.progress import ProgressFn, ignore_progress
 from inat_ft.records import write_text
-
-Tick = Callable[[int, int], None]
 
 _BLOCK = 2**20
 _TRIES_WITHOUT_PROGRESS = 4
@@ -66,7 +64,7 @@ class _Download:
     """A size or hash is known, by which the file is judged in the end."""
     timeout_s: float
     pause_s: float
-    tick: Tick
+    progress: ProgressFn
 
     @property
     def part(self) -> Path:
@@ -176,7 +174,7 @@ class _Download:
                 while block := _read(answer, complete=done == total):
                     file.write(block)
                     done += len(block)
-                    self.tick(done, max(total, done))
+                    self.progress(done, max(total, done))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -204,7 +202,7 @@ def download(
     sha256: str | None = None,
     sha256_prefix: str | None = None,
     size: int | None = None,
-    tick: Tick = lambda done, total: None,
+    progress: ProgressFn = ignore_progress,
     timeout_s: float = 15.0,
     pause_s: float = 0.5,
 ) -> Path:
@@ -212,7 +210,7 @@ def download(
 
     sha256 (or the first digits of it) and size in bytes are checked when given. An interrupted download is kept beside the
     target, as `.part`, and goes on next time if the server still has the same version (by ETag, else Last-Modified, else
-    length); tick gets (done, total) in bytes.
+    length); progress gets (done, total) in bytes.
     timeout_s: of one read; pause_s: before the first retry, doubled each time. Raises DataError saying what went wrong,
     soon when there is no network, and UsageError for an address or a hash that cannot be one.
     """
@@ -226,7 +224,7 @@ def download(
     with file_lock(to):
         if _is_right(to, wanted, size):
             return to
-        task = _Download(url, to, size, bool(wanted or size is not None), timeout_s, pause_s, tick)
+        task = _Download(url, to, size, bool(wanted or size is not None), timeout_s, pause_s, progress)
         resumed = task.part.exists()
         task.run()
         if resumed and _problem(task.part, wanted, size):  # the fault may lie in the part that an earlier run left

@@ -12,9 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from inat_ft.download.atomic_dir import atomic_directory
 from inat_ft.errors import DataError
+from inat_ft.progress import ProgressFn
 from inat_ft.records import is_disk_full
-
-Tick = Callable[[int, int], None]
 
 MAX_BYTES = 64 * 2**30
 """Most that an archive may unpack to."""
@@ -37,20 +36,20 @@ def unpack(
     archive: Path,
     target: Path,
     inside: str,
-    tick: Tick,
+    progress: ProgressFn,
     max_bytes: int = MAX_BYTES,
     check: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Unpack a zip file so that its folder `inside` becomes `target`, all of it or nothing.
 
-    Call it under `locked(target)`. tick gets (done, total) in files; check may raise BadArchive at what has been unpacked,
-    before it gets its name. Raises BadArchive for damage, for names that lead out
+    Call it under `locked(target)`. progress gets (done, total) in files; check may raise BadArchive at what has been
+    unpacked, before it gets its name. Raises BadArchive for damage, for names that lead out
     of the archive, links, devices, encryption, more than max_bytes, MAX_FILES or MAX_RATIO (all counted as they are
     written, since headers lie), or when `inside` is not in it; DataError when the disk will not take it.
     """
     try:
         with atomic_directory(target) as work:
-            _extract(archive, work, inside, tick, min(max_bytes, _by_ratio(archive)))
+            _extract(archive, work, inside, progress, min(max_bytes, _by_ratio(archive)))
             check(work)
     except OSError as error:
         hint = "free some space and try again" if is_disk_full(error) else "see that the folder can be written"
@@ -61,7 +60,7 @@ def _by_ratio(archive: Path) -> int:
     return max(_RATIO_APPLIES_FROM, MAX_RATIO * archive.stat().st_size)
 
 
-def _extract(archive: Path, work: Path, inside: str, tick: Tick, max_bytes: int) -> None:
+def _extract(archive: Path, work: Path, inside: str, progress: ProgressFn, max_bytes: int) -> None:
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [(member, _validate_member(member)) for member in opened.infolist()]
@@ -76,7 +75,7 @@ def _extract(archive: Path, work: Path, inside: str, tick: Tick, max_bytes: int)
             written = 0
             for number, (member, place) in enumerate(wanted, 1):
                 written = _write(opened, member, work.joinpath(*place.parts[1:]), written, max_bytes)
-                tick(number, len(wanted))
+                progress(number, len(wanted))
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise ArchiveError(f"{archive} holds a name twice: {Path(error.filename).relative_to(work)}") from error
     except OSError as error:

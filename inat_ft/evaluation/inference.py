@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from inat_ft.data.sources.base import is_ignored
 from inat_ft.errors import DataError, UsageError
 from inat_ft.evaluation.predict import InferenceConfig, load_model, predict_files
+from inat_ft.progress import ProgressFn, ignore_progress
 from inat_ft.records import atomic_write
 
 
@@ -34,7 +35,7 @@ def predict_images(
     run: Path,
     images: Sequence[Path],
     inference: InferenceConfig = InferenceConfig(),
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    progress: ProgressFn = ignore_progress,
 ) -> tuple[list[ImagePrediction], list[DataError]]:
     """What the network of a run says of images, and which of them cannot be read.
 
@@ -44,7 +45,7 @@ def predict_images(
     paths = [path for given in images for path in _files(given)]
     trained = load_model(run if run.suffix == ".safetensors" else _folder(run) / "model.safetensors", inference)
     problems: dict[int, DataError] = {}
-    shares = predict_files(trained, paths, inference.tta, tick, problems).numpy()
+    shares = predict_files(trained, paths, inference.tta, progress, problems).numpy()
     answers = [
         ImagePrediction(path, trained.classes, shares[number])
         for number, path in enumerate(paths)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from inat_ft.cache.loaders import no_progress
 from inat_ft.config import ModelConfig
 from inat_ft.data.batches import Batches, ImageFiles, ImageInput
-from inat_ft.data.file_hashes import verify_hashes
 from inat_ft.data.manifest import Manifest, read_manifest
+from inat_ft.data.verify import verify_hashes
 from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.loops import evaluate
 from inat_ft.errors import DataError, RecordError, UsageError, WeightsError
@@ -23,6 +22,7 @@ from inat_ft.models.base import Preprocess
 from inat_ft.models.build import build_net, check_input_size
 from inat_ft.models.net import Net
 from inat_ft.models.weights import read_metadata, read_state
+from inat_ft.progress import ProgressFn, ignore_progress, no_progress
 from inat_ft.records import RunRecord
 from inat_ft.settings import expand_user
 from inat_ft.threads import decoders
@@ -88,7 +88,7 @@ def predict_files(
     trained: LoadedModel,
     paths: Sequence[Path],
     tta: str,
-    tick: Callable[[int, int], None],
+    progress: ProgressFn,
     problems: dict[int, DataError] | None = None,
     hashes: Sequence[str] | None = None,
 ) -> Tensor:
@@ -106,7 +106,7 @@ def predict_files(
         def pluralize(rows: Tensor, numbers: Tensor) -> Tensor:
             nonlocal done
             done += len(rows)
-            tick(done, len(paths))
+            progress(done, len(paths))
             return prepare(rows, numbers)
 
         plain = Batches(source, labels, _BATCH, pluralize)
@@ -136,7 +136,7 @@ def predict_subset(
     subset: str,
     tta: str = "none",
     root: Path | None = None,
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    progress: ProgressFn = ignore_progress,
 ) -> tuple[Predictions, Manifest]:
     """What a run's network says of a subset of the manifest it was trained with, and that, with hashes as they are now.
 
@@ -153,7 +153,7 @@ def predict_subset(
     hashes_now = verify_hashes(manifest, (subset,), None, changes_allowed(record), no_progress)
     manifest = replace(manifest, hashes=hashes_now)
     paths, hashes = ([column[row] for row in rows] for column in (manifest.paths, manifest.hashes))
-    shares = predict_files(trained, [manifest.root / path for path in paths], tta, tick, hashes=hashes)
+    shares = predict_files(trained, [manifest.root / path for path in paths], tta, progress, hashes=hashes)
     return from_probabilities(trained.classes, paths, hashes, manifest.labels[rows], shares.numpy()), manifest
 
 

@@ -22,6 +22,7 @@ from inat_ft.images.libjpeg_warnings import (
 )
 from inat_ft.images.opening import ImageProblem, TooLarge, damaged
 from inat_ft.images.signatures import ImageSignatures, thumbnail
+from inat_ft.progress import ProgressFn
 from inat_ft.threads import one_thread_each
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def scan(
     max_pixels: int,
     workers: int,
     near: bool,
-    tick: Callable[[int, int], None],
+    progress: ProgressFn,
 ) -> Scan:
     """Decode all files with `workers` threads. near: see what they look like, too."""
     count = len(paths)
@@ -99,7 +100,7 @@ def scan(
             if seen and (len(seen) >= _FILL or done == count):
                 found.signatures.update(list(seen), list(seen.values()))
                 seen.clear()
-            tick(done, count)
+            progress(done, count)
         for place in suspects:
             found.problems[place] = _damage(root / paths[place], max_pixels, heard)
     return found

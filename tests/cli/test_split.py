@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from inat_ft.data.manifest import read_manifest, require_place
+from inat_ft.data.manifest import check_output, read_manifest
 from inat_ft.data.verify import check_manifest
 from inat_ft.errors import DataError, UsageError
 from tests.conftest import make_images
@@ -29,9 +29,12 @@ def leaking(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("leakage", "done"), [("drop", "left out"), ("keep", "kept")])
 def test_what_is_said_of_copies_is_what_was_done(cli, leaking: Path, leakage: str, done: str) -> None:
     out = cli("split", leaking, "--leakage", leakage, "--no-near").out
-    assert f"overlap: 1 image {done}, copies of test images" in out
-    assert "equal files: 4 images in 2 groups: test/class0/000.png" in out and "kept on one side" not in out
-    assert "label conflicts: 1 time equal files have several labels, left out save in the test set: test/class0" in out
+    assert f"overlap: 1 image {done}; copies of test images" in out
+    assert "equal files: 4 images in 2 groups: test/class0/000.png" in out and "kept in the same subset" not in out
+    assert (
+        "label conflicts: 1 group of equal files with several labels, left out except in the test set: test/class0"
+        in out
+    )
 
 
 def test_of_copies_that_are_kept_those_with_two_labels_are_not_counted(cli, leaking: Path) -> None:
@@ -71,7 +74,7 @@ def test_what_may_not_be_read_is_told_and_is_no_fault(cli, tmp_path: Path) -> No
             read_manifest(manifest.path)
         for place in ("x.csv", "photos.csv", "more/x.csv"):
             with pytest.raises(UsageError, match="is not writable"):
-                require_place(Path("splits") / place)
+                check_output(Path("splits") / place)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +103,8 @@ def test_copies_without_a_given_test_set_are_kept_on_one_side(cli, tmp_path: Pat
     shutil.copy(data / "class0" / "000.png", data / "class0" / "copy.png")
     shutil.copy(data / "class1" / "000.png", data / "class0" / "conflict.png")
     out = cli("split", data).out
-    assert "equal files: 4 images in 2 groups, kept on one side" in out
-    assert "1 time equal files have several labels, left out: " in out
+    assert "equal files: 4 images in 2 groups, kept in the same subset" in out
+    assert "1 group of equal files with several labels, left out: " in out
 
 
 def test_a_manifest_that_cannot_be_written_is_refused_before_the_scan(cli, tmp_path: Path) -> None:

@@ -8,16 +8,16 @@ import pytest
 
 from inat_ft.data.classes import check_classes
 from inat_ft.data.manifest import read_manifest
-from inat_ft.data.sources.base import Files
+from inat_ft.data.sources.base import ImageList
 from inat_ft.errors import DataError
 from tests.conftest import make_images
 
 NFC, NFD = (unicodedata.normalize(form, "Käfer") for form in ("NFC", "NFD"))
 
 
-def listed(counts: dict[tuple[str, str], int]) -> Files:
-    """Files of (class, subset), so many each."""
-    files = Files(Path("/data"), "class folders")
+def listed(counts: dict[tuple[str, str], int]) -> ImageList:
+    """A list with the given number of images of each (class, subset)."""
+    files = ImageList(Path("/data"), "class folders")
     for (label, subset), count in counts.items():
         files.classes.add(label)
         for number in range(count):
@@ -30,7 +30,7 @@ def unscanned(monkeypatch: pytest.MonkeyPatch) -> None:
     def scan(*given: object) -> None:
         raise AssertionError("images were decoded")
 
-    monkeypatch.setattr("inat_ft.images.scan.scan", scan)
+    monkeypatch.setattr("inat_ft.data.split.scan", scan)
 
 
 class TestDefaultTestSet:
@@ -84,8 +84,8 @@ class TestBeforeTheScan:
     @pytest.mark.parametrize(
         ("number", "words", "said"),
         [
-            (2, (), "at least 3 images, 1 to train and 1 to validate and 1 to test"),
-            (1, ("--test-fraction", "0"), "at least 2 images, 1 to train and 1 to validate"),
+            (2, (), "at least 3 images, 1 for training, 1 for validation, 1 for testing"),
+            (1, ("--test-fraction", "0"), "at least 2 images, 1 for training, 1 for validation"),
         ],
     )
     def test_a_class_with_too_few_images_is_named_with_what_it_needs(self, invoke, tmp_path: Path, number, words, said):
@@ -101,7 +101,7 @@ class TestBeforeTheScan:
         (tmp_path / "photos" / "train" / "class0").rename(tmp_path / "photos" / "train" / NFC)
         (tmp_path / "photos" / "val" / "class0").rename(tmp_path / "photos" / "val" / NFD)
         ran = invoke("split", "photos")
-        assert ran.code == 1 and "images only in the test set, none to train on" in ran.err
+        assert ran.code == 1 and "images only in the test set, none for training" in ran.err
         assert "differ only in Unicode form" in ran.err and "Ka\\u0308fer" in ran.err and "K\\xe4fer" in ran.err
 
 
@@ -154,7 +154,7 @@ class TestExclude:
         words = [word for pattern in patterns for word in ("--exclude", pattern)]
         ran = invoke("split", data, "--no-near", *words)
         assert ran.code == 0, ran.err
-        assert "--exclude 'nothing*' matches nothing" in ran.err
+        assert "--exclude 'nothing*' does not match" in ran.err
         manifest = read_manifest(Path("splits/photos.csv"))
         assert manifest.classes == ("class0", "class1") and len(manifest.paths) == 19
         assert [left.path for left in manifest.left_out] == [

@@ -41,10 +41,12 @@ def left(folder: Path) -> list[str]:
 
 
 def test_a_file_arrives_whole_and_is_not_fetched_twice(server, tmp_path: Path) -> None:
-    ticks: list[tuple[int, int]] = []
-    file = get(server, tmp_path / "a" / "b" / "f", sha256=SHA256.upper(), tick=lambda *tick: ticks.append(tick))
+    reports: list[tuple[int, int]] = []
+    file = get(
+        server, tmp_path / "a" / "b" / "f", sha256=SHA256.upper(), progress=lambda *counts: reports.append(counts)
+    )
     assert file.read_bytes() == BODY and left(file.parent) == ["f"]
-    assert ticks == sorted(ticks) and ticks[-1] == (len(BODY), len(BODY))
+    assert reports == sorted(reports) and reports[-1] == (len(BODY), len(BODY))
     for known in ({}, {"sha256": SHA256}, {"sha256_prefix": SHA256[:8]}, {"size": len(BODY)}):
         get(server, file, **known)
     assert len(server.requests) == 1

@@ -56,14 +56,14 @@ def refused(content: bytes, place: Path, match: str, **options: object) -> None:
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_good_archive_is_unpacked_whole(tmp_path: Path, place: Path, method: int) -> None:
-    ticks: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     (tmp_path / "a.zip").write_bytes(zipped(GOOD, method=method))
-    unpack(tmp_path / "a.zip", place, "d", lambda *tick: ticks.append(tick))
+    unpack(tmp_path / "a.zip", place, "d", lambda *counts: reports.append(counts))
     assert {file.relative_to(place).as_posix() for file in place.rglob("*")} == {
         *("train", "train/Aves", "train/Aves/1.jpg", "val", "val/Aves", "val/Aves/2.jpg", "empty"),
     }
     assert (place / "val/Aves/2.jpg").read_bytes() == b"two"
-    assert ticks == [(1, 3), (2, 3), (3, 3)] and list(place.parent.iterdir()) == [place]
+    assert reports == [(1, 3), (2, 3), (3, 3)] and list(place.parent.iterdir()) == [place]
 
 
 def test_what_is_there_is_not_overwritten_and_leftovers_are_cleared(tmp_path: Path, place: Path) -> None:

@@ -65,7 +65,7 @@ def test_test_images_that_changed_are_not_scored_as_those_that_were_split(
     assert known.hashes[known.paths.index(first)] == sha256_of(tmp_path / "photos" / first)
     record.write_text(record.read_text().replace('"changed": "ignore"', '"changed": "error"'))
     (tmp_path / "photos" / second).unlink()
-    with pytest.raises(DataError, match="1 image gone or unreadable, 1 image changed") as caught:
+    with pytest.raises(DataError, match="1 image missing or unreadable, 1 image changed") as caught:
         evaluate_run(run, "test", root=tmp_path / "photos")
     assert "bring them back" in caught.value.hint and "ignore" not in caught.value.hint
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from inat_ft.cache.packed_images import Pixels
 from inat_ft.data.batches import ImageFiles, StoredRows
-from inat_ft.data.file_hashes import verify_hashes
 from inat_ft.data.manifest import Manifest, read_manifest
+from inat_ft.data.verify import verify_hashes
 from inat_ft.errors import DataError
 from inat_ft.images.decode import load_image, sha256_of
 from inat_ft.threads import decoders
@@ -67,7 +67,7 @@ def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(manifest: Manifest) -
     file = manifest.root / manifest.paths[int(manifest.rows("train")[0])]
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(DataError, match="1 image gone or unreadable"):
+    with pytest.raises(DataError, match="1 image missing or unreadable"):
         hashes(manifest, "error")
     with pytest.raises(DataError, match="no regular file"):
         load_image(file, 32)
@@ -76,14 +76,14 @@ def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(manifest: Manifest) -
 def test_what_is_gone_and_what_changed_is_told_apart(manifest: Manifest) -> None:
     first, second, third = manifest.rows("train")[:3].tolist()
     (manifest.root / manifest.paths[first]).unlink()
-    with pytest.raises(DataError, match=r"^1 image gone or unreadable since"):
+    with pytest.raises(DataError, match=r"^1 image missing or unreadable since"):
         hashes(manifest, "error")
     repaint(manifest, second), repaint(manifest, third)
-    with pytest.raises(DataError, match=r"^1 image gone or unreadable, 2 images changed since"):
+    with pytest.raises(DataError, match=r"^1 image missing or unreadable, 2 images changed since"):
         hashes(manifest, "error")
     assert hashes(manifest, "ignore")[first] == manifest.hashes[first]
     shutil.rmtree(manifest.root)
-    with pytest.raises(DataError, match=r"the folder of the images, .*photos, is gone"):
+    with pytest.raises(DataError, match=r"the folder of the images does not exist: .*photos"):
         hashes(manifest, "error")
 
 
