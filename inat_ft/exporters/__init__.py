@@ -12,7 +12,7 @@ from inat_ft import __version__
 from inat_ft.errors import InatFtError, PluginError, UsageError
 from inat_ft.exporters.base import Exporter
 from inat_ft.records import atomic_write
-from inat_ft.registry import EXPORTERS, call_plugin, get, plugins
+from inat_ft.registry import EXPORTERS, call_plugin, get, plugin_errors, plugins
 
 if TYPE_CHECKING:
     from inat_ft.evaluation.predict import LoadedModel
@@ -41,7 +41,9 @@ def export_run(run: Path, out: Path | None = None, format: str | None = None) ->
     from inat_ft.evaluation.predict import InferenceConfig, load_model
 
     name = format or _format_of(out)
-    exporter: Exporter = get(EXPORTERS, name).load()()
+    loaded: type[Exporter] = get(EXPORTERS, name).load()
+    with plugin_errors(EXPORTERS, loaded, "__init__()"):
+        exporter, suffix = loaded(), loaded.suffix
     missing = [module for module in exporter.requires if find_spec(module) is None]
     if missing:
         raise UsageError(
@@ -49,7 +51,7 @@ def export_run(run: Path, out: Path | None = None, format: str | None = None) ->
             f"pip install '{exporter.install or ' '.join(missing)}'",
         )
     trained = load_model(run / "model.safetensors", InferenceConfig(device="cpu"))
-    file = out or run / f"model{exporter.suffix}"
+    file = out or run / f"model{suffix}"
     return Exported(file, name, export_model(exporter, trained, file))
 
 
@@ -86,10 +88,13 @@ def export_model(exporter: Exporter, trained: LoadedModel, file: Path) -> float:
 
 
 def _format_of(file: Path | None) -> str:
-    for name in plugins(EXPORTERS):
+    """Return the exporter that writes the suffix of a file, a built-in one if possible; `onnx` if there is none."""
+    found = []
+    for name in plugins(EXPORTERS) if file else ():
         try:
-            if file is not None and get(EXPORTERS, name).load().suffix == file.suffix:
-                return name
+            plugin = get(EXPORTERS, name)
+            if file and plugin.load().suffix == file.suffix:
+                found.append((not plugin.is_builtin, name))
         except PluginError:
             continue
-    return "onnx"
+    return min(found, default=(True, "onnx"))[1]
