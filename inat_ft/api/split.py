@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from inat_ft.data.classes import check_classes
-from inat_ft.data.groups import group_names
-from inat_ft.data.manifest import SUBSETS, Manifest, require_place, write_manifest
-from inat_ft.data.sources.base import Files, Reason
-from inat_ft.data.sources.find import find_images
-from inat_ft.data.split import Findings, Options, check_fractions, default_test_fraction, make_manifest
-from inat_ft.errors import DataError, UsageError
+from inat_ft.data.leakage import Findings
+from inat_ft.data.manifest import SUBSETS, Manifest
+from inat_ft.data.split import SplitOptions, split_images
 from inat_ft.images.decode import MAX_PIXELS
-from inat_ft.images.scan import Scan, scan
 from inat_ft.progress import Log, ProgressFn, ignore_log, ignore_progress
 from inat_ft.tables import Column, Table
-from inat_ft.threads import num_cores
 
 if TYPE_CHECKING:
     from os import PathLike
 
-_SHOWN = 5
 Rank = Literal["kingdom", "phylum", "class", "order", "family", "genus", "species"]
 
 
@@ -113,6 +107,7 @@ def split(
     group_by: str | None = None,
     leakage: Literal["drop", "keep", "error"] = "drop",
     near: bool = True,
+    source: str | None = None,
     classes_from: Rank | None = None,
     exclude: Sequence[str] = (),
     max_pixels: int = MAX_PIXELS,
@@ -138,6 +133,7 @@ def split(
         group_by: keep images together by a regular expression on file names, or by a CSV file with `path,group`.
         leakage: what to do with training images that are duplicates of test images.
         near: search for resized and recompressed duplicates as well.
+        source: name of the data source. Default: the first one that recognizes `data`.
         classes_from: use a taxonomic rank as the class, for folders named as in iNaturalist 2021.
         exclude: glob patterns of files and folders to leave out.
         max_pixels: leave out larger images (width times height).
@@ -152,47 +148,33 @@ def split(
         UsageError: `data` is missing, or `out` or a fraction cannot be used.
         DataError: a class has too few images, or no image is usable.
     """
-    data, place = Path(data), _manifest_path(Path(data), out)
-    if val_fraction + (test_fraction or 0) >= 1:
-        raise UsageError(
-            f"--val-fraction {val_fraction} and --test-fraction {test_fraction} leave no images to train on",
-            "lower one of them",
-        )
-    files = find_images(data, classes_from, skip=place, exclude=exclude)
-    fraction = default_test_fraction(files) if test_fraction is None else test_fraction
-    options = Options(val_fraction, fraction, seed, leakage, near, group_by)
-    check_fractions(files, options)
-    groups = group_names(files, group_by, log)
-    warnings = check_classes(files, fraction)
-    for warning in warnings:
+    heard: list[str] = []
+
+    def hear(warning: str) -> None:
+        heard.append(warning)
         warn(warning)
-    scanned = scan(files.root, files.paths, max_pixels, workers or num_cores(), near, progress)
-    _require_usable(files, scanned, strict)
-    manifest, findings = make_manifest(files, scanned, options, place, groups)
-    return SplitResult(manifest, findings, write_manifest(manifest, force), tuple(warnings))
 
-
-def _manifest_path(data: Path, out: str | PathLike[str] | None) -> Path:
-    named = Path(os.path.abspath(data))  # as typed: a link keeps its name
-    place = Path(out) if out else Path("splits") / f"{named.stem if data.is_file() else named.name or 'images'}.csv"
-    require_place(place)
-    if data.is_file() and place.exists() and place.samefile(data):
-        raise UsageError(f"the manifest would replace {data}", "name another file with --out")
-    return place
-
-
-def _require_usable(files: Files, scanned: Scan, strict: bool) -> None:
-    bad = [(path, why) for path, why in zip(files.paths, scanned.problems, strict=True) if why]
-    if len(bad) == len(files.paths):
-        raise DataError(
-            f"none of the {len(bad):,} files in {files.root / files.csv} is a usable image: {bad[0][0]} ({bad[0][1]})",
-            "allow larger ones: --max-pixels" if scanned.too_large else "",
-        )
-    bad += [(left.path, left.text) for left in files.left_out if left.reason is not Reason.EXCLUDED]
-    if strict and bad:
-        lines = [f"{path} ({why})" for path, why in bad[:_SHOWN]]
-        more = ["..."] if len(bad) > _SHOWN else []
-        raise DataError(
-            "\n".join([f"{len(bad):,} files are not usable images: {lines[0]}", *lines[1:], *more]),
-            "omit --strict to continue without them",
-        )
+    options = SplitOptions(
+        val_fraction,
+        test_fraction,
+        seed,
+        leakage,
+        near,
+        group_by,
+        source,
+        classes_from,
+        tuple(exclude),
+        max_pixels,
+        strict,
+        workers,
+    )
+    made = split_images(
+        Path(data),
+        Path(out) if out else None,
+        options,
+        force=force,
+        log=log,
+        warn=hear,
+        progress=lambda what, unit="images": nullcontext(progress),
+    )
+    return SplitResult(made.manifest, made.findings, made.written, tuple(heard))

@@ -31,7 +31,7 @@ from inat_ft.cache.prefix_forward import (
     folded_prefix,
     relative_error,
 )
-from inat_ft.data.batches import Batches, ImageInput, ResidentRows, RowSource, StoredRows
+from inat_ft.data.batches import Batches, ImageInput, ResidentRows, StoredRows
 from inat_ft.engine.device import Compute, has_compiler, is_out_of_memory
 from inat_ft.errors import InatFtError
 from inat_ft.models.base import Preprocess
@@ -114,15 +114,14 @@ class PrefixCache:
         if (depth, size) not in self._costs:
             image = torch.zeros(1, 3, size, size, device=self.compute.device)
             self.net.eval()
-            with torch.no_grad():
-                with FlopCounterMode(display=False) as counter:
-                    middle = self.net.forward_stages(image, 0, depth)
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                middle = self.net.forward_stages(image, 0, depth)
                 before = counter.get_total_flops()
-                with FlopCounterMode(display=False) as counter:
-                    self.net.forward_stages(middle, depth, len(self.net.stages))
+                self.net.forward_stages(middle, depth, len(self.net.stages))
+            after = counter.get_total_flops() - before
             is_last = middle.ndim == 4 and middle.stride()[1] == 1 and middle.stride()[3] == middle.shape[1]
             row_shape = tuple(_row(middle, is_last).shape[1:])
-            self._costs[depth, size] = _Cost(before, counter.get_total_flops(), row_shape, is_last)
+            self._costs[depth, size] = _Cost(before, after, row_shape, is_last)
         return self._costs[depth, size]
 
     def exact_depth(self, depth: int) -> int:
@@ -194,29 +193,13 @@ class PrefixCache:
         }
 
     def rows(
-<<<<<<< HEAD
-        self,
-        prefix_forward: PrefixForward,
-        estimate: Estimate,
-        pixels: Pixels,
-        view: FixedView,
-        progress: ProgressFn,
-        log: Log = ignore_log,
-    ) -> RowSource:
-        """The output of the first stages for the images, computed where it is not there yet."""
-        key = {**pixels.key, **prefix_forward.key, "form": prefix_forward.form, "view": view.name}
-        work = self._work(estimate.depth, pixels.size)
-        is_bf16 = prefix_forward.dtype == torch.bfloat16
-        store = open_store(self.folder, "prefix", key, work.row_shape, "u2" if is_bf16 else "f4")
-=======
         self, prefix: PrefixForward, pixels: Pixels, view: FixedView, progress: ProgressFn, log: Log = ignore_log
-    ) -> Source:
+    ) -> RowSource:
         """Return the outputs of the first stages for the images; compute and store the missing ones."""
         key = {**pixels.key, **prefix.key, "form": prefix.form, "view": view.name}
         is_bf16 = prefix.dtype == torch.bfloat16
         row_shape = self._cost(prefix.depth, pixels.size).row_shape
         store = open_store(self.folder, "prefix", key, row_shape, "u2" if is_bf16 else "f4")
->>>>>>> main
 
         def make(missing: Sequence[int]) -> Iterator[NDArray[Any]]:
             return self._compute(self.build(prefix, pixels.size, len(missing), log), prefix, pixels, view, missing)
@@ -264,12 +247,8 @@ class PrefixCache:
         """Yield blocks of rows, in smaller batches after an out-of-memory error. Images are decoded in the background."""
         draws = view.draws(pixels.hashes).to(self.compute.device) if view.draws else None
         prepare = ImageInput(self.preprocess.mean, self.preprocess.std, view.augment, draws)
-<<<<<<< HEAD
         source: RowSource = StoredRows(*pixels.store.read(pixels.hashes)) if pixels.is_packed() else pixels.files()
-=======
-        source: Source = StoredRows(*pixels.store.read(pixels.hashes)) if pixels.is_packed() else pixels.files()
         is_channels_last = self._cost(prefix.depth, pixels.size).is_channels_last
->>>>>>> main
         size, at = _BATCH[self.compute.device.type], 0
         while at < len(missing):
             try:
@@ -286,26 +265,6 @@ class PrefixCache:
                     module = module.stages
                 self.compute.free_memory()
 
-<<<<<<< HEAD
-    def built(self, prefix_forward: PrefixForward, depth: int, size: int, count: int, log: Log) -> nn.Module:
-        """The first `cut` stages in that form, for so many images of that size.
-
-        Compiled where they repay that on a CPU; for one pass on a GPU they hardly ever do.
-        """
-        work = self._work(depth, size)
-        alone = self.compute.device.type == "cpu" and self.compute.process_group.size == 1
-        repays = count * work.before >= _COMPILE_FLOPS * num_cores()
-        if self.compute.exact or not alone or not repays or not has_compiler():
-            return prefix_forward.build()
-        log(f"prefix: compiled with torch.compile, which {count:,} images repay")
-        return Compiled(prefix_forward.build(), log)
-
-    def _resident(self, stored: StoredRows, store: Store, count: int) -> RowSource:
-        """Small rows stay in the device's memory; large ones are read as they are needed."""
-        if count * store.row_bytes > _RESIDENT_BYTES[self.compute.device.type]:
-            return stored
-        return ResidentRows(stored.rows(torch.arange(count)).to(self.compute.device))
-=======
     def build(self, prefix: PrefixForward, size: int, count: int, log: Log) -> nn.Module:
         """Return the module of the first stages for `count` images of a size, compiled if that pays on a CPU."""
         single_cpu = self.compute.device.type == "cpu" and self.compute.process_group.size == 1
@@ -314,7 +273,6 @@ class PrefixCache:
             return prefix.build()
         log(f"prefix: compiled with torch.compile, which pays for {count:,} images")
         return Compiled(prefix.build(), log)
->>>>>>> main
 
 
 def _row(activation: Tensor, is_channels_last: bool) -> Tensor:

@@ -47,9 +47,7 @@ def predict_images(
     problems: dict[int, DataError] = {}
     shares = predict_files(trained, paths, inference.tta, progress, problems).numpy()
     answers = [
-        Prediction(path, trained.classes, shares[number])
-        for number, path in enumerate(paths)
-        if number not in problems
+        Prediction(path, trained.classes, shares[number]) for number, path in enumerate(paths) if number not in problems
     ]
     return answers, [problems[number] for number in sorted(problems)]
 
