@@ -31,7 +31,7 @@ from inat_ft.cache.prefix_forward import (
     folded_prefix,
     relative_error,
 )
-from inat_ft.data.batches import Batches, ImageInput, ResidentRows, StoredRows
+from inat_ft.data.batches import Batches, ImageInput, ResidentRows, RowSource, StoredRows
 from inat_ft.engine.device import Compute, has_compiler, is_out_of_memory
 from inat_ft.errors import InatFtError
 from inat_ft.models.base import Preprocess
