@@ -132,7 +132,6 @@ def _split(
     from inat_ft.data.classes import check_classes
     from inat_ft.data.groups import group_names
     from inat_ft.data.split import check_fractions, make_manifest
-    from inat_ft.images.libjpeg_warnings import capture_decoder_warnings
     from inat_ft.images.scan import scan
     from inat_ft.threads import num_cores
 
@@ -140,12 +139,7 @@ def _split(
     groups = group_names(files, chosen.group_by, render.info)
     for warning in check_classes(files, chosen.test_fraction):
         render.warn(warning)
-    import torchvision.io  # noqa: F401  takes a second, which is no part of scanning
-
-    with (
-        capture_decoder_warnings(),
-        render.progress("scanning") as tick,
-    ):  # in this order: a bar keeps the stderr that it finds
+    with render.progress("scanning") as tick:
         scanned = scan(files.root, files.paths, max_pixels, workers or num_cores(), chosen.near, tick)
     _refuse(files, scanned, strict)
     return make_manifest(files, scanned, chosen, out, groups)
@@ -154,12 +148,14 @@ def _split(
 def _refuse(files: "Files", scanned: "Scan", strict: bool) -> None:
     from inat_ft.data.sources.base import Reason
     from inat_ft.errors import DataError
+    from inat_ft.images.opening import ProblemKind
 
-    bad = [(path, why) for path, why in zip(files.paths, scanned.problems, strict=True) if why]
+    bad = [(path, str(why)) for path, why in zip(files.paths, scanned.problems, strict=True) if why]
     if len(bad) == len(files.paths):
+        too_large = any(why and why.kind is ProblemKind.TOO_LARGE for why in scanned.problems)
         raise DataError(
             f"none of the {len(bad):,} files in {files.root / files.csv} is a usable image: {bad[0][0]} ({bad[0][1]})",
-            "allow larger ones: --max-pixels" if scanned.too_large else "",
+            "allow larger ones: --max-pixels" if too_large else "",
         )
     bad += [(left.path, left.text) for left in files.left_out if left.reason is not Reason.EXCLUDED]
     if strict and bad:

@@ -19,6 +19,7 @@ from inat_ft.data.manifest import Manifest
 from inat_ft.data.sources.base import Files, LeftOut, Reason
 from inat_ft.data.stratify import TEST, TRAIN, UNASSIGNED, VAL, SplitFractions, stratified_group_split
 from inat_ft.errors import DataError, UsageError
+from inat_ft.images.opening import ProblemKind
 from inat_ft.images.scan import Scan
 from inat_ft.text import escape_unprintable
 
@@ -99,8 +100,8 @@ def check_fractions(files: Files, options: Options) -> None:
 
 def _unusable(files: Files, scanned: Scan) -> list[LeftOut]:
     return [
-        LeftOut(path, why, Reason.TOO_LARGE if place in scanned.too_large else Reason.UNUSABLE)
-        for place, (path, why) in enumerate(zip(files.paths, scanned.problems, strict=True))
+        LeftOut(path, str(why), Reason.TOO_LARGE if why.kind is ProblemKind.TOO_LARGE else Reason.UNUSABLE)
+        for path, why in zip(files.paths, scanned.problems, strict=True)
         if why
     ]
 
@@ -109,7 +110,7 @@ def _require_classes(files: Files, scanned: Scan, usable: NDArray[np.int64]) -> 
     missing = sorted(files.classes - {files.labels[place] for place in usable.tolist()})
     if missing:
         of_class = zip(files.paths, files.labels, scanned.problems, strict=True)
-        bad = [(path, why) for path, label, why in of_class if label == missing[0]]
+        bad = [(path, str(why)) for path, label, why in of_class if label == missing[0]]
         bad += [(left.path, left.text) for left in files.left_out if missing[0] in left.path.split("/")]
         why = f": {bad[0][0]} ({bad[0][1]})" if bad else ""
         raise DataError(

@@ -28,7 +28,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         numbers.append(len(first))
         return real(first, second)
 
-    monkeypatch.setattr(duplicates, "same_picture", count)
+    monkeypatch.setattr(duplicates, "thumbnails_match", count)
     return numbers
 
 

@@ -69,7 +69,7 @@ def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(manifest: Manifest) -
     os.mkfifo(file)
     with pytest.raises(DataError, match="1 image gone or unreadable"):
         hashes(manifest, "error")
-    with pytest.raises(DataError, match="no regular file"):
+    with pytest.raises(DataError, match="not a regular file"):
         load_image(file, 32)
 
 
