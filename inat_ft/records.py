@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from inat_ft.config import format_validation_error
 from inat_ft.errors import InatFtError, RecordError, StorageError, UsageError
+from inat_ft.validation import format_validation_error
 
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 SCHEMA_VERSION = 1

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,14 @@ def echo_json(value: Any) -> None:
     except UnicodeEncodeError:  # the terminal has another encoding, or a name is not UTF-8
         text = json.dumps(finite, indent=2, allow_nan=False)
     print(text, flush=True)
+
+
+def emit(as_json: bool, value: Any, show: Callable[[], object]) -> None:
+    """Print a result as JSON, or for a person by calling `show`."""
+    if as_json:
+        echo_json(value)
+    else:
+        show()
 
 
 def _finite(value: Any) -> Any:

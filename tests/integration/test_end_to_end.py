@@ -100,7 +100,7 @@ def test_the_dry_run_shows_what_would_learn_and_trains_nothing(cli, manifest_fil
         (["--augment", "much"], "data.augment: 'much' is not one of none, flip, standard"),
         (["--config", "none.yaml"], "no such file: none.yaml"),
         (["--resume", "runs/none"], "it has no config.yaml"),
-        (["--alpha", "0.5", *SMALL], "--alpha is an option of wise-ft, which is not asked for"),
+        (["--alpha", "0.5", *SMALL], "--alpha requires --average wise-ft"),
     ],
 )
 def test_wrong_settings_end_with_two_and_one_clear_sentence(
