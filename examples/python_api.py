@@ -1,38 +1,17 @@
-"""The line from Python: split, train two strategies, compare them on the test set.
+"""Train two strategies on a folder of class folders, and compare them on the test set.
 
-    python examples/python_api.py FOLDER_OF_CLASS_FOLDERS [key=value ...]
-
-Settings are those of `inat-ft train --set`, such as epochs=3 backbone=resnet18 weights=none image_size=64.
+python examples/python_api.py photos
 """
 
 import sys
-from pathlib import Path
 
-from inat_ft.data.split import split_images
-from inat_ft.evaluation.compare import compare
-from inat_ft.evaluation.evaluate import evaluate_run
-from inat_ft.settings import load_config, parse_override
-from inat_ft.training import Directories, TrainCallbacks, train
+import inat_ft
 
+split = inat_ft.split(sys.argv[1], out="splits/example.csv", force=True)
+print(split)
 
-def main(data: Path, settings: list[str]) -> None:
-    split = split_images(data, Path("splits/example.csv"), force=True)
-    manifest = split.manifest
-    print(f"{len(manifest.paths)} images, {len(split.findings.exact_groups)} groups of equal files")
+runs = [inat_ft.train(split=split, mode=mode, backbone="resnet18", epochs=5) for mode in ("head", "partial")]
+for run in runs:
+    print(inat_ft.evaluate(run))
 
-    directories = Directories(runs=Path("runs"), cache=Path("cache"))
-    callbacks = TrainCallbacks(
-        on_epoch=lambda epoch: print(f"  epoch {epoch.epoch}: {epoch.val_accuracy:.3f} on validation")
-    )
-    runs = []
-    for mode in ("head", "partial"):
-        print(mode)
-        overrides = [("data.split", str(manifest.path)), ("strategy.name", mode), *map(parse_override, settings)]
-        _, directory = train(load_config(None, overrides), directories, callbacks)
-        evaluate_run(directory, "test")
-        runs.append(directory)
-    print(compare(runs).summary)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+print(inat_ft.compare(*runs).summary)

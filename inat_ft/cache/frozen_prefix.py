@@ -114,15 +114,14 @@ class PrefixCache:
         if (depth, size) not in self._costs:
             image = torch.zeros(1, 3, size, size, device=self.compute.device)
             self.net.eval()
-            with torch.no_grad():
-                with FlopCounterMode(display=False) as counter:
-                    middle = self.net.forward_stages(image, 0, depth)
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                middle = self.net.forward_stages(image, 0, depth)
                 before = counter.get_total_flops()
-                with FlopCounterMode(display=False) as counter:
-                    self.net.forward_stages(middle, depth, len(self.net.stages))
+                self.net.forward_stages(middle, depth, len(self.net.stages))
+            after = counter.get_total_flops() - before
             is_last = middle.ndim == 4 and middle.stride()[1] == 1 and middle.stride()[3] == middle.shape[1]
             row_shape = tuple(_row(middle, is_last).shape[1:])
-            self._costs[depth, size] = _Cost(before, counter.get_total_flops(), row_shape, is_last)
+            self._costs[depth, size] = _Cost(before, after, row_shape, is_last)
         return self._costs[depth, size]
 
     def exact_depth(self, depth: int) -> int:
