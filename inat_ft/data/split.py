@@ -21,6 +21,7 @@ from inat_ft.data.leakage import Findings, find_leakage
 from inat_ft.data.manifest import Manifest, check_output, write_manifest
 from inat_ft.data.sources.base import Exclusions, ImageList, ImageRow, LeftOut, ReadOptions, Reason
 from inat_ft.data.sources.find import find_images
+from inat_ft.data.split_result import SplitResult
 from inat_ft.data.stratify import TEST, TRAIN, UNASSIGNED, VAL, SplitFractions, stratified_group_split
 from inat_ft.errors import DataError, UsageError
 from inat_ft.images.decode import MAX_PIXELS
@@ -59,18 +60,6 @@ class SplitOptions:
     """Decoding threads; 0 for one per core."""
 
 
-@dataclass(frozen=True)
-class SplitResult:
-    """A written manifest and what was found on the way."""
-
-    manifest: Manifest
-    findings: Findings
-    written: bool
-    """False if the same manifest existed."""
-    default_test_set: bool
-    """Whether a test set was reserved because none was given or asked for."""
-
-
 def split_images(
     location: Path,
     out: Path | None = None,
@@ -93,18 +82,17 @@ def split_images(
     is_default = options.test_fraction is None
     options = replace(options, test_fraction=_test_fraction(images, options.test_fraction))
     assign_groups(images, options.group_by, log)
-    for warning in check_classes(images, options.test_fraction or 0.0):
+    warnings = check_classes(images, options.test_fraction or 0.0)
+    warnings += [f"--exclude {pattern!r} does not match any file or folder" for pattern in exclude.unused()]
+    for warning in warnings:
         warn(warning)
-    for pattern in exclude.unused():
-        warn(f"--exclude {pattern!r} does not match any file or folder")
     with progress("scanning") as update:
         workers = options.workers or num_cores()
         scanned = scan(images.root, images.paths, options.max_pixels, workers, options.near, update)
     _require_usable(images, scanned, options.strict)
     manifest, findings = make_manifest(images, scanned, options, out)
-    return SplitResult(
-        manifest, findings, write_manifest(manifest, force), is_default and bool(manifest.made["test_fraction"])
-    )
+    is_new = write_manifest(manifest, force)
+    return SplitResult(manifest, findings, is_new, tuple(warnings), is_default and bool(options.test_fraction))
 
 
 def default_manifest(location: Path) -> Path:
