@@ -38,7 +38,6 @@ _BASES = {
     "inat_ft.optim.base:Optimizer": OPTIMIZERS,
     "inat_ft.data.sources.base:Source": SOURCES,
     "inat_ft.sweeps.base:SweepBackend": SWEEP_BACKENDS,
-    "inat_ft.data.sources.base:Source": SOURCES,
 }
 """The base class of each group. It is not imported here: a plugin has imported it."""
 _OURS = "inat-ft"
