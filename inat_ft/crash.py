@@ -15,10 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from inat_ft import __version__
-from inat_ft.errors import InatFtError
+from inat_ft.errors import InatFtError, is_disk_full
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "optuna", "timm", "wandb", "typer", "pydantic")
 _SECRET = re.compile(r"key|token|password|passwd|secret|credential", re.IGNORECASE)
 _PASSWORDS = (
@@ -30,7 +29,7 @@ _PASSWORDS = (
 
 def is_refusal(error: BaseException) -> bool:
     """Return whether an error is a missing permission, an invalid file name or a full disk."""
-    return isinstance(error, OSError) and error.errno in (*_REFUSED, *_FULL)
+    return isinstance(error, OSError) and (error.errno in _REFUSED or is_disk_full(error))
 
 
 def write_crash(error: BaseException, *folders: Path) -> Path | None:

@@ -11,6 +11,7 @@ InatFtError                 exit code 1
   PluginError
 """
 
+import errno
 from collections.abc import Iterable
 
 
@@ -62,6 +63,11 @@ class BusyError(InatFtError):
 
 class PluginError(InatFtError):
     """A plugin cannot be loaded, fails or breaks its contract."""
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Return whether the disk is full, a quota is used up, or a file would exceed the size limit."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
