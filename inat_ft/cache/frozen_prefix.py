@@ -31,7 +31,7 @@ from inat_ft.cache.prefix_forward import (
     folded_prefix,
     relative_error,
 )
-from inat_ft.data.batches import Batches, ImageInput, ResidentRows, Source, StoredRows
+from inat_ft.data.batches import Batches, ImageInput, ResidentRows, RowSource, StoredRows
 from inat_ft.engine.device import Compute, has_compiler, is_out_of_memory
 from inat_ft.errors import InatFtError
 from inat_ft.models.base import Preprocess
@@ -114,15 +114,14 @@ class PrefixCache:
         if (depth, size) not in self._costs:
             image = torch.zeros(1, 3, size, size, device=self.compute.device)
             self.net.eval()
-            with torch.no_grad():
-                with FlopCounterMode(display=False) as counter:
-                    middle = self.net.forward_stages(image, 0, depth)
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                middle = self.net.forward_stages(image, 0, depth)
                 before = counter.get_total_flops()
-                with FlopCounterMode(display=False) as counter:
-                    self.net.forward_stages(middle, depth, len(self.net.stages))
+                self.net.forward_stages(middle, depth, len(self.net.stages))
+            after = counter.get_total_flops() - before
             is_last = middle.ndim == 4 and middle.stride()[1] == 1 and middle.stride()[3] == middle.shape[1]
             row_shape = tuple(_row(middle, is_last).shape[1:])
-            self._costs[depth, size] = _Cost(before, counter.get_total_flops(), row_shape, is_last)
+            self._costs[depth, size] = _Cost(before, after, row_shape, is_last)
         return self._costs[depth, size]
 
     def exact_depth(self, depth: int) -> int:
@@ -195,7 +194,7 @@ class PrefixCache:
 
     def rows(
         self, prefix: PrefixForward, pixels: Pixels, view: FixedView, progress: ProgressFn, log: Log = ignore_log
-    ) -> Source:
+    ) -> RowSource:
         """Return the outputs of the first stages for the images; compute and store the missing ones."""
         key = {**pixels.key, **prefix.key, "form": prefix.form, "view": view.name}
         is_bf16 = prefix.dtype == torch.bfloat16
@@ -248,7 +247,7 @@ class PrefixCache:
         """Yield blocks of rows, in smaller batches after an out-of-memory error. Images are decoded in the background."""
         draws = view.draws(pixels.hashes).to(self.compute.device) if view.draws else None
         prepare = ImageInput(self.preprocess.mean, self.preprocess.std, view.augment, draws)
-        source: Source = StoredRows(*pixels.store.read(pixels.hashes)) if pixels.is_packed() else pixels.files()
+        source: RowSource = StoredRows(*pixels.store.read(pixels.hashes)) if pixels.is_packed() else pixels.files()
         is_channels_last = self._cost(prefix.depth, pixels.size).is_channels_last
         size, at = _BATCH[self.compute.device.type], 0
         while at < len(missing):

@@ -197,9 +197,9 @@ def _show_left_out(result: "SplitResult") -> None:
 
     reasons: dict[str, list[str]] = defaultdict(list)
     for left in result.manifest.left_out:
-        reasons[left.reason.heading if left.reason else "other"].append(f"{left.path} ({left.text})")
-    for title, files in sorted(reasons.items(), key=lambda item: -len(item[1])):
-        render.echo(f"left out: {len(files):,} {title}: {few(files)}")
+        reasons[(left.reason or "other").replace("_", " ")].append(f"{left.path} ({left.text})")
+    for reason, files in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        render.echo(f"left out: {len(files):,} ({reason}): {few(files)}")
 
 
 def _show_duplicates(result: "SplitResult") -> None:

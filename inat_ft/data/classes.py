@@ -1,28 +1,33 @@
-"""Checks of the classes that need the list of files only, before any image is decoded."""
+"""Checks of the classes: before any image is decoded, and again for the images that remain."""
 
 from __future__ import annotations
 
 import shlex
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from inat_ft.data.sources.base import ImageList, Reason
+from inat_ft.data.sources.base import ImageList, ImageRow, LeftOut, Reason
 from inat_ft.errors import DataError
 from inat_ft.text import escape_unprintable, few, pluralize
 
 _FEW = 10
 
 
-def check_classes(images: ImageList, test_fraction: float) -> list[str]:
+def check_classes(images: ImageList, test_fraction: float, left_out: Sequence[LeftOut] = ()) -> list[str]:
     """Return warnings about the classes. Raises DataError if they cannot be split.
 
-    test_fraction: of each class, to be reserved for the test. Files are counted; a class can turn out to be smaller.
+    test_fraction: of each class, to be reserved for the test; left_out: images of the list that cannot be used.
     """
-    counts = _Counts(images, test_fraction)
+    skipped = {left.path: left for left in left_out}
+    rows = [row for row in images.rows if row.path not in skipped]
+    counts = _Counts(images.classes, rows, test_fraction)
     similar = _similar_names(images.classes)
     _require_two(images)
-    _require_files(images, counts)
+    if empty := [name for name in counts.classes if not counts.total(name)]:
+        causes = [skipped[row.path] for row in images.rows if row.label == empty[0]]
+        causes += [left for left in images.left_out if empty[0] in left.path.split("/")]
+        raise _no_images(empty, causes)
     _require_training(counts, similar)
     _require_enough(counts)
     warnings = [f"{_quoted(group)} differ only in {how}: are they the same class?" for how, group in similar]
@@ -39,11 +44,11 @@ def check_classes(images: ImageList, test_fraction: float) -> list[str]:
 class _Counts:
     """Files by class and subset; the subset "" stands for files that are to be divided."""
 
-    def __init__(self, images: ImageList, test_fraction: float) -> None:
-        given = {row.subset for row in images.rows}
-        self.classes = sorted(images.classes)
+    def __init__(self, classes: Iterable[str], rows: list[ImageRow], test_fraction: float) -> None:
+        given = {row.subset for row in rows}
+        self.classes = sorted(classes)
         divided = ("", "train") if not given & {"val", ""} else ("",)
-        self.by_class = Counter((row.label, "" if row.subset in divided else row.subset) for row in images.rows)
+        self.by_class = Counter((row.label, "" if row.subset in divided else row.subset) for row in rows)
         self.has_val = "val" in given
         self.new_test = test_fraction > 0 and "test" not in given
 
@@ -81,15 +86,11 @@ def _require_two(images: ImageList) -> None:
     raise DataError(f"{where} has a single class, {_quoted([name])}: a classifier requires at least two", hint)
 
 
-def _require_files(images: ImageList, counts: _Counts) -> None:
-    empty = [name for name in counts.classes if not counts.total(name)]
-    if not empty:
-        return
-    left = next((left for left in images.left_out if empty[0] in left.path.split("/")), None)
-    why = f": {escape_unprintable(left.path)} ({left.text})" if left else ""
-    raise DataError(
-        f"{_classes(empty)} {_has(empty)} no images{why}",
-        f"add images, remove the folder, or leave it out: --exclude {shlex.quote(escape_unprintable(empty[0]))}",
+def _no_images(empty: list[str], causes: list[LeftOut]) -> DataError:
+    why = f": {escape_unprintable(causes[0].path)} is left out ({causes[0].text})" if causes else ""
+    return DataError(
+        f"{_classes(empty)} {_has(empty)} no usable images{why}",
+        f"add images, or leave the class out: --exclude {shlex.quote(escape_unprintable(empty[0]))}",
     )
 
 

@@ -27,7 +27,6 @@ from inat_ft.images.decode import MAX_PIXELS
 from inat_ft.images.libjpeg_warnings import capture_decoder_warnings
 from inat_ft.images.scan import Scan, scan
 from inat_ft.progress import Log, ProgressBar, ignore_log, no_progress
-from inat_ft.text import escape_unprintable
 from inat_ft.threads import num_cores
 
 DEFAULT_TEST_FRACTION = 0.2
@@ -164,42 +163,18 @@ def make_manifest(images: ImageList, scanned: Scan, options: SplitOptions, path:
         for number, (row, why) in enumerate(zip(images.rows, scanned.problems, strict=True))
         if why
     ]
-    _require_classes(images, rows, unusable)
     signatures = scanned.signatures.take(usable) if options.near else None
     duplicates = group_images([row.sha256 for row in rows], [row.group for row in rows], signatures)
     preset = np.fromiter((_CODES[row.subset] for row in rows), np.uint8, len(rows))
     dropped, findings = find_leakage(rows, preset, duplicates, options.leakage)
     keep = np.setdiff1d(np.arange(len(rows)), np.fromiter(dropped, np.int64, len(dropped)))
     kept = [rows[number] for number in keep.tolist()]
-    _require_left(rows, kept, dropped)
+    check_classes(images, options.test_fraction or 0.0, [*unusable, *dropped.values()])
     left_out = sorted([*images.left_out, *unusable, *dropped.values()])
     manifest = _assign(images, kept, preset[keep], duplicates.group_ids[keep], options, path, left_out)
     if (manifest.subsets == TEST).any():
         findings.classes_without_test = [name for name, row in manifest.counts().items() if not row["test"]]
     return manifest, findings
-
-
-def _require_classes(images: ImageList, rows: list[ImageRow], unusable: list[LeftOut]) -> None:
-    missing = sorted(images.classes - {row.label for row in rows})
-    if missing:
-        label = {row.path: row.label for row in images.rows}
-        bad = [left for left in unusable if label[left.path] == missing[0]]
-        bad += [left for left in images.left_out if missing[0] in left.path.split("/")]
-        why = f": {bad[0].path} ({bad[0].text})" if bad else ""
-        raise DataError(
-            f"class '{escape_unprintable(missing[0])}' has no usable image{why}",
-            "add images, or leave the class out with --exclude",
-        )
-
-
-def _require_left(rows: list[ImageRow], kept: list[ImageRow], dropped: dict[int, LeftOut]) -> None:
-    labels = {row.label for row in kept}
-    for number, left in sorted(dropped.items()):
-        if (label := rows[number].label) not in labels:
-            raise DataError(
-                f"class '{escape_unprintable(label)}' has no image left: {left.path} is left out ({left.text})",
-                "correct the labels, add images, or leave the class out with --exclude",
-            )
 
 
 def _assign(

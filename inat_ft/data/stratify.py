@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from inat_ft.data.manifest import SUBSETS
 from inat_ft.errors import DataError
-from inat_ft.text import escape_unprintable, pluralize
+from inat_ft.text import escape_unprintable
 
 TRAIN, VAL, TEST = range(len(SUBSETS))
 UNASSIGNED = 255
@@ -45,17 +45,15 @@ def stratified_group_split(
 
     labels: `[N]`, indices of classes; preset: TRAIN, VAL or TEST, which are kept, or UNASSIGNED; units: `[N]`, equal for
     images that must stay together. If there is no validation set and nothing is unassigned, training images are divided.
-    Raises DataError, which names a class with too few images.
+    Raises DataError, which names a class that would have no training or validation images.
     """
     subsets = preset.copy()
     if not np.isin(subsets, (VAL, UNASSIGNED)).any():
         subsets[subsets == TRAIN] = UNASSIGNED
     subsets[(subsets == UNASSIGNED) & np.isin(units, units[subsets == TRAIN])] = TRAIN
-    totals = np.bincount(labels[subsets == UNASSIGNED], minlength=len(classes))
     has_train = np.bincount(labels[subsets == TRAIN], minlength=len(classes)) > 0
     wanted = [(code, fraction) for code, fraction in ((TEST, fractions.test), (VAL, fractions.val)) if fraction]
     wanted = [(code, fraction) for code, fraction in wanted if not (subsets == code).any()]
-    _require_enough(totals, len(wanted) + 1 - has_train, classes)
     allocation = _Allocation(subsets, labels, units, _shuffled(paths, seed), len(classes))
     for number, (code, fraction) in enumerate(wanted):
         allocation.allocate(code, fraction, reserved=len(wanted) - number - has_train)
@@ -63,16 +61,6 @@ def stratified_group_split(
     for code in (TRAIN, VAL):
         _require_every_class(subsets, labels, classes, code)
     return subsets
-
-
-def _require_enough(totals: _Ints, parts: _Ints, classes: Sequence[str]) -> None:
-    few = np.flatnonzero((totals > 0) & (totals < parts))
-    if len(few):
-        raise DataError(
-            f"class '{escape_unprintable(classes[few[0]])}' has only {pluralize(int(totals[few[0]]), 'image')} to split; "
-            f"it requires at least {parts[few[0]]}",
-            "add images, leave the class out with --exclude, or reserve no test set: --test-fraction 0",
-        )
 
 
 def _require_every_class(subsets: NDArray[np.uint8], labels: _Ints, classes: Sequence[str], code: int) -> None:

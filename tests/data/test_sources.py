@@ -24,7 +24,7 @@ def listed(data: Path, rows: list[str], header: str = "path,label,subset") -> Pa
     return file
 
 
-def test_a_manifest_inside_a_class_folder_costs_no_class(cli, tmp_path: Path) -> None:
+def test_a_manifest_inside_the_data_is_not_a_class(cli, tmp_path: Path) -> None:
     data = make_images(tmp_path / "photos", classes=2, each=6)
     for words in (("--out", data / "class0" / "m.csv"), ("--out", data / "splits" / "m.csv", "--seed", "1")):
         for _ in range(2):  # the second time the manifest is there, and still no part of the data
@@ -48,7 +48,7 @@ def test_rows_with_a_subset_keep_it_and_the_others_are_divided(cli, tmp_path: Pa
     assert refused.code == 2 and "every image of" in refused.err
 
 
-def test_one_row_without_a_subset_is_enough_where_training_images_are_given(tmp_path: Path, cli) -> None:
+def test_one_row_without_a_subset_becomes_validation(tmp_path: Path, cli) -> None:
     data = make_images(tmp_path / "photos", classes=2, each=6)
     rows = [f"photos/class{c}/{n:03d}.png,c{c},{'train' if n else ''}" for c in range(2) for n in range(6)]
     assert cli("split", listed(data, rows), "--json").json["counts"]["c1"] == {"train": 5, "val": 1, "test": 0}
@@ -63,14 +63,14 @@ def test_one_row_without_a_subset_is_enough_where_training_images_are_given(tmp_
         (["class0/000.png,B,C"], "line 2: more values than columns"),
     ],
 )
-def test_groups_that_contradict_themselves_are_refused(tmp_path: Path, rows: list[str], said: str) -> None:
+def test_contradictory_groups_are_refused(tmp_path: Path, rows: list[str], said: str) -> None:
     images = find_images(make_images(tmp_path / "photos", classes=1, each=3))
     with pytest.raises(DataError) as caught:
         assign_groups(images, str(listed(images.root, rows, "path,group")))
     assert said in caught.value.message
 
 
-def test_groups_are_matched_by_path_and_what_is_named_in_vain_is_remarked_upon(tmp_path: Path) -> None:
+def test_groups_are_matched_by_path_and_unknown_paths_are_reported(tmp_path: Path) -> None:
     images = find_images(make_images(tmp_path / "photos", classes=1, each=3))
     said: list[str] = []
     rows = ["./class0/000.png,A", "class0/001.png,", "nope/x.png,A", "nope/y.png,B", "class0/000.png,A"]
@@ -82,7 +82,7 @@ def test_groups_are_matched_by_path_and_what_is_named_in_vain_is_remarked_upon(t
 @pytest.mark.parametrize(
     ("header", "said"), [("file,who", "requires the columns path and group; it has file, who"), ("", "it has none")]
 )
-def test_a_csv_of_other_columns_is_no_list_of_groups(cli, tmp_path: Path, header: str, said: str) -> None:
+def test_a_csv_of_groups_requires_its_columns(cli, tmp_path: Path, header: str, said: str) -> None:
     data = make_images(tmp_path / "photos", classes=1, each=3)
     ran = cli("split", data, "--group-by", listed(data, [], header))
     assert ran.code == 1 and said in ran.err
@@ -90,12 +90,12 @@ def test_a_csv_of_other_columns_is_no_list_of_groups(cli, tmp_path: Path, header
     assert ran.code == 2 and "no such file: gone.csv" in ran.err and "Errno" not in ran.err
 
 
-def test_a_csv_names_no_column_twice(tmp_path: Path) -> None:
+def test_two_columns_with_the_same_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has two columns named label"):
         find_images(listed(make_images(tmp_path / "photos"), ["a,b,c"], "path,label,label"))
 
 
-def test_names_in_a_csv_are_kept_and_shown_without_control_characters(invoke, tmp_path: Path) -> None:
+def test_control_characters_are_kept_in_the_manifest_and_escaped_on_the_terminal(invoke, tmp_path: Path) -> None:
     data = make_images(tmp_path / "photos", classes=2, each=6)
     shutil.copy(data / "class0" / "000.png", data / "class0" / "red\x1b[31m.png")
     rows = [f"photos/class{c}/{n:03d}.png,a{c}\x1b[31m" for c in range(2) for n in range(6)]
@@ -109,7 +109,7 @@ def test_names_in_a_csv_are_kept_and_shown_without_control_characters(invoke, tm
         find_images(listed(data, ["photos/class0/000.png,a\0"], "path,label"))
 
 
-def test_a_class_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_class_folder_is_named_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_images(tmp_path / "photos", classes=2, each=6)
     scandir = os.scandir
 
@@ -121,7 +121,7 @@ def test_a_class_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "scandir", guarded)
     files = find_images(data)
     scanned = scan(files.root, files.paths, 10**8, 1, False, lambda done, total: None)
-    with pytest.raises(DataError, match=r"'class1' has no usable image: class1 \(cannot be read: Permission denied\)"):
+    with pytest.raises(DataError, match=r"'class1' has no usable images: class1 is left out .*Permission denied"):
         make_manifest(files, scanned, SplitOptions(near=False), Path("m.csv"))
 
 
@@ -168,7 +168,7 @@ class TestConformanceCheck:
         with pytest.raises(AssertionError, match=said):
             check_source(source(), tmp_path / "list.txt")
 
-    def test_a_source_that_keeps_it_passes(self, tmp_path: Path) -> None:
+    def test_a_source_that_fulfils_the_contract_passes(self, tmp_path: Path) -> None:
         (tmp_path / "a.png").touch()
         (tmp_path / "list.txt").write_text("a.png")
         assert check_source(self.Listing(), tmp_path / "list.txt").paths == ["a.png"]
@@ -182,7 +182,7 @@ def test_a_location_that_no_source_recognizes_is_refused(invoke, tmp_path: Path)
     assert ran.code == 2 and "unknown source 'cvs': did you mean 'csv'?" in ran.err
 
 
-def test_a_source_can_be_named_for_another_suffix_and_check_reads_the_file_again(invoke, tmp_path: Path) -> None:
+def test_a_source_chosen_by_name_is_used_again_by_check(invoke, tmp_path: Path) -> None:
     data = make_images(tmp_path / "photos", classes=2, each=6)
     rows = [f"photos/class{c}/{n:03d}.png,c{c}" for c in range(2) for n in range(6)]
     listed(data, rows, "path,label").rename("list.txt")

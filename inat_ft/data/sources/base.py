@@ -37,20 +37,8 @@ class Reason(StrEnum):
     EXCLUDED = "excluded"
     """It matches a pattern of `--exclude`."""
 
-    @property
-    def heading(self) -> str:
-        """The reason after a number of files, as in `3 unusable`."""
-        return _TITLES.get(self, self.value)
 
-
-_TITLES = {
-    Reason.TOO_LARGE: "too large",
-    Reason.COPY: "duplicates",
-    Reason.GROUP: "in a group with other subsets",
-    Reason.LABEL_CONFLICT: "with several labels",
-    Reason.PLACE: "outside the class folders",
-    Reason.NAME: "with a name that is not UTF-8",
-}
+NOT_UTF8 = ("the name is not UTF-8", Reason.NAME)
 
 
 class LeftOut(NamedTuple):
@@ -136,7 +124,7 @@ class ImageList:
         """Add an image. Raises DataError for a path outside the root and for a label or subset that is not valid."""
         if not path or not label:
             raise DataError("path or label is empty", "give each image a path and a label")
-        if "\0" in label or not is_text(label):
+        if not is_text(label):
             raise DataError(f"the label {label!r} contains a character that cannot be stored", "rename the label")
         if subset not in ("", "train", "val", "test"):
             raise DataError(f"the subset {subset!r} is not train, val, test or empty", "correct the subset")
@@ -150,10 +138,6 @@ class ImageList:
     def leave_out(self, path: str, text: str, reason: Reason = Reason.PLACE) -> None:
         """Record a file or folder that is not used, with the reason as the user reads it."""
         self.left_out.append(LeftOut(path if is_text(path) else escape_unprintable(path), text, reason))
-
-    def leave_out_unnamed(self, path: str) -> None:
-        """Record a file whose name cannot be written to a manifest."""
-        self.leave_out(path, "the name is not UTF-8", Reason.NAME)
 
 
 @dataclass(frozen=True)

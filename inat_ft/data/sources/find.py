@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from inat_ft.data.sources.base import ImageList, ReadOptions, Reason, Source, is_text, real_path
+from inat_ft.data.sources.base import NOT_UTF8, ImageList, ReadOptions, Reason, Source, is_text, real_path
 from inat_ft.errors import DataError, PluginError, UsageError
 from inat_ft.registry import SOURCES, Plugin, call_plugin, get, plugin_errors, plugin_label, plugins
 
@@ -74,7 +74,7 @@ def _leave_out_unusable_paths(images: ImageList, options: ReadOptions) -> None:
     for row in rows:
         folder, whole = row.path.rpartition("/")[0], os.path.join(root, row.path)
         if not is_text(row.path):
-            images.leave_out_unnamed(row.path)
+            images.leave_out(row.path, *NOT_UTF8)
             continue
         if folder not in inside:  # each folder is checked once
             inside[folder] = leads_inside(os.path.join(root, folder))

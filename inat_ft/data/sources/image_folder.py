@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from inat_ft.data.sources.base import ImageList, ReadOptions, Reason, Source, is_ignored, is_text, real_path
+from inat_ft.data.sources.base import NOT_UTF8, ImageList, ReadOptions, Reason, Source, is_ignored, is_text, real_path
 from inat_ft.errors import DataError, UsageError
 
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
@@ -146,7 +146,7 @@ class _Walk:
         """Add the files of a folder and of its subfolders, except hidden ones."""
         label = self._taxon(relative.rpartition("/")[2]) or label
         if not is_text(relative):
-            self.found.leave_out_unnamed(relative)
+            self.found.leave_out(relative, *NOT_UTF8)
             return
         if label:
             self.found.classes.add(label)
@@ -160,7 +160,7 @@ class _Walk:
             if self._is_skipped(entry, path):
                 continue
             if not is_text(path):
-                self.found.leave_out_unnamed(path)
+                self.found.leave_out(path, *NOT_UTF8)
             elif entry.is_symlink() and (reason := _link_reason(self.root, Path(entry.path))):
                 self.found.leave_out(path, reason)
             elif entry.is_dir():
