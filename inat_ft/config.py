@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from inat_ft.errors import ConfigError, PluginError
-from inat_ft.registry import BACKBONES, STRATEGIES, Plugin, get, plugins
+from inat_ft.errors import ConfigError, PluginError, did_you_mean
+from inat_ft.registry import BACKBONES, OPTIMIZERS, STRATEGIES, TRACKERS, Plugin, get, plugins
 from inat_ft.validation import format_validation_error
 
 
@@ -86,8 +86,8 @@ class StrategyConfig(PluginSection):
     """Strategy: head, partial, full, or another one of `inat-ft strategies`. Default: head; full if weights are none."""
 
 
-class OptimConfig(Section):
-    """Optimization."""
+class OptimConfig(PluginSection):
+    """Optimization. Further keys are the optimizer's own options."""
 
     epochs: Annotated[int, Field(ge=1, le=10_000), Flag()] = 5
     """Maximum number of epochs."""
@@ -95,8 +95,8 @@ class OptimConfig(Section):
     """Images per optimizer step, over all processes."""
     lr: Annotated[float, Field(gt=0, le=100), Flag(("--lr", "--learning-rate"))] = 1e-4
     """Learning rate."""
-    optimizer: Annotated[Literal["adam", "adamw", "sgd"], Flag()] = "adam"
-    """Optimizer; sgd uses Nesterov momentum."""
+    optimizer: Annotated[str, Flag()] = "adam"
+    """Optimizer: adam, adamw, sgd (with Nesterov momentum), or a plugin."""
     weight_decay: Annotated[float, Field(ge=0, le=10), Flag()] = 0.0
     """Weight decay. Biases, normalization layers, embeddings, tokens and layer scales are exempt."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -146,8 +146,8 @@ class StopConfig(Section):
     """Minimum change of the monitored metric that counts as an improvement."""
 
 
-class TrackConfig(Section):
-    """Experiment tracking."""
+class TrackConfig(PluginSection):
+    """Experiment tracking. `NAME: {OPTION: VALUE}` logs the run to the tracker NAME, too."""
 
     wandb: Annotated[Literal["off", "offline", "online"], Flag()] = "off"
     """Log the run to Weights & Biases."""
@@ -155,6 +155,32 @@ class TrackConfig(Section):
     """W&B project. Default: that of W&B."""
     entity: str | None = None
     """W&B user or team. Default: that of W&B."""
+
+    @property
+    def trackers(self) -> dict[str, dict[str, Any]]:
+        """The options of each tracker in use, by name."""
+        wandb = {"mode": self.wandb, "project": self.project, "entity": self.entity}
+        return self.options if self.wandb == "off" else {"wandb": wandb, **self.options}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tracker_options(cls, raw: Any) -> Any:
+        """Validate and complete the options of each tracker. `true` or `{}` selects its defaults, `null` removes it."""
+        if not isinstance(raw, Mapping):
+            return raw
+        section = {name: value for name, value in raw.items() if value is not None}
+        if section.get("wandb") in (True, {}):
+            section["wandb"] = "online"
+        for name in section.keys() - cls.model_fields.keys():
+            options = {} if section[name] is True else section[name]
+            if not isinstance(options, Mapping):
+                known = (*cls.model_fields, *plugins(TRACKERS))
+                near = did_you_mean(name, known) or f": it has {', '.join(known)}"
+                raise ConfigError(
+                    f"unknown key '{name}' in track{near}", "to list all keys: inat-ft train --show-config"
+                )
+            section[name] = build_tracker(name, dict(options)).model_dump(mode="json")
+        return section
 
 
 class ComputeConfig(Section):
@@ -214,6 +240,11 @@ class RunConfig(Section):
     def _strategy_options(cls, section: StrategyConfig) -> StrategyConfig:
         return section.model_copy(update=build_strategy(section).model_dump(mode="json"))
 
+    @field_validator("optim")
+    @classmethod
+    def _optimizer_options(cls, section: OptimConfig) -> OptimConfig:
+        return section.model_copy(update=build_optimizer(section).model_dump(mode="json"))
+
     @model_validator(mode="after")
     def _warmup_fits(self) -> "RunConfig":
         if self.optim.warmup_epochs > self.optim.epochs:
@@ -252,21 +283,22 @@ def _family(name: str) -> tuple[str, str | None]:
 
 
 def shadowed_plugins(config: RunConfig) -> list[Plugin]:
-    """Return the unused plugins of other packages that have the name of the run's backbone or strategy."""
-    used = get(BACKBONES, _family(config.model.backbone)[0]), get(STRATEGIES, config.strategy.name)
-    claims = plugins(BACKBONES).get(config.model.backbone, []) + plugins(STRATEGIES).get(config.strategy.name, [])
+    """Return the unused plugins of other packages that have the name of the backbone, strategy or optimizer."""
+    names = {BACKBONES: config.model.backbone, STRATEGIES: config.strategy.name, OPTIMIZERS: config.optim.optimizer}
+    used = [get(group, _family(name)[0] if group == BACKBONES else name) for group, name in names.items()]
+    claims = [plugin for group, name in names.items() for plugin in plugins(group).get(name, [])]
     return [plugin for plugin in claims if plugin not in used]
 
 
 def backbone_class(name: str) -> type[Any]:
     """Return the class of a backbone. Raises ConfigError for an unknown name, PluginError for a broken plugin."""
-    return load_section_class(get(BACKBONES, _family(name)[0]))
+    return get(BACKBONES, _family(name)[0]).load()
 
 
 def build_backbone(section: ModelConfig) -> Any:
     """Return the backbone that a section names, with its options. Raises ConfigError or PluginError."""
     family, variant = _family(section.backbone)
-    plugin = load_section_class(get(BACKBONES, family))
+    plugin = get(BACKBONES, family).load()
     if not variant and "variant" in plugin.model_fields:
         raise ConfigError(f"backbone '{family}' needs the name of a network", f"for example: --backbone {family}:NAME")
     options = section.options if variant is None else {**section.options, "variant": variant}
@@ -275,25 +307,21 @@ def build_backbone(section: ModelConfig) -> Any:
 
 def build_strategy(section: StrategyConfig) -> Any:
     """Return the strategy that a section names, with its options. Raises ConfigError or PluginError."""
-    return _build(
-        load_section_class(get(STRATEGIES, section.name)), section.options, "strategy", StrategyConfig, section.name
-    )
+    return _build(get(STRATEGIES, section.name).load(), section.options, "strategy", StrategyConfig, section.name)
 
 
-def load_section_class(plugin: Plugin) -> type[Section]:
-    """The class of a plugin. Raises PluginError when it cannot be imported or is not what its group asks for."""
+def build_tracker(name: str, options: dict[str, Any]) -> Any:
+    """Return the tracker of that name with its options. Raises ConfigError or PluginError."""
+    return _build(get(TRACKERS, name).load(), options, f"track.{name}", Section, f"'{name}'")
+
+
+def build_optimizer(section: OptimConfig) -> Any:
+    """Return the optimizer that a section names, with its options. Raises ConfigError or PluginError."""
+    plugin = get(OPTIMIZERS, section.optimizer)
     loaded = plugin.load()
-    if not issubclass(loaded, Section):
-        raise PluginError(
-            f"{plugin} breaks the contract: {plugin.target} is not derived from "
-            f"{'Strategy' if plugin.group == STRATEGIES else 'Backbone'}"
-        )
-    if missing := getattr(loaded, "__abstractmethods__", None):
-        raise PluginError(
-            f"{plugin} breaks the contract: {plugin.target} has no "
-            f"{' and no '.join(f'{name}()' for name in sorted(missing))}"
-        )
-    return loaded
+    if taken := sorted(set(loaded.model_fields) & set(OptimConfig.model_fields)):
+        raise PluginError(f"{plugin} has an option '{taken[0]}', but optim.{taken[0]} is already a key of inat-ft")
+    return _build(loaded, section.options, "optim", OptimConfig, section.optimizer)
 
 
 def _build(plugin: type[Section], options: dict[str, Any], where: str, section: type[Section], name: str) -> Section:

@@ -13,7 +13,16 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from inat_ft.config import PLUGIN_FLAGS, RunConfig, build_backbone, build_strategy, config_flags
+from inat_ft.config import (
+    PLUGIN_FLAGS,
+    OptimConfig,
+    RunConfig,
+    build_backbone,
+    build_optimizer,
+    build_strategy,
+    build_tracker,
+    config_flags,
+)
 from inat_ft.errors import ConfigError, UsageError, did_you_mean
 from inat_ft.validation import format_validation_error
 from inat_ft.yaml_io import dump_yaml, parse_yaml, quote_yaml
@@ -175,13 +184,21 @@ def _home() -> Path | None:
         return None
 
 
+_KEPT: dict[str, tuple[str, ...]] = {
+    "strategy.name": (),
+    "model.backbone": ("dropout",),
+    "optim.optimizer": tuple(OptimConfig.model_fields),
+}
+"""The keys that name a plugin, and the keys of their section that do not belong to the plugin."""
+
+
 def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key. Another strategy or backbone removes the options of the previous one."""
+    """Set a dotted key. Another plugin removes the options of the previous one; mappings are merged."""
     *sections, last = key.split(".")
-    if key in ("strategy.name", "model.backbone"):
+    if key in _KEPT:
         before = raw.get(sections[0])
         if isinstance(before, Mapping) and before.get(last) not in (None, value):
-            raw[sections[0]] = {name: before[name] for name in ("dropout",) if name in before}
+            raw[sections[0]] = {name: before[name] for name in _KEPT[key] if name in before}
     for section in sections:
         inner = raw.get(section)
         if inner is not None and not isinstance(inner, dict):
@@ -189,7 +206,8 @@ def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
         if inner is None:
             raw[section] = inner = {}
         raw = inner
-    raw[last] = value
+    before = raw.get(last)
+    raw[last] = {**before, **value} if isinstance(before, Mapping) and isinstance(value, Mapping) else value
 
 
 def dump_config(config: RunConfig) -> str:
@@ -198,8 +216,12 @@ def dump_config(config: RunConfig) -> str:
 
 
 def describe(config: RunConfig) -> list[dict[str, str]]:
-    """Return every key with its value and its documentation, including the options of the backbone and the strategy."""
-    plugins = {"model": build_backbone(config.model), "strategy": build_strategy(config.strategy)}
+    """Return every key with its value and its documentation, including the options of plugins."""
+    plugins = {
+        "model": build_backbone(config.model),
+        "strategy": build_strategy(config.strategy),
+        "optim": build_optimizer(config.optim),
+    }
     lines = []
     for name, field in RunConfig.model_fields.items():
         value = getattr(config, name)
@@ -211,4 +233,7 @@ def describe(config: RunConfig) -> list[dict[str, str]]:
             fields |= {key: info for key, info in type(plugins[name]).model_fields.items() if key != "variant"}
         for key, info in fields.items():
             lines.append({"key": f"{name}.{key}", "value": str(getattr(value, key)), "help": info.description or ""})
+    for name, options in config.track.options.items():
+        for key, info in type(build_tracker(name, options)).model_fields.items():
+            lines.append({"key": f"track.{name}.{key}", "value": str(options[key]), "help": info.description or ""})
     return lines

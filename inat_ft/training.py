@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from inat_ft.cache.loaders import EpochLoaders
-from inat_ft.config import RunConfig, TrackConfig
+from inat_ft.config import RunConfig
 from inat_ft.crash import write_crash
 from inat_ft.data.manifest import Manifest
 from inat_ft.engine.advice import advise
@@ -38,7 +38,7 @@ from inat_ft.registry import STRATEGIES, plugin_errors
 from inat_ft.settings import dump_config, portable
 from inat_ft.setup import Directories, Setup, TrainCallbacks, make_loaders, make_step_config, prepare
 from inat_ft.threads import decoders
-from inat_ft.tracking import Tracker, tracker_for
+from inat_ft.tracking import Trackers, make_trackers
 
 __all__ = ["Directories", "Setup", "TrainCallbacks", "find_lr", "prepare", "release_memory", "split_info", "train"]
 
@@ -84,14 +84,13 @@ def _train(
     started = time.perf_counter()
     setup = prepare(config)
     process_group, callbacks = setup.compute.process_group, _shared(setup, callbacks)
-    tracker = tracker_for(config.track if process_group.is_main_process else TrackConfig())  # before there is a folder
+    trackers = make_trackers(config.track) if process_group.is_main_process else Trackers()
     new = _new_directory(setup.config, directories.runs) if resume is None and process_group.is_main_process else None
     with _run_lock(Path(process_group.broadcast(resume or new)), process_group) as directory:
-        run = _Run(setup, directory, directories, callbacks, tracker, started)
+        run = _Run(setup, directory, directories, callbacks, trackers, started)
         record = None
         for info in setup.warnings:
             callbacks.log(f"warning: {info}")
-        tracker.start(setup.config, directory.name, directory)
         try:
             record = run.train()
         except BaseException as stop:
@@ -101,8 +100,8 @@ def _train(
                 write_crash(stop, directory)
             raise
         finally:
-            if said := tracker.finish(record):
-                callbacks.log(said)
+            for line in trackers.finish(record):
+                callbacks.log(line)
         return record, directory
 
 
@@ -179,7 +178,7 @@ class _Run:
     directory: Path
     directories: Directories
     callbacks: TrainCallbacks
-    tracker: Tracker
+    trackers: Trackers
     started: float
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -201,6 +200,7 @@ class _Run:
             net, plan = setup.plan.net, setup.plan
             step_config = make_step_config(setup, self.callbacks.log)  # before the checkpoint: it remembers the start
             load_training(file, training, net, plan, config.optim, identity)
+            self.trackers.start(config, self.directory.name, self.directory, training.history)
             with self._timed("training"):
                 callbacks, compute = self.callbacks, setup.compute
                 save = partial(self._save, file, identity)
@@ -219,7 +219,7 @@ class _Run:
         return self._finish(config, training, loaders)
 
     def _on_epoch(self, epoch: Epoch) -> bool | None:
-        self.tracker.log(epoch)
+        self.trackers.log(epoch)
         return self.callbacks.on_epoch(epoch)
 
     def _identity(self, config: RunConfig) -> str:

@@ -55,9 +55,7 @@ def _listed(plugin: Any) -> dict[str, Any]:
 
 
 def _one(plugin: Any) -> dict[str, Any]:
-    from inat_ft.config import load_section_class
-
-    loaded = load_section_class(plugin)
+    loaded = plugin.load()
     return {
         "name": plugin.name,
         "package": plugin.package,

@@ -31,6 +31,9 @@ def train(
     config: Annotated[
         Path | None, _option("--config", "-c", help="YAML file of settings. Flags take precedence over it.")
     ] = None,
+    tracker: Annotated[
+        list[str] | None, _option(metavar="NAME", help="Log to this tracker, such as wandb. Can be repeated.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         _option("--set", "-s", metavar="KEY=VALUE", help="Any key, such as optim.momentum=0.8. Can be repeated."),
@@ -58,11 +61,12 @@ def train(
     from inat_ft.settings import ALIASES, load_config, parse_override
 
     overrides = [(ALIASES[name], value) for name, value in flags.items() if value is not None]
+    overrides += [(f"track.{name}", {}) for names in tracker or () for name in names.split(",")]
     overrides += [parse_override(text) for text in set_ or ()]
     if resume is not None:
-        if config or {key for key, _ in overrides} - _MOVABLE:
+        if config or {key for key, _ in overrides if not key.startswith("track.")} - _MOVABLE:
             raise UsageError(
-                "--resume takes its settings from the run; only --split and --root can be changed",
+                "--resume takes its settings from the run, except --split, --root and those of trackers",
                 f"run: inat-ft train --resume {resume}",
             )
         resume = _find_run(resume, runs_dir)

@@ -17,7 +17,7 @@ from inat_ft.data.batches import Batches
 from inat_ft.engine.device import Compute
 from inat_ft.engine.early_stopping import EarlyStopping
 from inat_ft.engine.loops import Forward, OnStep, StepConfig, evaluate, train_one_epoch, update_bn
-from inat_ft.engine.optimizer import Rate, make_optimizer
+from inat_ft.engine.optimizer import LRScheduler, make_optimizer
 from inat_ft.engine.plan import TrainingPlan
 from inat_ft.engine.weight_averaging import WeightAverage, make_average
 from inat_ft.models.net import Net
@@ -156,8 +156,8 @@ def epochs(
         val = data.val(prefix, number)
         order = data.sample_order(epoch_generator(seed, number, "order"))
         first, last = plan.phase(number) if config.restart else (0, config.epochs)
-        rate = Rate(state.optimizer, config, number - first, last - first)
-        loss, accuracy = train_one_epoch(forward, step_config, state.optimizer, order, rate, after)
+        scheduler = LRScheduler(state.optimizer, config, number - first, last - first)
+        loss, accuracy = train_one_epoch(forward, step_config, state.optimizer, order, scheduler, after)
         _take_average(net, plan, average, state, forward)
         val_loss, val_accuracy, logits = evaluate(net, val, compute, prefix)
         state.epoch += 1
@@ -173,7 +173,7 @@ def epochs(
                 train_accuracy=accuracy,
                 val_loss=val_loss if math.isfinite(val_loss) else None,
                 val_accuracy=val_accuracy,
-                lr=rate.lr,
+                lr=scheduler.lr,
                 seconds=time.perf_counter() - started,
             ),
             logits,

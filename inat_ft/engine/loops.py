@@ -19,6 +19,7 @@ from inat_ft.engine.distributed import ProcessGroup
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.models.net import Net
 from inat_ft.progress import Log, ignore_log
+from inat_ft.registry import OPTIMIZERS, get, plugin_errors
 
 OnStep = Callable[[int, int, float | None, float | None], None]
 """Called with (images done, images in all, loss, accuracy) now and then; the last two are None but now and then."""
@@ -190,7 +191,8 @@ def step(
             parameter.grad.add_(parameter.detach() - start, alpha=strength)
     if step_config.config.clip_norm:
         nn.utils.clip_grad_norm_(parameters, step_config.config.clip_norm)
-    optimizer.step()
+    with plugin_errors(OPTIMIZERS, get(OPTIMIZERS, step_config.config.optimizer).load(), "step()"):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return sums
 

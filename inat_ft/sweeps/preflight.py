@@ -52,7 +52,7 @@ def _try(config: RunConfig, net: Net) -> None:
 
     strategy = build_strategy(config.strategy)
     with plugin_errors(STRATEGIES, type(strategy), "resolve()"):
-        strategy = strategy.choose(net, lambda: {net.original_name(name): 1.0 for name, _ in net.named_parameters()})
+        strategy = strategy.resolve(net, lambda: {net.original_name(name): 1.0 for name, _ in net.named_parameters()})
     with plugin_errors(STRATEGIES, type(strategy), "adapt()"):
         net = strategy.adapt(net)
     make_plan(strategy, net, 1)

@@ -84,7 +84,9 @@ def test_help_shows_the_default_of_every_option(invoke, monkeypatch: pytest.Monk
     shown = invoke(*name.split(), "--help").out
     assert "\\[" not in shown
     for option in all_commands()[name].params:
-        line = next((line for line in shown.splitlines() if re.search(rf"^│.* {re.escape(option.opts[0])}[ ,]", line)), "")
+        line = next(
+            (line for line in shown.splitlines() if re.search(rf"^│.* {re.escape(option.opts[0])}[ ,]", line)), ""
+        )
         if "[default: " in (option.help or "") or option.show_default not in (True, False, None):
             assert "[default: " in line, option.name
         elif option.param_type_name == "option" and option.default not in (None, False, [], ()):

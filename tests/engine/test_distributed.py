@@ -125,7 +125,7 @@ def test_every_process_has_its_rows_of_every_part_of_a_batch() -> None:
 def test_shares_are_whole_and_even() -> None:
     for count in (1, 5, 64, 67):
         for size in (1, 2, 3, 8):
-            parts = [range(count)[ProcessGroup(rank, size).share(count)] for rank in range(size)]
+            parts = [range(count)[ProcessGroup(rank, size).shard(count)] for rank in range(size)]
             assert [number for part in parts for number in part] == list(range(count))
-            assert [len(part) for part in parts] == ProcessGroup(0, size).shares(count)
+            assert [len(part) for part in parts] == ProcessGroup(0, size).shard_sizes(count)
             assert max(map(len, parts)) - min(map(len, parts)) <= 1

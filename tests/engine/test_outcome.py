@@ -254,10 +254,3 @@ def test_class_weights_are_those_of_cross_entropy_loss(parts: int, smoothing: fl
     step(on, StepConfig(config, class_weights=weights, accumulation_steps=parts), optimizers[1], images, labels, 9)
     for a, b in zip(nets[0].head.parameters(), nets[1].head.parameters(), strict=True):
         torch.testing.assert_close(a, b)
-
-
-def test_an_unknown_optimizer_is_an_error() -> None:
-    from inat_ft.engine.optimizer import make_optimizer
-
-    with pytest.raises(AssertionError, match="lion"):
-        make_optimizer(make_plan(All(), tiny_net(), 1).epochs[0], OptimConfig.model_construct(optimizer="lion"))

@@ -9,7 +9,7 @@ import pytest
 
 from inat_ft.errors import RecordError, UsageError
 from inat_ft.evaluation.compare import compare, improvement
-from inat_ft.evaluation.ledger import ledger_file, record_test_evaluation, test_evaluations
+from inat_ft.evaluation.ledger import ledger_file, past_test_evaluations, record_test_evaluation
 from inat_ft.evaluation.predictions import Predictions, read_predictions, write_predictions
 from inat_ft.evaluation.report import write_report
 from inat_ft.records import RunRecord, read_record
@@ -286,7 +286,7 @@ def test_a_pipe_is_not_waited_for_and_noise_is_no_look(tmp_path: Path) -> None:
             read(tmp_path / "pipe")
     ledger_file(tmp_path / "m.csv").write_bytes(b"\xff\xfe\x00\n" * 9)
     assert (
-        test_evaluations(tmp_path / "m.csv", "x") == []
+        past_test_evaluations(tmp_path / "m.csv", "x") == []
         and record_test_evaluation(tmp_path / "m.csv", "x", "run", 0.5) == 1
     )
 

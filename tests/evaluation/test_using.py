@@ -14,7 +14,7 @@ from inat_ft.data.manifest import read_manifest
 from inat_ft.errors import DataError, InatFtError, UsageError
 from inat_ft.evaluation.evaluate import evaluate_run
 from inat_ft.evaluation.inference import predict_images
-from inat_ft.evaluation.ledger import test_evaluations
+from inat_ft.evaluation.ledger import past_test_evaluations
 from inat_ft.evaluation.predictions import read_predictions
 from inat_ft.exporters.onnx import export_onnx
 from inat_ft.images.decode import load_image, sha256_of
@@ -51,13 +51,13 @@ def test_test_images_that_changed_are_not_scored_as_those_that_were_split(
 ) -> None:
     shutil.copytree(images, tmp_path / "photos")
     manifest, record = read_manifest(images.parent / "photos.csv"), run / "record.json"
-    before = test_evaluations(manifest.path, manifest.subset_fingerprint("test"))
+    before = past_test_evaluations(manifest.path, manifest.subset_fingerprint("test"))
     first, second = (manifest.paths[row] for row in manifest.rows("test")[:2])
     Image.new("RGB", (40, 40), "blue").save(tmp_path / "photos" / first)
     with pytest.raises(DataError, match=f"1 image changed since .*: {first}") as caught:
         evaluate_run(run, "test", root=tmp_path / "photos")
     assert "data.changed=ignore" in caught.value.hint and not (run / "predictions-test.csv").exists()
-    assert test_evaluations(manifest.path, manifest.subset_fingerprint("test")) == before
+    assert past_test_evaluations(manifest.path, manifest.subset_fingerprint("test")) == before
     record.write_text(record.read_text().replace('"changed": "error"', '"changed": "ignore"'))
     evaluate_run(run, "test", root=tmp_path / "photos")
     known = read_predictions(run / "predictions-test.csv")

@@ -136,7 +136,7 @@ def test_version_help_strategies_and_quiet(cli, manifest_file: Path) -> None:
 def test_a_run_is_resumed_by_its_name_too(cli, manifest_file: Path) -> None:
     words = ["--mode", "lp-ft", "--name", "mine", "--runs-dir", "there"]
     ran = cli("train", *SMALL, "--split", manifest_file, *words)
-    assert ran.code == 0 and "warning: lp-ft never comes to fine-tuning" in ran.err
+    assert ran.code == 0 and "warning: lp-ft trains only the head" in ran.err
     ran = cli("train", "--resume", "mine", "--runs-dir", "there")
     assert ran.code == 0 and "run:  there/mine" in ran.out
 

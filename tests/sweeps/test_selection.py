@@ -176,7 +176,7 @@ def test_the_report_is_one_page_without_network_or_scripts_and_escapes_names(tmp
     page, *pngs = write_report(sweep, tmp_path / "report")
     text = page.read_text()
     parsed = _Page()
-    parsed.loaders(text)
+    parsed.feed(text)
     assert parsed.tags.count("img") == 4
     assert "script" not in parsed.tags
     assert "&lt;script&gt;alert(1)" in text
