@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint generate benchmarks clean
+.PHONY: demo test test-slow coverage lint generate benchmarks clean
 
 demo: $(READY)
 	rm -rf inat-ft-demo
@@ -16,6 +16,10 @@ test: $(READY)
 # Several processes, killed processes, every network and strategy: what takes minutes.
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m slow
+
+# The fast tests measure at least this share of the lines.
+coverage: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from inat_ft.data.manifest import find_manifest
 from inat_ft.engine.device import choose_compute, has_compiler
 from inat_ft.errors import InatFtError
 from inat_ft.models.weights import weights_file
-from inat_ft.registry import BACKBONES, STRATEGIES, TRACKERS, get, plugins
+from inat_ft.registry import GROUPS, get, plugins
 from inat_ft.text import format_bytes, pluralize
 from inat_ft.threads import num_cores
 
@@ -109,7 +109,7 @@ def _weights() -> Check:
 
 def _plugins() -> Iterator[Check]:
     foreign = 0
-    for group in (STRATEGIES, BACKBONES, TRACKERS):
+    for group in GROUPS:
         for name, claims in plugins(group).items():
             foreign += sum(not plugin.is_builtin for plugin in claims)
             try:

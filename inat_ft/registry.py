@@ -34,7 +34,10 @@ _BASES = {
     "inat_ft.models.base:Backbone": BACKBONES,
     "inat_ft.tracking.base:Tracker": TRACKERS,
     "inat_ft.exporters.base:Exporter": EXPORTERS,
+    "inat_ft.metrics.base:Metric": METRICS,
     "inat_ft.optim.base:Optimizer": OPTIMIZERS,
+    "inat_ft.data.sources.base:Source": SOURCES,
+    "inat_ft.sweeps.base:SweepBackend": SWEEP_BACKENDS,
 }
 """The base class of each group. It is not imported here: a plugin has imported it."""
 _OURS = "inat-ft"

@@ -8,7 +8,7 @@ import typer
 from inat_ft.cli import options, render
 
 if TYPE_CHECKING:
-    from inat_ft.evaluation.inference import ImagePrediction
+    from inat_ft.evaluation.inference import Prediction
 
 _SHOWN = 30
 
@@ -59,7 +59,7 @@ def predict(
         render.echo(f"predictions: {out}")
 
 
-def _as_json(answer: "ImagePrediction", top: int) -> dict[str, Any]:
+def _as_json(answer: "Prediction", top: int) -> dict[str, Any]:
     best = answer.top(top)
     return {
         "path": answer.path.as_posix(),

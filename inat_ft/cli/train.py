@@ -1,5 +1,6 @@
 """`inat-ft train`: fine-tune a classifier."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -203,6 +204,7 @@ def _train_seeds(config: "RunConfig", seeds: int, directories: "Directories", js
     for seed in range(config.seed, config.seed + seeds):
         render.info(f"seed {seed}")
         release_memory()
+        gc.freeze()  # the next collection skips the objects that are left
         name = f"{config.name}-seed{seed}" if config.name else None
         runs.append(_train(config.model_copy(update={"seed": seed, "name": name}), directories))
     if not render.is_main_process():

@@ -1,7 +1,5 @@
 """The optimizer of one phase of training and its learning-rate schedule."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,7 +12,7 @@ from inat_ft.config import OptimConfig, build_optimizer
 from inat_ft.engine.plan import Trainable
 from inat_ft.errors import PluginError
 from inat_ft.optim.base import Optimizer as OptimizerPlugin
-from inat_ft.registry import OPTIMIZERS, plugin_errors, plugin_label
+from inat_ft.registry import OPTIMIZERS, call_plugin, plugin_label
 
 _ROUNDING = 1e-9
 
@@ -34,7 +32,7 @@ def make_optimizer(
     """
 
     def kind(pair: tuple[nn.Parameter, float]) -> tuple[float, bool]:
-        return pair[1], id(pair[0]) not in trainable.no_weight_decay
+        return pair[1], pair[0] not in trainable.no_weight_decay
 
     groups: list[dict[str, Any]] = [
         {
@@ -42,20 +40,18 @@ def make_optimizer(
             "lr_scale": scale,
             "weight_decay": config.weight_decay if decays else 0.0,
         }
-        for (scale, decays), pairs in groupby(sorted(trainable.scales, key=kind), key=kind)
+        for (scale, decays), pairs in groupby(sorted(trainable.scales.items(), key=kind), key=kind)
     ]
     expected = [_describe(group) for group in groups]
     plugin = plugin or build_optimizer(config)
-    with plugin_errors(OPTIMIZERS, type(plugin), "build()"):
-        optimizer = plugin.build(groups, config)
+    optimizer = call_plugin(plugin.build, groups, config)
     name = plugin_label(OPTIMIZERS, type(plugin))
     if not isinstance(optimizer, Optimizer):
         raise PluginError(f"{name} breaks the contract: build() must return a torch.optim.Optimizer, not {optimizer!r}")
     if [_describe(group) for group in optimizer.param_groups] != expected:
         raise PluginError(f"{name} breaks the contract: build() must keep the parameter groups as they are")
     if previous is not None:
-        kept = set(map(id, trainable.parameters))
-        optimizer.state.update({parameter: s for parameter, s in previous.state.items() if id(parameter) in kept})
+        optimizer.state.update({p: state for p, state in previous.state.items() if p in trainable.scales})
     return optimizer
 
 

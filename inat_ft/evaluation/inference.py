@@ -18,7 +18,7 @@ from inat_ft.records import atomic_write
 
 
 @dataclass(frozen=True)
-class ImagePrediction:
+class Prediction:
     """What a network says of one image. probabilities: float64 `[C]`, in the order of the classes."""
 
     path: Path
@@ -36,7 +36,7 @@ def predict_images(
     images: Sequence[Path],
     inference: InferenceConfig = InferenceConfig(),
     progress: ProgressFn = ignore_progress,
-) -> tuple[list[ImagePrediction], list[DataError]]:
+) -> tuple[list[Prediction], list[DataError]]:
     """What the network of a run says of images, and which of them cannot be read.
 
     run: a run directory, its record.json, or a model.safetensors; images: files, or folders that are gone through.
@@ -47,14 +47,12 @@ def predict_images(
     problems: dict[int, DataError] = {}
     shares = predict_files(trained, paths, inference.tta, progress, problems).numpy()
     answers = [
-        ImagePrediction(path, trained.classes, shares[number])
-        for number, path in enumerate(paths)
-        if number not in problems
+        Prediction(path, trained.classes, shares[number]) for number, path in enumerate(paths) if number not in problems
     ]
     return answers, [problems[number] for number in sorted(problems)]
 
 
-def write_csv(answers: Sequence[ImagePrediction], file: Path) -> None:
+def write_csv(answers: Sequence[Prediction], file: Path) -> None:
     """Write `path,predicted,p_<class>...` as CSV, atomically; probabilities with nine significant digits."""
     with atomic_write(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
         writer = csv.writer(out, lineterminator="\n")

@@ -16,6 +16,7 @@ from inat_ft.errors import ConfigError, PluginError, WeightsError
 from inat_ft.models.base import Backbone, Preprocess, PretrainedWeights
 from inat_ft.models.net import Net, make_net
 from inat_ft.models.pos_embed import fit_positions
+from inat_ft.models.stages import split_into_stages
 from inat_ft.models.weights import fingerprint, named_alike, read_metadata, read_state
 from inat_ft.registry import BACKBONES, plugin_errors, plugin_label
 from inat_ft.settings import expand_user
@@ -108,6 +109,29 @@ def build_net(config: ModelConfig, num_classes: int, image_size: int, seed: int)
                 f"{config.backbone}, {plugin_label(BACKBONES, type(backbone))}, cannot be split into stages: {error.message}",
                 "see the requirements in docs/plugins/index.md",
             ) from error
+
+
+def build_classifier(config: ModelConfig, num_classes: int, image_size: int, state: dict[str, Tensor]) -> nn.Module:
+    """Return the classifier in its original architecture, its last layer replaced, with the weights of a trained network.
+
+    state: the weights as `save_model` writes them. Raises WeightsError when they do not fit, ConfigError or PluginError.
+    """
+    backbone: Backbone = build_backbone(config)
+    with torch.random.fork_rng(devices=[]):
+        classifier = _built(backbone, config, num_classes, image_size)
+        chain = split_into_stages(classifier)
+        last = classifier.get_submodule(chain.head_name)
+        if isinstance(last, nn.Conv2d):
+            new: nn.Module = nn.Conv2d(chain.in_features, num_classes, 1, bias=chain.has_bias)
+            state = {**state, f"{chain.head_name}.weight": state[f"{chain.head_name}.weight"][:, :, None, None]}
+        else:
+            new = nn.Linear(chain.in_features, num_classes, bias=chain.has_bias)
+    classifier.set_submodule(chain.head_name, new)
+    try:
+        classifier.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"the weights do not fit {config.backbone}: {_first_line(error)}") from error
+    return classifier
 
 
 def _built(backbone: Backbone, config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from inat_ft.cache.frozen_prefix import IDENTITY, PrefixCache
+from inat_ft.cache.loaders import subset_images
 from inat_ft.cache.packed_images import Pixels
 from inat_ft.config import RunConfig
 from inat_ft.data.batches import Batches, ImageInput, StoredRows
-from inat_ft.data.file_hashes import verify_hashes
 from inat_ft.data.manifest import Manifest
+from inat_ft.data.verify import verify_hashes
 from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.loops import evaluate
 from inat_ft.errors import RecordError, UsageError
@@ -134,18 +135,11 @@ class _Judge:
         pool = stack.enter_context(decoders())
         hashes = verify_hashes(self.manifest, ("val",), cache, changes_allowed(record), no_progress)
         self.hashes = [hashes[row] for row in self.rows]
-        pixels = Pixels(
-            [self.manifest.root / self.manifest.paths[row] for row in self.rows],
-            self.hashes,
-            torch.from_numpy(self.manifest.labels[self.rows]).to(compute.device),
-            self.trained.preprocess.eval_size,
-            cache,
-            pool,
-            self.trained.preprocess.resizing,
-        )
-        self.mixed, self.batches = self._batches(pixels, cache)
+        prefix_cache = PrefixCache(self.net, self.trained.preprocess, compute, cache)
+        pixels = subset_images(self.manifest, "val", hashes, prefix_cache, pool)
+        self.mixed, self.batches = self._batches(pixels, prefix_cache)
 
-    def _batches(self, pixels: Pixels, cache: Path) -> tuple[set[str], Batches]:
+    def _batches(self, pixels: Pixels, kept: PrefixCache) -> tuple[set[str], Batches]:
         """The names of the tensors that differ among the candidates, and what the first stage with such a one takes."""
         names = [list(stage.state_dict()) for stage in self.net.stages.values()]
         first = read_state(self.files[0])
@@ -154,11 +148,10 @@ class _Judge:
             state = read_state(file)
             mixed |= {name for name in first.keys() - mixed if not torch.equal(state[name], first[name])}
         cut = next((place for place, inside in enumerate(names) if mixed & set(inside)), len(names))
-        kept = PrefixCache(self.net, self.trained.preprocess, self.compute, cache)
         estimate = kept.estimate(cut, 0, len(pixels), len(self.files), 0)
         if cut and estimate.pays:
             prefix_forward = kept.prefix_forward(cut, [], lambda: torch.empty(0))
-            source = kept.rows(prefix_forward, estimate, pixels, IDENTITY, ignore_progress)
+            source = kept.rows(prefix_forward, pixels, IDENTITY, ignore_progress)
             return mixed, Batches(source, pixels.labels, _BATCH, kept.activation(cut, pixels.size), cut)
         prepare = ImageInput(self.trained.preprocess.mean, self.trained.preprocess.std)
         packed = StoredRows(*pixels.store.read(pixels.hashes)) if pixels.is_packed() else pixels.files()

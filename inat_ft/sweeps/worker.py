@@ -151,6 +151,7 @@ def training(
         from inat_ft.training import Directories, release_memory, train
 
         config = load_config(None, [*job.overrides, *extra, ("name", job.name)])
+        release_memory()
         callbacks = listener_for(config)
 
         def on_epoch(epoch: Epoch) -> bool:
@@ -158,7 +159,6 @@ def training(
             return job.report(epoch.epoch, _value(epoch, metric))
 
         directory = job.runs / job.name
-        release_memory()
         record, _ = train(
             config,
             Directories(job.runs, cache),

@@ -93,7 +93,7 @@ def _check_resume(optimizer: Optimizer, config: OptimConfig) -> None:
 def _start(optimizer: Optimizer, config: OptimConfig, net: Net | None = None) -> tuple[Net, torch.optim.Optimizer]:
     net = net or tiny_net()
     trainable: Trainable = make_plan(_TwoGroups(), net, 1).epochs[0]
-    net.set_trainable(trainable.parameters)
+    net.set_trainable(trainable.scales)
     return net, make_optimizer(trainable, config, plugin=optimizer)
 
 

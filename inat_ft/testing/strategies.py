@@ -103,11 +103,11 @@ def check_strategy(strategy: Strategy, net: Callable[[], Net] = tiny_net, epochs
     before = copy.deepcopy(adapted.state_dict())
     first, again = make_plan(strategy, adapted, epochs), make_plan(strategy, adapted, epochs)
     for number, (one, other) in enumerate(zip(first.epochs, again.epochs, strict=True), 1):
-        assert one.same_as(other), f"groups() returns different groups in two calls for epoch {number}"
+        assert one == other, f"groups() returns different groups in two calls for epoch {number}"
     _assert_equal(adapted, before, set(before), "calling groups()")
     step_config = StepConfig(OptimConfig(epochs=epochs, lr=1e-2))
     training = TrainState(EarlyStopping(0))
-    fit(adapted, SyntheticData(), first, step_config, Compute(torch.device("cpu"), "fp32", forced=True), 0, training)
+    fit(SyntheticData(), first, step_config, Compute(torch.device("cpu"), "fp32", forced=True), training)
     named = set(first.trainable_state_names())
     _assert_equal(adapted, before, set(before) - named, "training")
     learned = {name for name, parameter in adapted.named_parameters() if id(parameter) in first.trainable_ids}

@@ -128,7 +128,7 @@ def test_options_of_every_command_may_stand_anywhere(invoke) -> None:
     assert "there is no sweep" in invoke("sweep", "list").err
     for words in (["--debug", "train"], ["train", "--debug"]):
         ran = invoke(*words)
-        assert ran.code == 2 and "Traceback" in ran.err and "no split" in ran.err
+        assert ran.code == 2 and "Traceback" in ran.err and "no manifest" in ran.err
 
 
 @pytest.mark.parametrize("word", ["--debug", "-q", "--quiet"])

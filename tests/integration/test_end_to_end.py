@@ -58,7 +58,7 @@ def test_split_train_eval_compare(cli, tmp_path: Path) -> None:
 
 def test_train_says_what_is_missing(cli, tmp_path: Path) -> None:
     ran = cli("train", *SMALL)
-    assert ran.code == 2 and "there is no split in splits/" in ran.err and "inat-ft split" in ran.err
+    assert ran.code == 2 and "no manifest in splits/" in ran.err and "inat-ft split" in ran.err
     assert cli("train", *SMALL, "--split", "nowhere.csv").code == 2
 
 
@@ -69,7 +69,7 @@ def test_changed_images_are_refused_until_told_otherwise(cli, tmp_path: Path) ->
     (data / "class0" / "000.png").write_bytes((data / "class1" / "000.png").read_bytes())
     (data / "class2" / "003.png").unlink()
     ran = cli("train", *SMALL)
-    assert ran.code == 1 and "1 image gone or unreadable, 1 image changed" in ran.err and "class0/000.png" in ran.err
+    assert ran.code == 1 and "1 image missing or unreadable, 1 image changed" in ran.err and "class0/000.png" in ran.err
     (data / "class2" / "003.png").write_bytes((data / "class2" / "004.png").read_bytes())
     assert cli("train", *SMALL, "--set", "data.changed=ignore").code == 0
 

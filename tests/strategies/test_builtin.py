@@ -66,7 +66,7 @@ def test_lp_ft_learns_the_head_first_and_the_rest_slowly() -> None:
     net = tiny_net()
     plan = make_plan(strategy("lp-ft", head_epochs=2, lr_scale=0.05), net, 4)
     assert [plan.frozen_prefix(epoch) for epoch in range(4)] == [4, 4, 0, 0]
-    assert {scale for _, scale in plan.epochs[3].scales} == {0.05}
+    assert set(plan.epochs[3].scales.values()) == {0.05}
 
 
 def test_gradual_adds_one_stage_every_k_epochs() -> None:
@@ -237,7 +237,7 @@ def test_the_example_plugin_leaves_features_alive() -> None:
 
     config = load_config(None, [("model.backbone", "efficientnet_lite0")])
     net = build_model(config.model, 10, 0, 32).net
-    net.set_trainable(make_plan(module.EveryOther(), net, 1).epochs[0].parameters)
+    net.set_trainable(make_plan(module.EveryOther(), net, 1).epochs[0].scales)
     digits = torch.from_numpy(load_digits().images[:64]).float()[:, None].repeat(1, 3, 4, 4) / 4 - 2
     with torch.no_grad():
         features = net.train().forward_stages(digits, 0, len(net.stages))
