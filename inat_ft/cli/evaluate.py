@@ -62,9 +62,9 @@ def evaluate(
     from inat_ft.evaluation.evaluate import evaluate_run
     from inat_ft.evaluation.predict import InferenceConfig
 
-    with render.progress(f"evaluating on {subset}") as tick:
+    with render.progress(f"evaluating on {subset}") as progress:
         inference = InferenceConfig(device, precision, tta, image_size)
-        found = evaluate_run(run, subset, inference, root=root, cam=cam, tick=tick)
+        found = evaluate_run(run, subset, inference, root=root, cam=cam, progress=progress)
     if json:
         files = [file.as_posix() for file in found.figures]
         render.echo_json({"run": found.record.name, **found.evaluation.model_dump(mode="json"), "figures": files})

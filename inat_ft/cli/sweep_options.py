@@ -1,5 +1,6 @@
 """What the commands of `inat-ft sweep` share: options, opening a sweep, and training a trial."""
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inat_ft.cli import render
+from inat_ft.progress import ignore_log
 
 if TYPE_CHECKING:
+    from inat_ft.config import RunConfig
     from inat_ft.settings import Override
     from inat_ft.sweeps.base import Objective
     from inat_ft.sweeps.study import Sweep
@@ -62,9 +65,9 @@ def objective(sweep: "Sweep", cache: Path, *extra: "Override") -> "Objective":
     from inat_ft.training import TrainCallbacks
 
     first = iter([render.info])
-    return training_objective(
-        sweep.spec.metric.name,
-        cache,
-        lambda config: TrainCallbacks(say=next(first, lambda line: None), tick_for=render.progress),
-        extra,
-    )
+
+    def callbacks(config: "RunConfig") -> TrainCallbacks:
+        gc.freeze()  # the collection before the next trial skips the objects that are left
+        return TrainCallbacks(log=next(first, ignore_log), progress=render.progress)
+
+    return training_objective(sweep.spec.metric.name, cache, callbacks, extra)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from inat_ft.evaluation.ledger import record_test_evaluation
 from inat_ft.evaluation.metrics import compute_metrics, confusion, ece, fit_temperature, log_loss, temperature_scale
 from inat_ft.evaluation.predict import InferenceConfig, LoadedModel, load_model, predict_subset
 from inat_ft.evaluation.predictions import Predictions, read_predictions, write_predictions
+from inat_ft.progress import ProgressFn, ignore_progress
 from inat_ft.records import Evaluation, Metric, RunRecord, read_record, write_record
 
 
@@ -32,7 +32,7 @@ def evaluate_run(
     *,
     root: Path | None = None,
     cam: bool = False,
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    progress: ProgressFn = ignore_progress,
 ) -> EvaluationResult:
     """Evaluate a run (its directory or record.json) on a subset and write everything beside its record.
 
@@ -44,7 +44,7 @@ def evaluate_run(
     trained = load_model(directory / "model.safetensors", inference)
     if cam:
         check_cam(trained)  # before the test set is looked at
-    predictions, manifest = predict_subset(trained, record, directory, subset, inference.tta, root, tick)
+    predictions, manifest = predict_subset(trained, record, directory, subset, inference.tta, root, progress)
     fingerprint = manifest.subset_fingerprint(subset)
     look = None
     if subset == "test":

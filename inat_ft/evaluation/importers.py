@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from inat_ft.config import format_validation_error
 from inat_ft.errors import RecordError, UsageError
 from inat_ft.evaluation.metrics import compute_metrics, confusion
 from inat_ft.evaluation.predictions import read_predictions
 from inat_ft.records import Epoch, Evaluation, RunRecord
+from inat_ft.validation import format_validation_error
 
 _WANDB_NAMES = {
     "epoch": ("epoch",),

@@ -16,7 +16,7 @@ def ledger_file(manifest: Path) -> Path:
     return manifest.with_name(f"{manifest.name}.looks.jsonl")
 
 
-def test_evaluations(manifest: Path, fingerprint: str) -> list[dict[str, object]]:
+def past_test_evaluations(manifest: Path, fingerprint: str) -> list[dict[str, object]]:
     """All looks so far at the test set with this fingerprint, the oldest first. A damaged line counts as none."""
     try:
         lines = ledger_file(manifest).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -44,7 +44,7 @@ def record_test_evaluation(manifest: Path, fingerprint: str, run: str, accuracy:
     }
     try:
         with FileLock(f"{file}.lock"), file.open("a", encoding="utf-8") as out:
-            number = len(test_evaluations(manifest, fingerprint)) + 1
+            number = len(past_test_evaluations(manifest, fingerprint)) + 1
             out.write(json.dumps(entry) + "\n")
             out.flush()
             os.fsync(out.fileno())

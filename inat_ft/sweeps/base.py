@@ -8,15 +8,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from inat_ft.progress import Log
 from inat_ft.settings import Override
 
 if TYPE_CHECKING:
     from inat_ft.sweeps.attempts import Trial
     from inat_ft.sweeps.space import Params, SweepSpec
     from inat_ft.sweeps.study import Sweep
-
-Log = Callable[[str], None]
-"""Called with one line about a trial."""
 
 
 class SweepState(StrEnum):

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from inat_ft.errors import InatFtError, UsageError
+from inat_ft.progress import Log
 from inat_ft.settings import expand_key
 from inat_ft.sweeps import folder
-from inat_ft.sweeps.base import Log, Objective, SweepBackend, SweepState, SweepStatus, TrialJob
+from inat_ft.sweeps.base import Objective, SweepBackend, SweepState, SweepStatus, TrialJob
 from inat_ft.sweeps.conditional import MODE, active, target
 from inat_ft.sweeps.parsing import parse_spec
 from inat_ft.sweeps.space import SweepSpec

@@ -22,9 +22,10 @@ from inat_ft.errors import (
     UsageError,
     WeightsError,
 )
+from inat_ft.progress import Log
 from inat_ft.settings import Override, load_config
 from inat_ft.sweeps.attempts import Cause
-from inat_ft.sweeps.base import Log, Objective, SweepState, SweepStatus, TrialJob
+from inat_ft.sweeps.base import Objective, SweepState, SweepStatus, TrialJob
 from inat_ft.sweeps.study import Claimed, Sweep
 from inat_ft.text import pluralize
 
@@ -155,6 +156,7 @@ def training_objective(
         from inat_ft.training import Directories, release_memory, train
 
         config = load_config(None, [*job.overrides, *extra, ("name", job.name)])
+        release_memory()
         callbacks = make_callbacks(config)
 
         def on_epoch(epoch: Epoch) -> bool:
@@ -162,7 +164,6 @@ def training_objective(
             return job.report(epoch.epoch, _value(epoch, metric))
 
         directory = job.runs / job.name
-        release_memory()
         record, _ = train(
             config,
             Directories(job.runs, cache),

@@ -122,7 +122,7 @@ def test_the_same_difference_on_all_images_gives_no_verdict(tmp_path: Path) -> N
     true, sure = np.arange(60) % 3, np.full(60, 0.6)
     a, b = (predictions(true, np.ones(60, bool), 3, sure + more) for more in (0.0, 0.2))
     found = paired(METRICS["log_loss"](a) - METRICS["log_loss"](b), 0.9)
-    assert found.p is None and found.same is False and found.difference.low < found.difference.high
+    assert found.p is None and found.equivalent is False and found.difference.low < found.difference.high
 
     lines = [f"{n}.jpg,c{n % 3},c{n % 3}" for n in range(60)]
     for name in ("A", "B"):
@@ -165,7 +165,7 @@ def test_a_group_is_not_tested_against_a_single_seed(tmp_path: Path) -> None:
     record(tmp_path, "single", right(0.5, 9), config={"x": 2, "seed": 0}, seed=0)
     found = compare([tmp_path], group=True, margin=0.5)
     (pair,) = found.pairs
-    assert pair.p is None and pair.p_holm is None and pair.difference is None and not pair.same
+    assert pair.p is None and pair.p_holm is None and pair.difference is None and not pair.equivalent
     assert "single has a single seed" in found.summary and "--seed" in found.summary
 
     for seed in range(2):

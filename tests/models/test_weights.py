@@ -225,5 +225,5 @@ save_model(Path(sys.argv[1]), tiny_net(), load_config(None, []), Preprocess(), (
     assert len(files) == 3 and len({hashlib.sha256(file.read_bytes()).hexdigest() for file in files}) == 1
     metadata = read_metadata(files[0])
     assert set(metadata) == {"format", "model", "strategy", "preprocess", "classes"}
-    own, back = tiny_net().state(), read_state(files[0])
+    own, back = tiny_net().original_state_dict(), read_state(files[0])
     assert set(back) == set(own) and all(torch.equal(back[name], own[name]) for name in own)
