@@ -27,6 +27,7 @@ class FakeWandb:
         self.operations: list[str] = []
         self.lock = threading.Lock()
         self.down = False
+        self.stop: str | None = None  # the run of an agent that a user stops on its page
         self.stop_after: int | None = None
 
         class Server(ThreadingHTTPServer):
