@@ -13,7 +13,7 @@ from inat_ft.cache.frozen_prefix import IDENTITY, FixedView, PrefixCache
 from inat_ft.cache.packed_images import Pixels
 from inat_ft.cache.prefix_forward import PrefixForward
 from inat_ft.config import RunConfig
-from inat_ft.data.batches import Batches, ImageInput, Source
+from inat_ft.data.batches import Batches, ImageInput, RowSource
 from inat_ft.data.manifest import Manifest
 from inat_ft.engine.fit import epoch_generator
 from inat_ft.engine.plan import TrainingPlan
@@ -59,7 +59,7 @@ def _fixed_view(number: int) -> FixedView:
 class _MixedViews:
     """The rows of one of several sources for each image. choice: `[N]` int64 on the CPU."""
 
-    sources: Sequence[Source]
+    sources: Sequence[RowSource]
     choice: Tensor
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ class _FrozenPrefix:
     cached: bool
     forward: PrefixForward | None = None
     recompute: Callable[[Tensor], Tensor] | None = None
-    rows: dict[str, list[Source]] = field(default_factory=dict)
+    rows: dict[str, list[RowSource]] = field(default_factory=dict)
 
 
 @dataclass
@@ -110,7 +110,7 @@ class EpochLoaders:
     decisions: list[str] = field(default_factory=list)
     """Everything that was logged, for the record."""
     _last: _FrozenPrefix | None = None
-    _images: dict[str, Source] = field(default_factory=dict)
+    _images: dict[str, RowSource] = field(default_factory=dict)
 
     def train(self, prefix: int, epoch: int) -> Batches:
         """Return the training batches of an epoch."""
@@ -210,7 +210,7 @@ class EpochLoaders:
                     sources.append(self.prefix_cache.rows(forward, pixels, view, update, self._log))
             frozen.rows[subset] = sources
         rows = frozen.rows[subset]
-        source: Source = rows[0] if choice is None else _MixedViews(rows, choice)
+        source: RowSource = rows[0] if choice is None else _MixedViews(rows, choice)
         prepare = self.prefix_cache.activation(frozen.depth, pixels.size)
         return Batches(source, pixels.labels, self.config.optim.batch_size, prepare, frozen.depth, self._min_batch)
 
@@ -252,7 +252,7 @@ class EpochLoaders:
                 self._log(f"prefix: computed in {frozen.forward.form}; bf16 differs from fp32 by {error:.2%}")
         return frozen.forward
 
-    def _source(self, pixels: Pixels, subset: str) -> Source:
+    def _source(self, pixels: Pixels, subset: str) -> RowSource:
         """Return the images from the packed cache; from their files if they are read once or the cache is off."""
         if subset not in self._images:
             mode, once = self.config.compute.cache, len(self.plan.epochs) == 1
