@@ -103,8 +103,8 @@ _BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("optim:\n  lr: 0.1\n  lr: 0.0001\n", "line 3: the key 'lr' stands twice"),
-        ("seed: 1\n'seed': 2\n", "line 2: the key 'seed' stands twice"),
+        ("optim:\n  lr: 0.1\n  lr: 0.0001\n", "line 3: the key 'lr' is a duplicate"),
+        ("seed: 1\n'seed': 2\n", "line 2: the key 'seed' is a duplicate"),
         ("seed: !!int x", "line 1: 'x' is not of the type int"),
         ("seed: !!bool x", "line 1: 'x' is not of the type bool"),
         ("seed: !!null x", "line 1: 'x' is not of the type null"),

@@ -14,7 +14,7 @@ from inat_ft.api.run import RunLike
 from inat_ft.data.batches import ImageInput
 from inat_ft.errors import UsageError
 from inat_ft.evaluation.predict import read_model
-from inat_ft.exporters.onnx import export_onnx
+from inat_ft.exporters import export_run
 from inat_ft.images.decode import load_image
 from inat_ft.images.resizing import to_square
 from inat_ft.models.base import Preprocess
@@ -98,6 +98,8 @@ class ExportResult:
     """An exported network."""
 
     file: Path
+    format: str
+    """Name of the exporter."""
     largest_difference: float
     """Largest difference between its probabilities and those of PyTorch on a few random images."""
 
@@ -105,22 +107,21 @@ class ExportResult:
         return os.fspath(self.file)
 
 
-def export(run: RunLike, out: str | os.PathLike[str] | None = None) -> ExportResult:
-    """Export a trained network as ONNX, with normalization and class names, and compare its output with PyTorch.
+def export(run: RunLike, out: str | os.PathLike[str] | None = None, *, format: str | None = None) -> ExportResult:
+    """Export a trained network, with normalization and class names, and compare its output with PyTorch.
 
         inat_ft.export(run, "model.onnx")
 
     The network takes `images`, uint8 `[N, H, W, 3]`, and returns `probabilities`, float32 `[N, C]`.
-    Requires the extra `onnx`.
 
     Args:
         run: a Run, a run directory, or its record.json.
-        out: the file to write. Default: `model.onnx` in the run directory.
+        out: the file to write. Default: `model` with the suffix of the format, in the run directory.
+        format: name of an exporter, such as onnx or torch-export. Default: the suffix of `out` decides, else onnx.
 
     Raises:
         UsageError: a package is not installed, or there is no such run.
         InatFtError: the network cannot be exported, or its output differs from that of PyTorch.
     """
-    folder = _weights_file(Path(run)).parent
-    file = Path(out) if out else folder / "model.onnx"
-    return ExportResult(file, export_onnx(folder, file))
+    done = export_run(_weights_file(Path(run)).parent, Path(out) if out else None, format)
+    return ExportResult(done.file, done.format, done.largest_difference)
