@@ -107,18 +107,18 @@ def split(
     from inat_ft.data.split import SplitOptions, split_images
 
     chosen = SplitOptions(
-        val_fraction,
-        test_fraction,
-        seed,
-        leakage,
-        near,
-        group_by,
-        source,
-        classes_from,
-        tuple(exclude or ()),
-        max_pixels,
-        strict,
-        workers,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        leakage=leakage,
+        near=near,
+        group_by=group_by,
+        source=source,
+        classes_from=classes_from,
+        exclude=tuple(exclude or ()),
+        max_pixels=max_pixels,
+        strict=strict,
+        workers=workers,
     )
     result = split_images(data, out, chosen, force=force, log=render.info, warn=render.warn, progress=render.progress)
     if json:

@@ -100,9 +100,8 @@ def _rows_text(manifest: Manifest) -> str:
     labels = (manifest.classes[label] for label in manifest.labels.tolist())
     subsets = (SUBSETS[subset] for subset in manifest.subsets.tolist())
     for row in zip(manifest.paths, labels, subsets, manifest.hashes, manifest.groups, strict=True):
-        (quoting if "\r" in "".join(row) else writer).writerow(
-            row
-        )  # Python before 3.13 does not quote a carriage return
+        has_return = "\r" in "".join(row)  # Python before 3.13 does not quote it
+        (quoting if has_return else writer).writerow(row)
     return out.getvalue()
 
 
