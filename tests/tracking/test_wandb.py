@@ -146,13 +146,11 @@ def test_off_is_silent() -> None:
 
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    def go(url: str, key: str = KEY, mode: str | None = None) -> None:
+    def go(url: str, key: str = KEY) -> None:
         monkeypatch.setenv("WANDB_BASE_URL", url)
         monkeypatch.setenv("WANDB_API_KEY", key)
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.delenv("WANDB_MODE", raising=False)
-        if mode:
-            monkeypatch.setenv("WANDB_MODE", mode)
 
     return go
 
@@ -165,17 +163,14 @@ def test_the_preflight_passes_and_says_what_is_wrong(at) -> None:
         with pytest.raises(InatFtError, match="does not know this key"):
             require_server()
         at(fake.url, key="")
-        with pytest.raises(UsageError, match="there is no W&B key"):
+        with pytest.raises(UsageError, match="no W&B key for"):
             require_server()
         at("notaurl")
         with pytest.raises(UsageError, match="WANDB_BASE_URL=notaurl is not a web address"):
             require_server()
-        at(fake.url, mode="offline")
-        with pytest.raises(UsageError, match="WANDB_MODE=offline"):
-            require_server()
         fake.down = True
         at(fake.url)
-        with pytest.raises(InatFtError, match="it answered 503"):
+        with pytest.raises(InatFtError, match="cannot be reached: Service Unavailable"):
             require_server()
 
 
