@@ -87,7 +87,7 @@ class StrategyConfig(PluginSection):
 
 
 class OptimConfig(PluginSection):
-    """Optimization. Further keys are options of the optimizer."""
+    """Optimization. Further keys are the optimizer's own options."""
 
     epochs: Annotated[int, Field(ge=1, le=10_000), Flag()] = 5
     """Maximum number of epochs."""
@@ -96,7 +96,7 @@ class OptimConfig(PluginSection):
     lr: Annotated[float, Field(gt=0, le=100), Flag(("--lr", "--learning-rate"))] = 1e-4
     """Learning rate."""
     optimizer: Annotated[str, Flag()] = "adam"
-    """Optimizer: adam, adamw, sgd (with Nesterov momentum), or the name of a plugin."""
+    """Optimizer: adam, adamw, sgd (with Nesterov momentum), or a plugin."""
     weight_decay: Annotated[float, Field(ge=0, le=10), Flag()] = 0.0
     """Weight decay. Biases, normalization layers, embeddings, tokens and layer scales are exempt."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -147,7 +147,7 @@ class StopConfig(Section):
 
 
 class TrackConfig(PluginSection):
-    """Experiment tracking. `NAME: {OPTION: VALUE}` logs the run to the tracker NAME."""
+    """Experiment tracking. `NAME: {OPTION: VALUE}` logs the run to the tracker NAME, too."""
 
     wandb: Annotated[Literal["off", "offline", "online"], Flag()] = "off"
     """Log the run to Weights & Biases."""
@@ -176,7 +176,9 @@ class TrackConfig(PluginSection):
             if not isinstance(options, Mapping):
                 known = (*cls.model_fields, *plugins(TRACKERS))
                 near = did_you_mean(name, known) or f": it has {', '.join(known)}"
-                raise ConfigError(f"unknown key '{name}' in track{near}", "every key: inat-ft train --show-config")
+                raise ConfigError(
+                    f"unknown key '{name}' in track{near}", "to list all keys: inat-ft train --show-config"
+                )
             section[name] = build_tracker(name, dict(options)).model_dump(mode="json")
         return section
 
@@ -281,7 +283,7 @@ def _family(name: str) -> tuple[str, str | None]:
 
 
 def shadowed_plugins(config: RunConfig) -> list[Plugin]:
-    """Return the unused plugins of other packages that have the name of the run's backbone, strategy or optimizer."""
+    """Return the unused plugins of other packages that have the name of the backbone, strategy or optimizer."""
     names = {BACKBONES: config.model.backbone, STRATEGIES: config.strategy.name, OPTIMIZERS: config.optim.optimizer}
     used = [get(group, _family(name)[0] if group == BACKBONES else name) for group, name in names.items()]
     claims = [plugin for group, name in names.items() for plugin in plugins(group).get(name, [])]
@@ -314,7 +316,7 @@ def build_tracker(name: str, options: dict[str, Any]) -> Any:
 
 
 def build_optimizer(section: OptimConfig) -> Any:
-    """Return the optimizer plugin that an optim section names, with its options. Raises ConfigError or PluginError."""
+    """Return the optimizer that a section names, with its options. Raises ConfigError or PluginError."""
     plugin = get(OPTIMIZERS, section.optimizer)
     loaded = plugin.load()
     if taken := sorted(set(loaded.model_fields) & set(OptimConfig.model_fields)):

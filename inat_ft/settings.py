@@ -189,11 +189,11 @@ _KEPT: dict[str, tuple[str, ...]] = {
     "model.backbone": ("dropout",),
     "optim.optimizer": tuple(OptimConfig.model_fields),
 }
-"""The keys that name a plugin, and the other keys of their section that do not belong to the plugin."""
+"""The keys that name a plugin, and the keys of their section that do not belong to the plugin."""
 
 
 def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key. Another plugin drops the options of the previous one; mappings are merged."""
+    """Set a dotted key. Another plugin removes the options of the previous one; mappings are merged."""
     *sections, last = key.split(".")
     if key in _KEPT:
         before = raw.get(sections[0])

@@ -33,7 +33,7 @@ def train(
         Path | None, _option("--config", "-c", help="YAML file of settings. Flags take precedence over it.")
     ] = None,
     tracker: Annotated[
-        list[str] | None, _option("--tracker", metavar="NAME", help="Tracker that logs the run. Can be repeated.")
+        list[str] | None, _option(metavar="NAME", help="Log to this tracker, such as wandb. Can be repeated.")
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -67,7 +67,7 @@ def train(
     if resume is not None:
         if config or {key for key, _ in overrides if not key.startswith("track.")} - _MOVABLE:
             raise UsageError(
-                "--resume takes its settings from the run, except --split, --set data.root and those of trackers",
+                "--resume takes its settings from the run, except --split, --root and those of trackers",
                 f"run: inat-ft train --resume {resume}",
             )
         resume = _find_run(resume, runs_dir)

@@ -21,10 +21,11 @@ from inat_ft.data.leakage import Findings, find_leakage
 from inat_ft.data.manifest import Manifest, check_output, write_manifest
 from inat_ft.data.sources.base import Exclusions, ImageList, ImageRow, LeftOut, ReadOptions, Reason
 from inat_ft.data.sources.find import find_images
+from inat_ft.data.split_result import SplitResult
 from inat_ft.data.stratify import TEST, TRAIN, UNASSIGNED, VAL, SplitFractions, stratified_group_split
 from inat_ft.errors import DataError, UsageError
 from inat_ft.images.decode import MAX_PIXELS
-from inat_ft.images.libjpeg_warnings import capture_decoder_warnings
+from inat_ft.images.opening import ProblemKind
 from inat_ft.images.scan import Scan, scan
 from inat_ft.progress import Log, ProgressBar, ignore_log, no_progress
 from inat_ft.threads import num_cores
@@ -59,18 +60,6 @@ class SplitOptions:
     """Decoding threads; 0 for one per core."""
 
 
-@dataclass(frozen=True)
-class SplitResult:
-    """A written manifest and what was found on the way."""
-
-    manifest: Manifest
-    findings: Findings
-    written: bool
-    """False if the same manifest existed."""
-    default_test_set: bool
-    """Whether a test set was reserved because none was given or asked for."""
-
-
 def split_images(
     location: Path,
     out: Path | None = None,
@@ -93,18 +82,17 @@ def split_images(
     is_default = options.test_fraction is None
     options = replace(options, test_fraction=_test_fraction(images, options.test_fraction))
     assign_groups(images, options.group_by, log)
-    for warning in check_classes(images, options.test_fraction or 0.0):
+    warnings = check_classes(images, options.test_fraction or 0.0)
+    warnings += [f"--exclude {pattern!r} does not match any file or folder" for pattern in exclude.unused()]
+    for warning in warnings:
         warn(warning)
-    for pattern in exclude.unused():
-        warn(f"--exclude {pattern!r} does not match any file or folder")
-    with capture_decoder_warnings(), progress("scanning") as update:  # in this order: a progress bar keeps its stderr
+    with progress("scanning") as update:
         workers = options.workers or num_cores()
         scanned = scan(images.root, images.paths, options.max_pixels, workers, options.near, update)
     _require_usable(images, scanned, options.strict)
     manifest, findings = make_manifest(images, scanned, options, out)
-    return SplitResult(
-        manifest, findings, write_manifest(manifest, force), is_default and bool(manifest.made["test_fraction"])
-    )
+    is_new = write_manifest(manifest, force)
+    return SplitResult(manifest, findings, is_new, tuple(warnings), is_default and bool(options.test_fraction))
 
 
 def default_manifest(location: Path) -> Path:
@@ -136,11 +124,12 @@ def _test_fraction(images: ImageList, fraction: float | None) -> float:
 
 
 def _require_usable(images: ImageList, scanned: Scan, strict: bool) -> None:
-    bad = [(path, why) for path, why in zip(images.paths, scanned.problems, strict=True) if why]
+    bad = [(path, str(why)) for path, why in zip(images.paths, scanned.problems, strict=True) if why]
     if len(bad) == len(images.rows):
+        too_large = any(why and why.kind is ProblemKind.TOO_LARGE for why in scanned.problems)
         raise DataError(
             f"none of the {len(bad):,} files in {images.root / images.listing} is a usable image: {bad[0][0]} ({bad[0][1]})",
-            "allow larger images: --max-pixels" if scanned.too_large else "check that the folder contains images",
+            "allow larger images: --max-pixels" if too_large else "check that the folder contains images",
         )
     bad += [(left.path, left.text) for left in images.left_out if left.reason is not Reason.EXCLUDED]
     if strict and bad:
@@ -159,8 +148,8 @@ def make_manifest(images: ImageList, scanned: Scan, options: SplitOptions, path:
     usable = np.flatnonzero([not why for why in scanned.problems])
     rows = [images.rows[number] for number in usable.tolist()]
     unusable = [
-        LeftOut(row.path, why, Reason.TOO_LARGE if number in scanned.too_large else Reason.UNUSABLE)
-        for number, (row, why) in enumerate(zip(images.rows, scanned.problems, strict=True))
+        LeftOut(row.path, str(why), Reason.TOO_LARGE if why.kind is ProblemKind.TOO_LARGE else Reason.UNUSABLE)
+        for row, why in zip(images.rows, scanned.problems, strict=True)
         if why
     ]
     signatures = scanned.signatures.take(usable) if options.near else None
