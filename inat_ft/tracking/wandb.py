@@ -71,10 +71,10 @@ class WandbTracker(Tracker):
             require_server()
 
     def start(self, config: RunConfig, name: str, directory: Path, history: Sequence[Epoch]) -> None:
-        """Start a run, continue the one that this directory was logged to, or use the one of a sweep's agent.
+        """Start a run, or use the one of a sweep's agent. A resumed training continues its W&B run.
 
-        An online run that is continued gets the epochs that W&B lacks. An offline run is written again from its first
-        epoch under the same ID, so that sending the newest folder is enough.
+        Online, W&B gets the epochs that it lacks. Offline, all epochs are written again under the same ID, so that sending
+        the newest folder is enough.
         """
         mode = self.effective_mode
         if mode == "disabled":
@@ -82,7 +82,7 @@ class WandbTracker(Tracker):
         import wandb
 
         id_file = directory / "wandb" / "run-id.txt"
-        known = id_file.read_text().strip() if id_file.is_file() else None
+        known = id_file.read_text().strip() if history and id_file.is_file() else None
         settings = wandb.Settings(**patience(), stop_fn=self._stop)
         try:
             with redirect_stdout(sys.stderr):

@@ -86,6 +86,13 @@ def test_a_resumed_run_is_continued_without_a_step_twice_or_missing(tmp_path: Pa
         assert run["exit"] == 0
 
 
+def test_a_training_that_starts_again_is_another_run(tmp_path: Path) -> None:
+    with FakeWandb() as fake:
+        for _ in range(2):  # as after a training that was killed in its first epoch, under the same name
+            assert log_run(tmp_path, "online", fake.url, "1-1").returncode == 0
+        assert [len(run["history"]) for run in fake.runs.values()] == [1, 1]
+
+
 def test_epochs_that_wandb_has_are_not_logged_again(tmp_path: Path) -> None:
     with FakeWandb() as fake:
         for epochs in ("1-2", "2-3"):  # as after a training that was killed before it saved its second epoch
