@@ -82,6 +82,9 @@ def test_a_name_is_unknown_or_registered_twice(install) -> None:
     with pytest.raises(PluginError, match="'one', 'two' all register a tracker 'good'"):
         registry.get(registry.TRACKERS, "good")
     assert registry.get(registry.TRACKERS, "wandb").is_builtin
+    checks = [(check.status, check.detail) for check in _plugins(registry.TRACKERS)]
+    assert ("note", "tracker 'wandb' of package 'one' is not used") in checks
+    assert [status for status, _ in checks].count("problem") == 2
 
 
 @pytest.mark.parametrize("group", registry.GROUPS)
