@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from inat_ft.records import RunRecord
     from inat_ft.setup import TrainCallbacks
     from inat_ft.strategies.base import Group, Strategy
+    from inat_ft.sweeps.base import SweepBackend
     from inat_ft.tracking.base import Tracker
 
 __version__ = "0.1.0"
@@ -67,6 +68,7 @@ __all__ = [
     "SplitResult",
     "StorageError",
     "Strategy",
+    "SweepBackend",
     "SweepResult",
     "Tracker",
     "TrainCallbacks",
@@ -111,6 +113,7 @@ _NAMES = {
     "records": ("RunRecord",),
     "setup": ("TrainCallbacks",),
     "strategies.base": ("Group", "Strategy"),
+    "sweeps.base": ("SweepBackend",),
     "tracking.base": ("Tracker",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
