@@ -85,7 +85,7 @@ class TestStratification:
 
     def test_a_class_with_one_image_is_an_error_that_names_it(self) -> None:
         files, scanned = unlike_images(["a", "a", "a", "lonely"], [])
-        with pytest.raises(DataError, match="too few images in 'lonely' \(1\)"):
+        with pytest.raises(DataError, match=r"too few images in 'lonely' \(1\)"):
             make_manifest(files, scanned, SplitOptions(near=False), Path("m.csv"))
 
 
