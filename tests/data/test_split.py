@@ -283,7 +283,7 @@ class TestLayouts:
         manifest, _ = split(data)
         reasons = {left.path: left.text for left in manifest.left_out}
         assert reasons["class1/loop.png"] == reasons["class1/gone.png"] == "a broken link"
-        rows = "".join(f"d/{path},a\n" for path in (*manifest.paths, "class1/loop.png"))
+        rows = "".join(f"d/{path},{path[:6]}\n" for path in (*manifest.paths, "class1/loop.png"))
         (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
         assert [left.path for left in split(tmp_path / "list.csv")[0].left_out] == ["d/class1/loop.png"]
         assert reasons["class0/link.png"] == "a link out of the folder"
