@@ -53,7 +53,7 @@ def split(
         bool,
         typer.Option(
             "--near/--no-near",
-            help="Search for near duplicates: resized or recompressed. Crops, rotations and mirror images are not found.",
+            help="Search for near duplicates: resized, recompressed, brighter or slightly cropped. Mirror images are missed.",
         ),
     ] = True,
     classes_from: Annotated[
@@ -208,9 +208,10 @@ def _show(manifest: "Manifest", findings: "Findings", written: bool, by_default:
     render.echo(f"imbalance: {more if ratio > 1 else 'none, every class has as many training images'}")
     _show_copies(manifest, findings)
     if manifest.made["near_copies"]:
+        from inat_ft.images.near_duplicates import FOUND_COPIES, MISSED_COPIES
+
         render.info(
-            "near copies: resized, recompressed, greyscale and slightly brighter copies are searched for; most copies "
-            "that are cropped, rotated, mirrored or much brighter are not found"
+            f"near duplicates found: {', '.join(FOUND_COPIES)}; most others are missed: {', '.join(MISSED_COPIES)}"
         )
     kinds: dict[str, list[str]] = defaultdict(list)
     for left in manifest.left_out:

@@ -1,7 +1,7 @@
 """Compare thumbnails of an image and of a slightly cropped copy.
 
-A crop that lost a few percent shifts every edge by up to a thumbnail cell, so that thumbnails no longer agree cell by cell. Fit
-the position of the crop by Gauss-Newton steps on the thumbnails (Lucas and Kanade 1981), then compare.
+A crop of a few percent shifts every edge by up to a thumbnail cell, so that thumbnails do not agree cell by cell. Fit the
+position of the crop by Gauss-Newton steps on the thumbnails (Lucas and Kanade 1981), then compare.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from inat_ft.images.signatures import THUMB
 
 Floats = NDArray[np.float32]
 
-MIN_CONTRAST = 12.0
-"""Smallest standard deviation of a thumbnail. The position cannot be fitted in a plain image."""
+MIN_CONTRAST = 16.0
+"""Smallest standard deviation of a thumbnail that is searched for crops."""
+MIN_TYPICAL_BLOCK = 0.25
+"""Smallest median of absolute normalized block means: a small subject on a plain background does not determine a position."""
 TYPICAL_SIDE = 0.965
 """Side of the crop from which the fit starts, relative to the image."""
 _MIN_SIDE, _MAX_SIDE = 0.91, 1.01
+_MAX_MEAN_SIDE = 0.99
 _STEPS = 3
 _OUTSIDE = 0.018
-"""How far a fitted crop may reach beyond the image, as a fraction of half a side. Two images that only overlap reach further."""
+"""How far a fitted crop may reach beyond the image, as a fraction of half a side. Images that only overlap reach further."""
 _NOISE = 0.5
-_MAX_RMS = 0.16
+_MAX_RMS = 0.15
 _MAX_WORST = 6.0
 
 
@@ -36,16 +39,16 @@ class Region(NamedTuple):
 
     def resample(self, grids: NDArray[np.generic]) -> Floats:
         """Return the regions of square grids `[P, S, S]` or `[P, S, S, C]`, in the same shape."""
-        cells = grids.astype(np.float32).reshape(*grids.shape[:3], -1)
-        rows = _weights(self.center[:, 1], self.side[:, 1], grids.shape[1])
-        columns = _weights(self.center[:, 0], self.side[:, 0], grids.shape[1])
-        result: Floats = np.einsum("prs,pstc,put->pruc", rows, cells, columns, optimize=True).reshape(grids.shape)
+        channels = np.moveaxis(grids.astype(np.float32).reshape(*grids.shape[:3], -1), 3, 1)
+        rows = _weights(self.center[:, 1], self.side[:, 1], grids.shape[1])[:, None]
+        columns = _weights(self.center[:, 0], self.side[:, 0], grids.shape[1])[:, None]
+        result: Floats = np.moveaxis(rows @ channels @ columns.swapaxes(2, 3), 1, 3).reshape(grids.shape)
         return result
 
-    def is_inside(self) -> NDArray[np.bool_]:
-        """Return which regions are inside their image."""
+    def is_crop(self) -> NDArray[np.bool_]:
+        """Return which regions are inside their image and smaller than it."""
         inside: NDArray[np.bool_] = (np.abs(self.center) - (1 - self.side)).max(1) <= _OUTSIDE
-        return inside
+        return inside & (self.side.mean(1) <= _MAX_MEAN_SIDE)
 
 
 def central_region(count: int) -> Region:

@@ -11,14 +11,14 @@ Bools = NDArray[np.bool_]
 CLIPPED = 240.0
 """Grey level or color from which pixels of a brightened copy may be clipped."""
 MIN_CONTRAST = 12.0
-"""Smallest standard deviation of a thumbnail that is compared with a greyscale or a clipped copy: plain images agree by chance."""
+"""Smallest standard deviation of a thumbnail compared with a greyscale or clipped copy: plain images agree by chance."""
 
 _NOISE = 0.5
 _MAX_GAIN = 1.35
 _MAX_RMS = 0.12
 _MAX_WORST = 4.0
 _MIN_UNCLIPPED = 0.1
-_MAX_TINT, _MAX_TINT_OF_A_PART = 10.0, 16.0
+_MAX_TINT, MAX_TINT_OF_A_PART = 10.0, 16.0
 _MAX_CHROMA_OF_GREY = 3.0
 
 
@@ -41,27 +41,29 @@ def blocks_may_match(first: Floats, second: Floats, contrast: Floats, other_cont
     return result
 
 
-def colors_match(first: NDArray[np.generic], second: NDArray[np.generic], contrast: Floats) -> Bools:
+def colors_match(
+    first: NDArray[np.generic], second: NDArray[np.generic], contrast: Floats, max_part: float = MAX_TINT_OF_A_PART
+) -> Bools:
     """Return whether colors `[P, 8, 8, 3]` differ in brightness only, or one image is greyscale.
 
-    Checked for the whole image, more strictly the lower its contrast, and for each part, since the subject may be small. Clipped
-    parts are ignored where contrast is high.
+    Checked for the whole image, more strictly the lower its contrast, and for each part, since the subject may be small.
+    Clipped parts are ignored where contrast is high. max_part: largest difference of a part, in levels.
     """
     a, b = (colors.reshape(len(colors), 64, 3).astype(np.float32) for colors in (first, second))
     brightest = np.maximum(a, b).max(2, keepdims=True)
     unclipped = ((brightest < CLIPPED) | (contrast < MIN_CONTRAST)[:, None, None]).astype(np.float32)
     grey_copy = (_is_grey(a) != _is_grey(b)) & (contrast >= MIN_CONTRAST)
     enough = unclipped.mean((1, 2)) >= _MIN_UNCLIPPED
-    result: Bools = _same_tint(a, b, contrast, np.ones_like(unclipped)) | grey_copy
-    return result | (enough & _same_tint(a, b, contrast, unclipped))
+    result: Bools = _same_tint(a, b, contrast, np.ones_like(unclipped), max_part) | grey_copy
+    return result | (enough & _same_tint(a, b, contrast, unclipped, max_part))
 
 
-def _same_tint(a: Floats, b: Floats, contrast: Floats, weight: Floats) -> Bools:
+def _same_tint(a: Floats, b: Floats, contrast: Floats, weight: Floats, max_part: float) -> Bools:
     gain = (weight * a * b).sum((1, 2)) / np.maximum((weight * b * b).sum((1, 2)), 1)
     difference = weight * (a - gain[:, None, None] * b)
     part = np.abs(difference - difference.mean(2, keepdims=True)).max((1, 2))
     whole = np.abs(difference.sum(1) / np.maximum(weight.sum(1), 1)).max(1)
-    result: Bools = (whole <= np.minimum(_MAX_TINT, 1 + contrast)) & (part <= _MAX_TINT_OF_A_PART)
+    result: Bools = (whole <= np.minimum(_MAX_TINT, 1 + contrast)) & (part <= max_part)
     return result
 
 

@@ -1,10 +1,10 @@
 """Find exact and near duplicates: equal files, and copies that were recompressed, resized, brightened, or slightly cropped.
 
-Candidates are pairs whose perceptual hashes differ in at most 7 of 64 bits. Such a pair differs in at most one bit in at least
-one of the four 16-bit quarters, so looking up each quarter and its 16 neighbors finds all of them without comparing every pair.
-For crops, the hash of the central 96.5 % of each image is looked up too. A candidate counts only if brightness, colors and
-thumbnails agree: hashes of plain images agree by chance. Where more than 256 images share a quarter, each is compared with
-those nearest in hash, then in brightness or pattern, so that the work stays linear.
+Candidates are pairs whose perceptual hashes differ in at most 7 of 64 bits. Such a pair differs in at most one bit in at
+least one of the four 16-bit quarters, so looking up each quarter and its 16 neighbors finds all of them without comparing
+every pair. To find crops, the hash of the central 96.5 % of each image is looked up too. A candidate counts only if
+brightness, colors and thumbnails agree: hashes of plain images agree by chance. Where more than 256 images share a quarter,
+each is compared with those nearest in hash, then in brightness or pattern, so that the work stays linear.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ _RATIO_TOLERANCE_OF_A_CROP = 0.06
 _MAX_RMS_OF_BLOCKS = 0.35
 _NOISE = 0.5
 _BLOCKS = 8
-_CLIPPING_SLACK = 2.5
+_MIN_CLIPPED, _CLIPPING_SLACK = 0.02, 2.5
+_MAX_TINT_OF_A_CROP = 20.0
 
 Places = NDArray[np.int64]
 
@@ -74,7 +75,8 @@ def _similar(signatures: ImageSignatures) -> Places:
     phashes, thumbs, colors = signatures.phashes, signatures.thumbs, signatures.colours
     level, contrast, pattern = _statistics(thumbs)
     blocks = _block_means(thumbs, level, contrast)
-    slack = np.where((thumbs >= CLIPPED).any((1, 2)), _CLIPPING_SLACK, 1.0).astype(np.float32)
+    clipped = (thumbs >= CLIPPED).mean((1, 2))
+    slack = np.where(clipped >= _MIN_CLIPPED, _CLIPPING_SLACK, 1.0).astype(np.float32)
     found = [np.zeros((0, 2), np.int64)]
     for first, second in _candidates(phashes, phashes, (level, pattern)):
         for start in range(0, len(first), _BLOCK):
@@ -100,10 +102,12 @@ def _similar(signatures: ImageSignatures) -> Places:
 def _cropped(signatures: ImageSignatures) -> Places:
     """Return pairs of an image and its crop, in ascending order, `[P, 2]`."""
     level, contrast, pattern = _statistics(signatures.thumbs)
-    textured = np.flatnonzero(contrast >= cropped_copies.MIN_CONTRAST)
+    blocks = _block_means(signatures.thumbs, level, contrast)
+    typical = np.median(np.abs(blocks), axis=1)
+    textured = np.flatnonzero((contrast >= cropped_copies.MIN_CONTRAST) & (typical >= cropped_copies.MIN_TYPICAL_BLOCK))
     some, level, contrast, pattern = signatures.take(textured), level[textured], contrast[textured], pattern[textured]
     inner, inner_blocks = _central_signatures(some.thumbs)
-    blocks = _block_means(some.thumbs, level, contrast)
+    blocks = blocks[textured]
     found = [np.zeros((0, 2), np.int64)]
     for first, second in _candidates(inner, some.phashes, (level, pattern)):
         for start in range(0, len(first), _BLOCK):
@@ -124,10 +128,10 @@ def _cropped(signatures: ImageSignatures) -> Places:
 
 def _is_crop(signatures: ImageSignatures, whole: Places, crop: Places, contrast: Floats) -> NDArray[np.bool_]:
     region = cropped_copies.fit_region(signatures.thumbs[whole], signatures.thumbs[crop])
-    same = region.is_inside() & cropped_copies.agrees(
-        region.resample(signatures.thumbs[whole]), signatures.thumbs[crop]
+    same = region.is_crop() & cropped_copies.agrees(region.resample(signatures.thumbs[whole]), signatures.thumbs[crop])
+    return same & colors_match(
+        region.resample(signatures.colours[whole]), signatures.colours[crop], contrast, _MAX_TINT_OF_A_CROP
     )
-    return same & colors_match(region.resample(signatures.colours[whole]), signatures.colours[crop], contrast)
 
 
 def _central_signatures(thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], Floats]:
