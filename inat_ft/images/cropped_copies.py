@@ -26,9 +26,9 @@ _MAX_MEAN_SIDE = 0.99
 _STEPS = 3
 _OUTSIDE = 0.018
 """How far a fitted crop may reach beyond the image, as a fraction of half a side. Images that only overlap reach further."""
-_NOISE = 0.5
-_MAX_RMS = 0.15
-_MAX_WORST = 6.0
+_MAX_RMS, _MAX_WORST = 0.18, 1.1
+"""Relative to the contrast."""
+_MAX_UNEXPLAINED = 0.8
 
 
 class Region(NamedTuple):
@@ -84,15 +84,25 @@ def fit_region(images: NDArray[np.uint8], crops: NDArray[np.uint8]) -> Region:
     return region
 
 
-def agrees(images: Floats, crops: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return which resampled thumbnails agree with those of the crops up to brightness and contrast; both `[P, 32, 32]`."""
+def agrees(fitted: Floats, images: NDArray[np.uint8], crops: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return which fitted thumbnails agree with those of the crops up to brightness and contrast; all `[P, 32, 32]`.
+
+    The fit must explain most of the difference between the image and the crop: similar drawings differ with and without it.
+    """
+    rms, worst = _difference(fitted, crops)
+    before, _ = _difference(images.astype(np.float32), crops)
+    result: NDArray[np.bool_] = (rms <= _MAX_RMS) & (worst <= _MAX_WORST) & (rms <= _MAX_UNEXPLAINED * before)
+    return result
+
+
+def _difference(images: Floats, crops: NDArray[np.uint8]) -> tuple[Floats, Floats]:
+    """Return the root mean square and the largest difference of normalized thumbnails, relative to contrast; `[P]` each."""
     a, b = images.reshape(len(images), -1), crops.reshape(len(crops), -1).astype(np.float32)
     contrast, other = a.std(1), b.std(1)
-    gain = ((other + _NOISE) / (contrast + _NOISE))[:, None]
+    gain = (other / contrast)[:, None]
     difference = np.abs(gain * (a - a.mean(1, keepdims=True)) - (b - b.mean(1, keepdims=True)))
-    limit = _NOISE + _MAX_RMS * np.minimum(contrast, other)
-    result: NDArray[np.bool_] = (np.sqrt((difference**2).mean(1)) <= limit) & (difference.max(1) <= _MAX_WORST * limit)
-    return result
+    least = np.minimum(contrast, other)
+    return np.sqrt((difference**2).mean(1)) / least, difference.max(1) / least
 
 
 def _centers(cells: int) -> Floats:
