@@ -42,13 +42,15 @@ class Region(NamedTuple):
         channels = np.moveaxis(grids.astype(np.float32).reshape(*grids.shape[:3], -1), 3, 1)
         rows = _weights(self.center[:, 1], self.side[:, 1], grids.shape[1])[:, None]
         columns = _weights(self.center[:, 0], self.side[:, 0], grids.shape[1])[:, None]
-        result: Floats = np.moveaxis(rows @ channels @ columns.swapaxes(2, 3), 1, 3).reshape(grids.shape)
+        resampled = np.matmul(np.matmul(rows, channels), columns.swapaxes(2, 3)).astype(np.float32, copy=False)
+        result: Floats = np.moveaxis(resampled, 1, 3).reshape(grids.shape)
         return result
 
     def is_crop(self) -> NDArray[np.bool_]:
         """Return which regions are inside their image and smaller than it."""
         inside: NDArray[np.bool_] = (np.abs(self.center) - (1 - self.side)).max(1) <= _OUTSIDE
-        return inside & (self.side.mean(1) <= _MAX_MEAN_SIDE)
+        inside &= self.side.mean(1) <= _MAX_MEAN_SIDE
+        return inside
 
 
 def central_region(count: int) -> Region:

@@ -55,7 +55,8 @@ def colors_match(
     grey_copy = (_is_grey(a) != _is_grey(b)) & (contrast >= MIN_CONTRAST)
     enough = unclipped.mean((1, 2)) >= _MIN_UNCLIPPED
     result: Bools = _same_tint(a, b, contrast, np.ones_like(unclipped), max_part) | grey_copy
-    return result | (enough & _same_tint(a, b, contrast, unclipped, max_part))
+    result |= enough & _same_tint(a, b, contrast, unclipped, max_part)
+    return result
 
 
 def _same_tint(a: Floats, b: Floats, contrast: Floats, weight: Floats, max_part: float) -> Bools:
@@ -105,4 +106,5 @@ def _cells_match(a: Floats, b: Floats, used: Bools, min_contrast: float = 0.0) -
     contrast = np.minimum(std, other_std)
     limit = _NOISE + _MAX_RMS * contrast
     result: Bools = (np.sqrt((difference**2).mean(1)) <= limit) & (difference.max(1) <= _MAX_WORST * limit)
-    return result & (contrast >= min_contrast) & (np.abs(np.log(gain)) <= np.log(_MAX_GAIN))
+    result &= (contrast >= min_contrast) & (np.abs(np.log(gain)) <= np.log(_MAX_GAIN))
+    return result

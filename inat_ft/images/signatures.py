@@ -52,7 +52,7 @@ class ImageSignatures:
         return ImageSignatures(self.phashes[places], self.thumbs[places], self.colours[places], self.ratios[places])
 
     def update(self, places: Sequence[int], small: Sequence[Tensor]) -> None:
-        """Compute the signatures at `places` from thumbnails uint8 `[3, 32, 32]`. A batch is five times as fast as single images."""
+        """Compute the signatures at `places` from thumbnails uint8 `[3, 32, 32]`, faster in batches."""
         import torch
 
         pictures, side = torch.stack(list(small)), THUMB // _PARTS
@@ -68,7 +68,7 @@ class ImageSignatures:
 
 
 def phash(grey: NDArray[np.generic]) -> NDArray[np.uint64]:
-    """Return perceptual hashes uint64 `[N]` of grey images `[N, 32, 32]`: which of the 64 lowest frequencies exceed their median.
+    """Return hashes uint64 `[N]` of grey images `[N, 32, 32]`: which of the 64 lowest frequencies exceed the median.
 
     The bits are those of imagehash's `phash`, computed for a batch.
     """
