@@ -277,7 +277,7 @@ def test_sweep_returns_trials_and_selection(runs) -> None:
     )
     assert result.state == "finished" and len(result.trials) == len(lines) == 2
     assert result.run.val_accuracy == result.best.value == max(trial.value for trial in result.trials)
-    assert result.table[0]["lr"] == result.best.point["lr"] and result.id in str(result)
+    assert result.table[0]["lr"] == result.best.params["lr"] and result.id in str(result)
 
 
 def test_a_sweep_without_a_limit_or_with_a_typo_is_refused() -> None:
