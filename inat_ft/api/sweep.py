@@ -74,7 +74,14 @@ class SweepResult:
         columns = [Column("trial", right=True), Column(self.sweep.spec.metric.name, ".4f", right=True)]
         columns += [Column("compared with the best"), Column("p (Holm)", ".2g", True), Column("seconds", ".1f", True)]
         rows = [
-            (c.trial.number, c.trial.value, c.standing.value, c.p, c.cost, *(c.trial.params.get(name) for name in names))
+            (
+                c.trial.number,
+                c.trial.value,
+                c.standing.value,
+                c.p,
+                c.cost,
+                *(c.trial.params.get(name) for name in names),
+            )
             for c in candidates
         ]
         return Table([*columns, *(Column(name) for name in names)], rows, f"sweep {self.id}")
