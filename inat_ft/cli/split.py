@@ -107,18 +107,18 @@ def split(
     from inat_ft.data.split import SplitOptions, split_images
 
     chosen = SplitOptions(
-        val_fraction,
-        test_fraction,
-        seed,
-        leakage,
-        near,
-        group_by,
-        source,
-        classes_from,
-        tuple(exclude or ()),
-        max_pixels,
-        strict,
-        workers,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        leakage=leakage,
+        near=near,
+        group_by=group_by,
+        source=source,
+        classes_from=classes_from,
+        exclude=tuple(exclude or ()),
+        max_pixels=max_pixels,
+        strict=strict,
+        workers=workers,
     )
     result = split_images(data, out, chosen, force=force, log=render.info, warn=render.warn, progress=render.progress)
     if json:
@@ -157,13 +157,13 @@ def _show(result: "SplitResult") -> None:
 
 
 def _show_left_out(result: "SplitResult") -> None:
-    from inat_ft.text import few
+    from inat_ft.text import few, pluralize
 
-    reasons: dict[str, list[str]] = defaultdict(list)
+    reasons: dict[str | None, list[str]] = defaultdict(list)
     for left in result.manifest.left_out:
-        reasons[(left.reason or "other").replace("_", " ")].append(f"{left.path} ({left.text})")
-    for reason, files in sorted(reasons.items(), key=lambda item: -len(item[1])):
-        render.echo(f"left out: {len(files):,} ({reason}): {few(files)}")
+        reasons[left.reason].append(f"{left.path} ({left.text})")
+    for files in sorted(reasons.values(), key=len, reverse=True):
+        render.echo(f"left out: {pluralize(len(files), 'file')}: {few(files)}")
 
 
 def _show_duplicates(result: "SplitResult") -> None:
