@@ -15,7 +15,7 @@ from inat_ft.data.manifest import Manifest, find_manifest, read_manifest
 from inat_ft.data.verify import verify_hashes
 from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.gradients import relative_gradient_norms
-from inat_ft.engine.loops import OnStep, StepConfig
+from inat_ft.engine.loops import OnStep, StepConfig, ignore_step
 from inat_ft.engine.plan import TrainingPlan, make_plan
 from inat_ft.errors import UsageError
 from inat_ft.images.augment import blender
@@ -43,7 +43,7 @@ class TrainCallbacks:
     """Called with a line of text, such as a decision or a warning."""
     progress: ProgressBar = no_progress
     """Starts the progress bar of a part of the work."""
-    on_step: OnStep = lambda done, total, loss, accuracy: None
+    on_step: OnStep = ignore_step
     """Called after each optimizer step."""
     on_epoch: Callable[[Epoch], bool | None] = lambda epoch: None
     """Called after each epoch; returns True to stop training and keep the best epoch so far."""

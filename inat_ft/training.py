@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -261,19 +260,18 @@ class _Run:
             images_per_s=round(num_images / self.seconds["total"], 2),
             peak_memory_mib=peak_memory_mib(setup.compute.device),
             preprocess=setup.model.preprocess.model_dump(mode="json"),
-            compute=self._compute(loaders),
+            compute={
+                "device": setup.compute.device.type,
+                "precision": setup.compute.precision,
+                "processes": setup.compute.process_group.size,
+                "decisions": loaders.decisions,
+            },
             environment=environment(setup.compute),
             weights_sha256=setup.model.weights_sha256,
             predictions={"val": "predictions-val.csv"} if has_predictions else {},
             optimizer_steps=state.steps,
             advice=advise(state.history, state.steps, bool(state.stop_reason)),
         )
-
-    def _compute(self, loaders: EpochLoaders) -> dict[str, Any]:
-        compute = self.setup.compute
-        processes = compute.process_group.size
-        device, precision = compute.device.type, compute.precision
-        return {"device": device, "precision": precision, "processes": processes, "decisions": loaders.decisions}
 
 
 def split_info(manifest: Manifest, directory: Path) -> SplitInfo:

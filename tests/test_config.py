@@ -65,6 +65,7 @@ def test_a_network_without_weights_is_trained_whole() -> None:
         ),
         ("schedule=cosin", "optim.schedule: 'cosin' is not one of constant, cosine: did you mean 'cosine'?"),
         ("strategy.unfreeze_from=layer3", "unknown key 'unfreeze_from' in strategy: 'head' has no options"),
+        ("model.filters=3", "unknown key 'filters' in model: 'resnet50' has "),
         ("warmup_epochs=9", "optim.warmup_epochs is greater than optim.epochs, 5"),
         ("optim=3", "unknown key 'optim': did you mean"),
     ],
@@ -103,8 +104,8 @@ _BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("optim:\n  lr: 0.1\n  lr: 0.0001\n", "line 3: the key 'lr' stands twice"),
-        ("seed: 1\n'seed': 2\n", "line 2: the key 'seed' stands twice"),
+        ("optim:\n  lr: 0.1\n  lr: 0.0001\n", "line 3: the key 'lr' is a duplicate"),
+        ("seed: 1\n'seed': 2\n", "line 2: the key 'seed' is a duplicate"),
         ("seed: !!int x", "line 1: 'x' is not of the type int"),
         ("seed: !!bool x", "line 1: 'x' is not of the type bool"),
         ("seed: !!null x", "line 1: 'x' is not of the type null"),
@@ -116,7 +117,7 @@ _BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 
         ("seed: " + "[" * 9000, "line 1: it is nested more than 50 levels deep"),
         ("seed: " + "[" * 9000 + "]" * 9000, "line 1: it is nested more than 50 levels deep"),
         (_BOMB, "its aliases expand to more than"),
-        ("a: &a [*a]", "an alias refers to the value that it stands in"),
+        ("a: &a [*a]", "an alias refers to the value that contains it"),
         ("a: \x07", "not allowed"),
         ("a: [1", "line 1: expected"),
         ("? [1]\n: 2", "line 1: found unhashable key"),

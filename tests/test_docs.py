@@ -12,7 +12,7 @@ from inat_ft.cli.main import app
 from inat_ft.records import RunRecord
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def known_options() -> dict[str, set[str]]:

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inat_ft.errors import DataError
+from inat_ft.errors import DataError, is_disk_full
 from inat_ft.locks import FileLock
 from inat_ft.progress import ProgressFn
-from inat_ft.records import is_disk_full, write_text
+from inat_ft.records import write_text
 from inat_ft.text import format_bytes
 
 _DIGEST = 32

@@ -243,15 +243,14 @@ class EpochLoaders:
             count = len(self.train_pixels)
             numbers = torch.linspace(0, count - 1, min(_CHECKED_IMAGES, count)).long()
             hashes = [self.train_pixels.hashes[number] for number in numbers.tolist()]
-            frozen.forward = self.prefix_cache.prefix_forward(frozen.depth, hashes, lambda: self._sample(numbers))
+            preprocess, device = self.prefix_cache.preprocess, self.train_pixels.labels.device
+            prepare = ImageInput(preprocess.mean, preprocess.std)
+            frozen.forward = self.prefix_cache.prefix_forward(
+                frozen.depth, hashes, lambda: prepare(self.train_pixels.files().rows(numbers).to(device), numbers)
+            )
             if (error := frozen.forward.error) is not None:
                 self._log(f"prefix: computed in {frozen.forward.form}; bf16 differs from fp32 by {error:.2%}")
         return frozen.forward
-
-    def _sample(self, numbers: Tensor) -> Tensor:
-        """Return training images as the network's input, `[S, 3, H, W]`."""
-        prepare = ImageInput(self.prefix_cache.preprocess.mean, self.prefix_cache.preprocess.std)
-        return prepare(self.train_pixels.files().rows(numbers).to(self.train_pixels.labels.device), numbers)
 
     def _source(self, pixels: Pixels, subset: str) -> RowSource:
         """Return the images from the packed cache; from their files if they are read once or the cache is off."""

@@ -21,7 +21,7 @@ def export(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Export a trained network, with normalization and class names, and check it against PyTorch.
+    """Export a trained network, with normalization and class names, and compare its output with PyTorch.
 
     The weights are also in RUN/model.safetensors, which loads into the original torchvision model.
 

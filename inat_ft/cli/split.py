@@ -3,14 +3,14 @@
 import shlex
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from inat_ft.cli import options, render
 
 if TYPE_CHECKING:
-    from inat_ft.data.split import SplitResult
+    from inat_ft.data.split_result import SplitResult
 
 
 def split(
@@ -107,64 +107,35 @@ def split(
     from inat_ft.data.split import SplitOptions, split_images
 
     chosen = SplitOptions(
-        val_fraction,
-        test_fraction,
-        seed,
-        leakage,
-        near,
-        group_by,
-        source,
-        classes_from,
-        tuple(exclude or ()),
-        max_pixels,
-        strict,
-        workers,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        leakage=leakage,
+        near=near,
+        group_by=group_by,
+        source=source,
+        classes_from=classes_from,
+        exclude=tuple(exclude or ()),
+        max_pixels=max_pixels,
+        strict=strict,
+        workers=workers,
     )
     result = split_images(data, out, chosen, force=force, log=render.info, warn=render.warn, progress=render.progress)
     if json:
-        render.echo_json(_as_json(result))
+        render.echo_json(result.to_dict())
     else:
         _show(result)
 
 
-def _as_json(result: "SplitResult") -> dict[str, Any]:
-    manifest, findings = result.manifest, result.findings
-    return {
-        "manifest": manifest.path.as_posix(),
-        "fingerprint": manifest.fingerprint,
-        "seed": manifest.seed,
-        "layout": manifest.made["layout"],
-        "test_fraction": manifest.made["test_fraction"],
-        "classes": list(manifest.classes),
-        "counts": manifest.counts(),
-        "imbalance": _imbalance(result)[2],
-        "left_out": [{"path": left.path, "reason": left.text} for left in manifest.left_out],
-        "exact_copies": findings.exact_groups,
-        "near_copies": findings.near_groups,
-        "leaked": [{"train": train, "test": test} for train, test in findings.leaked],
-        "leaked_to_val": [{"train": train, "val": val} for train, val in findings.leaked_val],
-        "label_conflicts": findings.conflicts,
-        "near_label_conflicts": findings.near_conflicts,
-        "classes_without_test": findings.classes_without_test,
-    }
-
-
 def _show(result: "SplitResult") -> None:
-    from inat_ft.data.manifest import SUBSETS
     from inat_ft.text import escape_unprintable, few
 
     manifest, findings = result.manifest, result.findings
-    counts = manifest.counts()
-    rows: list[list[object]] = [
-        [escape_unprintable(name), *(f"{row[subset]:,}" for subset in SUBSETS), f"{sum(row.values()):,}"]
-        for name, row in counts.items()
-    ]
-    sums = [sum(row[subset] for row in counts.values()) for subset in SUBSETS]
-    rows.append(["total", *(f"{number:,}" for number in sums), f"{sum(sums):,}"])
-    render.table("", ("class", *SUBSETS, "all"), rows, right=(*SUBSETS, "all"))
-    most, least, ratio = _imbalance(result)
+    table = result.table
+    render.table("", table.names, table.cells(), right=table.names[1:])
+    most, fewest, ratio = result.imbalance
     if ratio > 1:
-        times = f"{escape_unprintable(most)} has {ratio:.2f} times the training images of {escape_unprintable(least)}"
+        times = f"{escape_unprintable(most)} has {ratio:.2f} times the training images of {escape_unprintable(fewest)}"
         render.echo(f"imbalance: {times}{'; see train --balance' if ratio >= 2 else ''}")
     else:
         render.echo("imbalance: none, every class has the same number of training images")
@@ -172,34 +143,27 @@ def _show(result: "SplitResult") -> None:
     _show_left_out(result)
     if findings.classes_without_test:
         render.warn(f"no test images of {few(findings.classes_without_test)}")
-    if not sums[SUBSETS.index("test")]:
+    if not len(manifest.rows("test")):
         render.echo(
             "no test set: `inat-ft eval` requires one; reserve it with --test-fraction 0.2, or add a test folder"
         )
     elif result.default_test_set:
         fraction = manifest.made["test_fraction"]
         render.echo(f"test set: {fraction:.0%} of each class reserved by default; for none: --test-fraction 0")
-    render.echo(f"manifest: {manifest.path}{'' if result.written else ' (unchanged)'}")
+    render.echo(f"manifest: {manifest.path}{'' if result.is_new else ' (unchanged)'}")
     is_found = manifest.path.parent == Path("splits")
     named = "" if is_found else f" --split {shlex.quote(str(manifest.path))}"
     render.info(f"next: inat-ft train --mode head{named}")
 
 
-def _imbalance(result: "SplitResult") -> tuple[str, str, float]:
-    """Return the classes with the most and the fewest training images, and the ratio of their counts."""
-    train = {name: row["train"] for name, row in result.manifest.counts().items()}
-    most, least = max(train, key=train.__getitem__), min(train, key=train.__getitem__)
-    return most, least, train[most] / train[least]
-
-
 def _show_left_out(result: "SplitResult") -> None:
-    from inat_ft.text import few
+    from inat_ft.text import few, pluralize
 
-    reasons: dict[str, list[str]] = defaultdict(list)
+    reasons: dict[str | None, list[str]] = defaultdict(list)
     for left in result.manifest.left_out:
-        reasons[(left.reason or "other").replace("_", " ")].append(f"{left.path} ({left.text})")
-    for reason, files in sorted(reasons.items(), key=lambda item: -len(item[1])):
-        render.echo(f"left out: {len(files):,} ({reason}): {few(files)}")
+        reasons[left.reason].append(f"{left.path} ({left.text})")
+    for files in sorted(reasons.values(), key=len, reverse=True):
+        render.echo(f"left out: {pluralize(len(files), 'file')}: {few(files)}")
 
 
 def _show_duplicates(result: "SplitResult") -> None:

@@ -21,10 +21,11 @@ from inat_ft.data.leakage import Findings, find_leakage
 from inat_ft.data.manifest import Manifest, check_output, write_manifest
 from inat_ft.data.sources.base import Exclusions, ImageList, ImageRow, LeftOut, ReadOptions, Reason
 from inat_ft.data.sources.find import find_images
+from inat_ft.data.split_result import SplitResult
 from inat_ft.data.stratify import TEST, TRAIN, UNASSIGNED, VAL, SplitFractions, stratified_group_split
 from inat_ft.errors import DataError, UsageError
 from inat_ft.images.decode import MAX_PIXELS
-from inat_ft.images.libjpeg_warnings import capture_decoder_warnings
+from inat_ft.images.opening import ProblemKind
 from inat_ft.images.scan import Scan, scan
 from inat_ft.progress import Log, ProgressBar, ignore_log, no_progress
 from inat_ft.threads import num_cores
@@ -59,18 +60,6 @@ class SplitOptions:
     """Decoding threads; 0 for one per core."""
 
 
-@dataclass(frozen=True)
-class SplitResult:
-    """A written manifest and what was found on the way."""
-
-    manifest: Manifest
-    findings: Findings
-    written: bool
-    """False if the same manifest existed."""
-    default_test_set: bool
-    """Whether a test set was reserved because none was given or asked for."""
-
-
 def split_images(
     location: Path,
     out: Path | None = None,
@@ -93,18 +82,17 @@ def split_images(
     is_default = options.test_fraction is None
     options = replace(options, test_fraction=_test_fraction(images, options.test_fraction))
     assign_groups(images, options.group_by, log)
-    for warning in check_classes(images, options.test_fraction or 0.0):
+    warnings = check_classes(images, options.test_fraction or 0.0)
+    warnings += [f"--exclude {pattern!r} does not match any file or folder" for pattern in exclude.unused()]
+    for warning in warnings:
         warn(warning)
-    for pattern in exclude.unused():
-        warn(f"--exclude {pattern!r} does not match any file or folder")
-    with capture_decoder_warnings(), progress("scanning") as update:  # in this order: a progress bar keeps its stderr
+    with progress("scanning") as update:
         workers = options.workers or num_cores()
         scanned = scan(images.root, images.paths, options.max_pixels, workers, options.near, update)
-    _require_usable(images, scanned, options.strict)
+    _require_usable(images, _unusable(images, scanned), options.strict)
     manifest, findings = make_manifest(images, scanned, options, out)
-    return SplitResult(
-        manifest, findings, write_manifest(manifest, force), is_default and bool(manifest.made["test_fraction"])
-    )
+    is_new = write_manifest(manifest, force)
+    return SplitResult(manifest, findings, is_new, tuple(warnings), is_default and bool(options.test_fraction))
 
 
 def default_manifest(location: Path) -> Path:
@@ -135,20 +123,27 @@ def _test_fraction(images: ImageList, fraction: float | None) -> float:
     return fraction
 
 
-def _require_usable(images: ImageList, scanned: Scan, strict: bool) -> None:
-    bad = [(path, why) for path, why in zip(images.paths, scanned.problems, strict=True) if why]
-    if len(bad) == len(images.rows):
+def _unusable(images: ImageList, scanned: Scan) -> list[LeftOut]:
+    return [
+        LeftOut(row.path, str(why), Reason.TOO_LARGE if why.kind is ProblemKind.TOO_LARGE else Reason.UNUSABLE)
+        for row, why in zip(images.rows, scanned.problems, strict=True)
+        if why
+    ]
+
+
+def _require_usable(images: ImageList, unusable: list[LeftOut], strict: bool) -> None:
+    if len(unusable) == len(images.rows):
+        too_large = any(left.reason is Reason.TOO_LARGE for left in unusable)
         raise DataError(
-            f"none of the {len(bad):,} files in {images.root / images.listing} is a usable image: {bad[0][0]} ({bad[0][1]})",
-            "allow larger images: --max-pixels" if scanned.too_large else "check that the folder contains images",
+            f"none of the {len(unusable):,} files in {images.root / images.listing} is a usable image: "
+            f"{unusable[0].path} ({unusable[0].text})",
+            "allow larger images: --max-pixels" if too_large else "check that the folder contains images",
         )
-    bad += [(left.path, left.text) for left in images.left_out if left.reason is not Reason.EXCLUDED]
+    bad = [*unusable, *(left for left in images.left_out if left.reason is not Reason.EXCLUDED)]
     if strict and bad:
-        lines = [f"{path} ({why})" for path, why in bad[:_SHOWN]]
-        lines += ["..."] if len(bad) > _SHOWN else []
+        files = "\n".join(f"{left.path} ({left.text})" for left in bad[:_SHOWN]) + "\n..." * (len(bad) > _SHOWN)
         raise DataError(
-            "\n".join([f"{len(bad):,} files are not usable images: {lines[0]}", *lines[1:]]),
-            "remove --strict to continue without them",
+            f"{len(bad):,} files are not usable images: {files}", "remove --strict to continue without them"
         )
 
 
@@ -158,11 +153,7 @@ def make_manifest(images: ImageList, scanned: Scan, options: SplitOptions, path:
         row.sha256 = sha256
     usable = np.flatnonzero([not why for why in scanned.problems])
     rows = [images.rows[number] for number in usable.tolist()]
-    unusable = [
-        LeftOut(row.path, why, Reason.TOO_LARGE if number in scanned.too_large else Reason.UNUSABLE)
-        for number, (row, why) in enumerate(zip(images.rows, scanned.problems, strict=True))
-        if why
-    ]
+    unusable = _unusable(images, scanned)
     signatures = scanned.signatures.take(usable) if options.near else None
     duplicates = group_images([row.sha256 for row in rows], [row.group for row in rows], signatures)
     preset = np.fromiter((_CODES[row.subset] for row in rows), np.uint8, len(rows))

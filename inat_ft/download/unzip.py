@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from inat_ft.download.atomic_dir import atomic_directory
-from inat_ft.errors import DataError
+from inat_ft.errors import DataError, is_disk_full
 from inat_ft.progress import ProgressFn
-from inat_ft.records import is_disk_full
 
 MAX_BYTES = 64 * 2**30
 """Maximum size of the unpacked files."""

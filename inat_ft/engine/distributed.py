@@ -172,11 +172,8 @@ class _SyncBatchNorm(_BatchNorm):
 
     def __init__(self, norm: _BatchNorm) -> None:
         """Take over the parameters, statistics and settings of a layer."""
-        super().__init__(norm.num_features, norm.eps, norm.momentum)
-        self.weight, self.bias = norm.weight, norm.bias
-        self.running_mean, self.running_var = norm.running_mean, norm.running_var
-        self.num_batches_tracked = norm.num_batches_tracked
-        self.training = norm.training
+        super().__init__(norm.num_features)
+        self.__dict__.update(norm.__dict__)
 
     def _check_input_dim(self, inputs: Tensor) -> None:
         """Accept any number of dimensions."""

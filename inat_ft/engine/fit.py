@@ -15,7 +15,7 @@ from inat_ft.config import OptimConfig
 from inat_ft.data.batches import Batches
 from inat_ft.engine.device import Compute
 from inat_ft.engine.early_stopping import EarlyStopping
-from inat_ft.engine.loops import Forward, OnStep, StepConfig, evaluate, train_one_epoch, update_bn
+from inat_ft.engine.loops import Forward, OnStep, StepConfig, evaluate, ignore_step, train_one_epoch, update_bn
 from inat_ft.engine.optimizer import LRScheduler, make_optimizer
 from inat_ft.engine.plan import TrainingPlan
 from inat_ft.engine.weight_averaging import WeightAverage, make_average
@@ -62,17 +62,13 @@ class TrainState:
     """Why training stopped before the last epoch: `patience` or `asked`; otherwise empty."""
 
 
-def _no_step(done: int, total: int, loss: float | None, accuracy: float | None) -> None:
-    """Ignore a step."""
-
-
 def fit(
     data: Data,
     plan: TrainingPlan,
     step_config: StepConfig,
     compute: Compute,
     state: TrainState,
-    on_step: OnStep = _no_step,
+    on_step: OnStep = ignore_step,
     on_epoch: Callable[[Epoch], bool | None] = lambda epoch: None,
     save: Callable[[TrainState], None] = lambda state: None,
 ) -> TrainState:
@@ -124,7 +120,7 @@ def epochs(
     step_config: StepConfig,
     compute: Compute,
     state: TrainState,
-    on_step: OnStep = _no_step,
+    on_step: OnStep = ignore_step,
 ) -> Iterator[tuple[Epoch, Tensor]]:
     """Train in place; after each epoch, yield its record and the validation logits `[N, C]` float32 on the device.
 
@@ -200,14 +196,10 @@ def _use_average(plan: TrainingPlan, average: WeightAverage, state: TrainState, 
 
 def epoch_generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
     """Return a random generator on the CPU for one purpose in one epoch."""
-    return torch.Generator().manual_seed(_mix(seed, epoch, purpose))
+    digest = hashlib.sha256(f"{seed} {epoch} {purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def seed_layers(seed: int, epoch: int) -> None:
     """Seed the random layers of an epoch, such as dropout."""
-    torch.manual_seed(_mix(seed, epoch, "layers"))
-
-
-def _mix(seed: int, epoch: int, purpose: str) -> int:
-    digest = hashlib.sha256(f"{seed} {epoch} {purpose}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    torch.manual_seed(epoch_generator(seed, epoch, "layers").initial_seed())

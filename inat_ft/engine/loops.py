@@ -23,6 +23,11 @@ from inat_ft.registry import OPTIMIZERS, get, plugin_errors
 OnStep = Callable[[int, int, float | None, float | None], None]
 """Called after each step with (images done, images in all, loss, accuracy); the last two are None in most GPU steps."""
 
+
+def ignore_step(done: int, total: int, loss: float | None, accuracy: float | None) -> None:
+    """Discard the report of a step."""
+
+
 _REPORT_EVERY = 50
 """GPU steps between two reports of the loss, each of which waits for the GPU."""
 

@@ -1,7 +1,5 @@
 """The training plan: what is trainable in each epoch, as the strategy answers before training."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence

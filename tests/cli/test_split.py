@@ -146,7 +146,7 @@ def test_an_unwritable_cache_is_named_and_the_run_name_remains_free(cli, manifes
     assert again.code == 0, again.err
     assert (Path("runs/one") / "record.json").is_file()
     once_more = cli(*words, "--cache", "none", "--cache-dir", "file")
-    assert once_more.code == 2 and "exists already" in once_more.err
+    assert once_more.code == 2 and "already exists" in once_more.err
 
 
 def test_the_second_process_that_starts_the_same_run_is_refused(manifest_file: Path) -> None:

@@ -299,7 +299,7 @@ class TestCopies:
         (data / "class1" / "cut.png").write_bytes(whole[: len(whole) // 2])
         reasons = {left.path: left.text for left in split(data)[0].left_out}
         assert set(reasons) == {"class0/empty.jpg", "class0/text.jpg", "class1/cut.png"}
-        assert reasons["class0/empty.jpg"] == "the file is empty" and reasons["class0/text.jpg"] == "no image"
+        assert reasons["class0/empty.jpg"] == "the file is empty" and reasons["class0/text.jpg"] == "not an image"
 
     def test_equal_files_stay_in_one_subset(self, tmp_path: Path) -> None:
         data = make_images(tmp_path / "d", classes=2, each=12)
@@ -359,7 +359,7 @@ class TestCopies:
         shutil.copytree(data / "class0", data / "other")
         with pytest.raises(
             DataError,
-            match=r"'class0', 'other' have no usable images: class0/000.png is left out .*the same file is class0 and other",
+            match=r"'class0', 'other' have no usable images: .*the same file has the labels class0 and other",
         ):
             split(data)
 
@@ -412,7 +412,7 @@ def test_strict_turns_an_unusable_file_into_an_error(cli, tmp_path: Path) -> Non
     data = make_images(tmp_path / "photos")
     (data / "class0" / "bad.png").write_bytes(b"x")
     assert json.loads(cli("split", data, "--json").out)["left_out"] == [
-        {"path": "class0/bad.png", "reason": "no image"}
+        {"path": "class0/bad.png", "reason": "not an image"}
     ]
     ran = cli("split", data, "--strict", "--force")
-    assert ran.code == 1 and "class0/bad.png (no image)" in ran.err
+    assert ran.code == 1 and "class0/bad.png (not an image)" in ran.err

@@ -69,7 +69,7 @@ def test_a_pipe_in_place_of_an_image_does_not_block(manifest: Manifest) -> None:
     os.mkfifo(file)
     with pytest.raises(DataError, match="1 image missing or unreadable"):
         hashes(manifest, "error")
-    with pytest.raises(DataError, match="no regular file"):
+    with pytest.raises(DataError, match="not a regular file"):
         load_image(file, 32)
 
 

@@ -247,7 +247,7 @@ def test_an_unfinished_training_and_a_misspelt_key_are_told(tmp_path: Path) -> N
     a = record(tmp_path, "A", right(0.9))
     (tmp_path / "going").mkdir()
     (tmp_path / "going" / "config.yaml").write_text("seed: 0\n")
-    with pytest.raises(UsageError, match="has not ended") as caught:
+    with pytest.raises(UsageError, match="is not finished") as caught:
         compare([a, tmp_path / "going"])
     assert "--resume" in caught.value.hint
     (tmp_path / "b.json").write_text('{"name": "B", "test_acuracy": 0.8}')
@@ -282,7 +282,7 @@ def test_a_wrong_record_is_refused_with_key_and_value(tmp_path: Path, content: s
 def test_a_pipe_is_not_waited_for_and_noise_is_no_look(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for read in (read_record, read_predictions):
-        with pytest.raises(RecordError, match="is no regular file"):
+        with pytest.raises(RecordError, match="is not a regular file"):
             read(tmp_path / "pipe")
     ledger_file(tmp_path / "m.csv").write_bytes(b"\xff\xfe\x00\n" * 9)
     assert (

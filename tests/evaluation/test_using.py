@@ -35,7 +35,7 @@ def test_predictions_are_those_of_an_evaluation(run: Path, images: Path, cli, tm
     (tmp_path / "new" / ".DS_Store").write_bytes(b"x")
     ran = cli("predict", run, tmp_path / "new", "--out", "p.csv", "--json")
     assert ran.code == 0, ran.err
-    assert "broken.png: no image; skipped" in ran.err
+    assert "broken.png: not an image; skipped" in ran.err
     said = {Path(answer["path"]).relative_to(tmp_path / "new").as_posix(): answer for answer in ran.json}
     assert len(said) == 60 and all(len(answer["top"]) == 3 for answer in said.values())
     for row, path in enumerate(known.paths):
