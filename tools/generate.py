@@ -16,8 +16,8 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from inat_ft.cli import commands
-from inat_ft.config import PLUGIN_FLAGS, config_flags
 from inat_ft.registry import get
+from inat_ft.settings import PLUGIN_FLAGS, config_flags
 
 ROOT = Path(__file__).parents[1]
 FLAGS = ROOT / "inat_ft" / "cli" / "flags.json"
