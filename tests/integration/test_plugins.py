@@ -25,7 +25,7 @@ def register(site: Path, package: str, entry_points: str) -> None:
 
 
 def test_a_strategy_plugin_is_listed_and_trains(python: Path, manifest_file: Path) -> None:
-    listed = run(python, "strategies", "every-other")
+    listed = run(python, "strategies", "every-other", "--json")
     assert listed.returncode == 0 and "alpha" in listed.stdout and "multiple of the head's" in listed.stdout
     arguments = [
         "--backbone",

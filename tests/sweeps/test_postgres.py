@@ -177,7 +177,9 @@ def test_a_server_that_stays_down_ends_a_trial_in_one_sentence(
         server.start()
 
     text = f"{caught.value.message}\n{caught.value.hint}"
-    assert "cannot record the result of trial 0, val_accuracy 0.7500: lost the connection to postgresql://sweeps@" in text
+    assert (
+        "cannot record the result of trial 0, val_accuracy 0.7500: lost the connection to postgresql://sweeps@" in text
+    )
     assert str(sweep.runs / claimed.run) in text and "inat-ft sweep run down" in text
     assert "hunter2" not in text and "sqlalchemy" not in text.lower() and "\n" not in caught.value.message
     assert run_worker(open_sweep("down", tmp_path, url), lambda job: 0.5, 1, lambda line: None).state == "waiting"
