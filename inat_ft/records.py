@@ -59,8 +59,8 @@ class Epoch(_RecordModel):
     """Wall time, validation included."""
 
 
-class Metric(_RecordModel):
-    """A figure with its 95 % interval."""
+class MetricValue(_RecordModel):
+    """A number with its 95 % interval."""
 
     value: float
     low: float | None = None
@@ -74,9 +74,9 @@ class ClassMetrics(_RecordModel):
 
     name: str
     num_images: int
-    precision: Metric
-    recall: Metric
-    f1: Metric
+    precision: MetricValue
+    recall: MetricValue
+    f1: MetricValue
 
 
 class Evaluation(_RecordModel):
@@ -86,7 +86,7 @@ class Evaluation(_RecordModel):
     num_images: Annotated[int, Field(ge=1)]
     fingerprint: str
     """Of the images and labels of the subset: equal means the same images with the same labels."""
-    metrics: dict[str, Metric]
+    metrics: dict[str, MetricValue]
     """By name: accuracy, balanced_accuracy, top3_accuracy, macro_f1, log_loss, brier, ece ..."""
     per_class: list[ClassMetrics] = []
     confusion: list[list[int]] = []

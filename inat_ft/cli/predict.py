@@ -1,4 +1,4 @@
-"""`inat-ft predict`: what a trained network says of images that nobody has labelled."""
+"""`inat-ft predict`: classify images without labels."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,21 +17,26 @@ def predict(
     run: Annotated[Path, typer.Argument(help="A run directory, its record.json, or a model.safetensors.")],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     out: Annotated[
-        Path | None, typer.Option(help="Write path,predicted,p_<class>... as CSV.", show_default=False)
+        Path | None,
+        typer.Option(help="Write a CSV file with the columns path,predicted,p_<class>...", show_default=False),
     ] = None,
     top: Annotated[int, typer.Option(help="Classes to show for each image.", min=1)] = 3,
-    tta: Annotated[Literal["none", "flip"], typer.Option(help="flip: the mean with the mirrored image.")] = "none",
+    tta: Annotated[
+        Literal["none", "flip"], typer.Option(help="flip: average over the image and its mirror image.")
+    ] = "none",
     image_size: Annotated[
         int | None,
-        typer.Option(help="Side in pixels, where it is to differ.", min=16, max=1024, show_default=False),
+        typer.Option(
+            help="Height and width in pixels. Default: those of the run.", min=16, max=1024, show_default=False
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    precision: Annotated[Literal["fp32", "bf16", "auto"], typer.Option(help="fp32 is exact.")] = "fp32",
+    precision: Annotated[Literal["fp32", "bf16", "auto"], typer.Option(help="Arithmetic: fp32 is exact.")] = "fp32",
     json: options.Json = False,
 ) -> None:
-    """Classify images with a trained network, prepared exactly as in its training.
+    """Classify images with a trained model, with the same preprocessing as in training.
 
-    Images that cannot be read are named and left out; the exit code is 1 when none can.
+    Images that cannot be read are reported and skipped; the exit code is 1 when there are no others.
 
     [dim]inat-ft predict runs/resnet50-head-1 photos/ --out predictions.csv[/dim]
     """
@@ -42,7 +47,7 @@ def predict(
     with render.progress("predicting") as tick:
         answers, problems = predict_images(run, images, InferenceConfig(device, precision, tta, image_size), tick)
     for problem in problems:
-        render.warn(f"{problem.message}; left out")
+        render.warn(f"{problem.message}; skipped")
     if not answers:
         raise DataError("none of the images can be read")
     if out is not None:
@@ -54,7 +59,7 @@ def predict(
     columns = ("image", "predicted", *(f"choice {number}" for number in range(2, len(rows[0]))))
     render.table("", columns, rows[:_SHOWN])
     if len(rows) > _SHOWN:
-        render.echo(f"and {len(rows) - _SHOWN:,} more{'' if out else ': --out predictions.csv or --json has them all'}")
+        render.echo(f"{len(rows) - _SHOWN:,} more{'' if out else ': use --out predictions.csv or --json to see all'}")
     if out is not None:
         render.echo(f"predictions: {out}")
 

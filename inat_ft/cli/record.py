@@ -1,4 +1,4 @@
-"""`inat-ft record`: records of other code bases, for `compare`."""
+"""`inat-ft record`: records of other programs, for `compare`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +20,8 @@ app = typer.Typer(
     help="Make a record from another program's results, for `inat-ft compare`.",
 )
 
-Name = Annotated[str, typer.Option(help="What the comparison calls it.")]
-Out = Annotated[Path, typer.Option(help="The record to write.")]
+Name = Annotated[str, typer.Option(help="Name of the classifier in comparisons.")]
+Out = Annotated[Path, typer.Option(help="Record to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 
 
@@ -33,7 +33,7 @@ def new(
     force: Force = False,
     json: options.Json = False,
 ) -> None:
-    """From predictions on the test images, one row each: the most that can be compared.
+    """Make a record from predictions on the test images, one row per image. This allows a paired test.
 
     [dim]inat-ft record new predictions.csv --name "my cnn" --out partA.json[/dim]
     """
@@ -47,11 +47,13 @@ def wandb(
     export: Annotated[Path, typer.Argument(help="History of one run as CSV or JSON, or its summary as JSON.")],
     name: Name,
     out: Out,
-    run: Annotated[str | None, typer.Option(help="Which run, where there are several.", show_default=False)] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Name of the run, if the export has several.", show_default=False)
+    ] = None,
     force: Force = False,
     json: options.Json = False,
 ) -> None:
-    """From what W&B exports of a run."""
+    """Make a record from a W&B export of a run."""
     from inat_ft.evaluation.importers import from_wandb
 
     _write(lambda: from_wandb(export, name, run), name, out, force, json)
@@ -65,7 +67,7 @@ def huggingface(
     force: Force = False,
     json: options.Json = False,
 ) -> None:
-    """From the state of a Hugging Face Trainer."""
+    """Make a record from the state of a Hugging Face Trainer."""
     from inat_ft.evaluation.importers import from_trainer_state
 
     _write(lambda: from_trainer_state(state, name), name, out, force, json)
@@ -77,9 +79,9 @@ def _write(make: "Callable[[], RunRecord]", name: str, out: Path, force: bool, j
     from inat_ft.text import is_printable
 
     if not name.strip() or not is_printable(name):
-        raise UsageError(f"--name {name!r} is no name", "use letters, digits and signs that can be seen")
+        raise UsageError(f"--name {name!r} is empty or has control characters", "use letters, digits and punctuation")
     if out.exists() and not force:
-        raise UsageError(f"{out} exists already", "name another file with --out, or replace it: --force")
+        raise UsageError(f"{out} already exists", "name another file with --out, or replace it with --force")
     record = make()
     write_record(record, out)
     if json:

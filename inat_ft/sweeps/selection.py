@@ -11,10 +11,9 @@ from pathlib import Path
 from statistics import mean, median_low, stdev
 
 from inat_ft.errors import InatFtError, RecordError
-from inat_ft.evaluation.bounds import Contributions
-from inat_ft.evaluation.contributions import METRICS
 from inat_ft.evaluation.predictions import Predictions, read_predictions
 from inat_ft.evaluation.significance import ALPHA, holm, unpaired_difference
+from inat_ft.metrics import Contributions, get_metric
 from inat_ft.records import RunRecord, read_record
 from inat_ft.sweeps.study import Sweep, Trial
 from inat_ft.sweeps.worker import Objective, TrialJob
@@ -103,7 +102,7 @@ def choose(sweep: Sweep) -> Selection:
     costs = [_cost(run) for run in runs]
     metric = sweep.spec.metric.name
     if metric in _METRICS and (known := _aligned(found)):
-        ps = holm_against_first([METRICS[_METRICS[metric]](p) for p in known])
+        ps = holm_against_first([get_metric(_METRICS[metric]).contributions(p) for p in known])
         others: list[tuple[Standing, float | None]] = [(_standing(p >= ALPHA), p) for p in ps]
         test = "McNemar's exact test" if metric == "val_accuracy" else "paired test of the log loss"
         method = f"{test} on the same validation images, Holm-corrected for all pairs of trials"

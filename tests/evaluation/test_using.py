@@ -34,7 +34,7 @@ def test_predictions_are_those_of_an_evaluation(run: Path, images: Path, cli, tm
     (tmp_path / "new" / ".DS_Store").write_bytes(b"x")
     ran = cli("predict", run, tmp_path / "new", "--out", "p.csv", "--json")
     assert ran.code == 0, ran.err
-    assert "broken.png: no image; left out" in ran.err
+    assert "broken.png: no image; skipped" in ran.err
     said = {Path(answer["path"]).relative_to(tmp_path / "new").as_posix(): answer for answer in ran.json}
     assert len(said) == 60 and all(len(answer["top"]) == 3 for answer in said.values())
     for row, path in enumerate(known.paths):
@@ -75,9 +75,9 @@ def test_what_cannot_be_predicted(run: Path, cli, tmp_path: Path) -> None:
     assert ran.code == 1 and "none of the images can be read" in ran.err
     assert cli("predict", run, tmp_path / "nowhere").code == 2
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="holds no file"):
+    with pytest.raises(UsageError, match="has no files"):
         predict_images(run, [tmp_path / "empty"])
-    with pytest.raises(UsageError, match="no run"):
+    with pytest.raises(UsageError, match="is not a run"):
         predict_images(tmp_path / "empty", [tmp_path / "x.png"])
 
 
