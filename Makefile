@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint benchmarks clean
+.PHONY: demo test test-slow coverage lint generate benchmarks clean
 
 demo: $(READY)
 	rm -rf inat-ft-demo
@@ -17,11 +17,19 @@ test: $(READY)
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m slow
 
+# The fast tests measure at least this share of the lines.
+coverage: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=85
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict inat_ft
 	$(BIN)/lint-imports
+
+# The flags of `train`, the list of all options and docs/cli.md, from the code.
+generate: $(READY)
+	$(BIN)/python -m tools.generate
 
 benchmarks: $(READY)
 	$(BIN)/python -m tests.benchmarks --quick

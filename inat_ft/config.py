@@ -1,22 +1,33 @@
-"""The configuration of a run: every key, its range, its default and what it means.
+"""The configuration of a run: every key with its range, its default and its documentation.
 
-Values of plugins (backbones, strategies) stand in the sections `model` and `strategy` and are validated by the plugin.
-How a file, flags and `--set` become one RunConfig is told in settings.py.
+A docstring below a field is its documentation. It is shown by `--show-config` and, for a field with a `Flag`, by
+`inat-ft train --help`. settings.py combines a YAML file, flags and `--set` into one RunConfig.
 """
 
-import re
-from collections.abc import Mapping
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from inat_ft.errors import ConfigError, PluginError, did_you_mean
-from inat_ft.registry import BACKBONES, STRATEGIES, Plugin, get, plugins
+from inat_ft.registry import BACKBONES, OPTIMIZERS, STRATEGIES, TRACKERS, Plugin, get, plugins
+from inat_ft.validation import format_validation_error
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Metadata that makes a field a flag of `inat-ft train` and a short key of `--set`.
+
+    Without names the flag is the field's name: `batch_size` becomes `--batch-size`. After a change run `make generate`.
+    """
+
+    names: tuple[str, ...] = ()
 
 
 class Section(BaseModel):
-    """A group of settings: frozen, with no key that it does not know. A string below a field is its documentation."""
+    """A group of settings. It is frozen and refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -33,144 +44,169 @@ class PluginSection(Section):
 
 
 class DataConfig(Section):
-    """Which images, and how they are shown to the network."""
+    """The images and their preprocessing."""
 
-    split: str | None = None
-    """The manifest that `inat-ft split` wrote. Default: the one written last under splits/."""
-    root: str | None = None
-    """Folder of the images, when they have moved since the split."""
-    image_size: Annotated[int, Field(ge=16, le=1024)] | None = None
-    """Side of the square images, in pixels. Default: what the weights were made for (224 for ResNet50)."""
-    eval_image_size: Annotated[int, Field(ge=16, le=1024)] | None = None
-    """Side of the images of validation and test, where it is to differ (FixRes). Default: that of the training."""
-    resize: Literal["squash", "crop", "pad"] = "squash"
-    """How an image becomes a square, for training and evaluation: squash (whole image, its proportions changed); crop
-    (shorter side to 256/224 of the size, then the centre); pad (whole image on black)."""
+    split: Annotated[str | None, Flag()] = None
+    """Manifest from `inat-ft split`. Default: the newest in splits/."""
+    root: Annotated[str | None, Flag()] = None
+    """Folder of the images, if they moved after the split. Default: the folder in the manifest."""
+    image_size: Annotated[int | None, Field(ge=16, le=1024), Flag()] = None
+    """Width and height of the network's input, in pixels. Default: that of the pretrained weights, such as 224."""
+    eval_image_size: Annotated[int | None, Field(ge=16, le=1024), Flag()] = None
+    """The image size for validation and test, in pixels (FixRes). Default: the image size for training."""
+    resize: Annotated[Literal["squash", "crop", "pad"], Flag()] = "squash"
+    """How images become square: squash ignores the aspect ratio, crop keeps the center, pad adds black bars."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Of resizing, with antialiasing."""
-    augment: Literal["none", "flip", "standard"] = "none"
-    """none; flip (left-right at random); standard (random resized crop, flip, colour jitter). Training images only."""
-    views: Annotated[int, Field(ge=0, le=64)] = 0
-    """With augment=standard: number of fixed variations of each image, cached or not; 0: new ones in every epoch."""
-    balance: Literal["none", "weights", "sampler"] = "none"
-    """Against class imbalance: weights in the loss, or a sampler that draws every class equally often."""
+    """Interpolation for resizing, with antialiasing."""
+    augment: Annotated[Literal["none", "flip", "standard"], Flag()] = "none"
+    """Augmentation of the training images; standard is a random resized crop, horizontal flip and color jitter."""
+    views: Annotated[int, Field(ge=0, le=64), Flag()] = 0
+    """Fixed variants of each image with standard augmentation, which can be cached; 0 draws new ones every epoch."""
+    balance: Annotated[Literal["none", "weights", "sampler"], Flag()] = "none"
+    """Handling of class imbalance: class weights in the loss, or a sampler that draws all classes equally often."""
     changed: Literal["error", "ignore"] = "error"
-    """What to do when image files changed since the split."""
+    """What to do if image files changed after the split."""
 
 
 class ModelConfig(PluginSection):
-    """The network; further keys are the backbone's own options (`inat-ft train --backbone NAME --show-config`)."""
+    """The network. Further keys are the backbone's own options (`inat-ft train --backbone NAME --show-config`)."""
 
-    backbone: str = "resnet50"
-    """resnet50, any torchvision classifier, timm:NAME, efficientnet_lite0, cnn, or a plugin's name."""
-    weights: str | None = None
-    """imagenet, none, a torchvision weights name, or a file. Default: imagenet where the backbone has them."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """Share of the features dropped before the last layer."""
+    backbone: Annotated[str, Flag()] = "resnet50"
+    """Network: any torchvision classifier, timm:NAME, efficientnet_lite0, cnn, or a plugin."""
+    weights: Annotated[str | None, Flag()] = None
+    """Pretrained weights: imagenet, none, a torchvision weights name, or a file. Default: imagenet, if available."""
+    dropout: Annotated[float, Field(ge=0, lt=1), Flag()] = 0.3
+    """Dropout rate before the output layer."""
 
 
 class StrategyConfig(PluginSection):
-    """What learns; further keys are the strategy's own options (`inat-ft strategies NAME`)."""
+    """The fine-tuning strategy. Further keys are its own options (`inat-ft strategies NAME`)."""
 
-    name: str = "head"
-    """head, partial, full, or a plugin's name. Default: full for a network without pretrained weights."""
+    name: Annotated[str, Flag(("--mode", "-m"))] = "head"
+    """Strategy: head, partial, full, or another one of `inat-ft strategies`. Default: head; full if weights are none."""
 
 
-class OptimConfig(Section):
-    """How it learns."""
+class OptimConfig(PluginSection):
+    """Optimization. Further keys are the optimizer's own options."""
 
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = 5
-    """Passes over the training images, at most."""
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
-    """Images per step."""
-    lr: Annotated[float, Field(gt=0, le=100)] = 1e-4
+    epochs: Annotated[int, Field(ge=1, le=10_000), Flag()] = 5
+    """Maximum number of epochs."""
+    batch_size: Annotated[int, Field(ge=1, le=65_536), Flag()] = 64
+    """Images per optimizer step, over all processes."""
+    lr: Annotated[float, Field(gt=0, le=100), Flag(("--lr", "--learning-rate"))] = 1e-4
     """Learning rate."""
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """adam, adamw, or sgd (with Nesterov momentum)."""
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Weight decay; biases, normalization, position embeddings, tokens and layer scales are spared."""
+    optimizer: Annotated[str, Flag()] = "adam"
+    """Optimizer: adam, adamw, sgd (with Nesterov momentum), or a plugin."""
+    weight_decay: Annotated[float, Field(ge=0, le=10), Flag()] = 0.0
+    """Weight decay. Biases, normalization layers, embeddings, tokens and layer scales are exempt."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of sgd."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the target spread evenly over all classes."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or a half cosine that reaches zero after the last step."""
-    warmup_epochs: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """Epochs over which the learning rate rises linearly; the last of their steps has the full rate."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1), Flag()] = 0.0
+    """Label smoothing."""
+    schedule: Annotated[Literal["constant", "cosine"], Flag()] = "constant"
+    """Learning rate schedule after the warm-up; cosine decays to zero."""
+    warmup_epochs: Annotated[float, Field(ge=0, le=1000), Flag()] = 0.0
+    """Epochs of linear learning rate warm-up."""
     restart: bool = False
-    """Begin the schedule anew, warm-up included, whenever something else begins to learn."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor on the learning rate for each layer (block) further from the head, such as 0.75."""
-    clip_norm: Annotated[float, Field(ge=0)] = 0.0
-    """Longest gradient, as one vector, that a step takes as it is; longer ones are shortened. 0 never does."""
-    mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Blend each image and label with another's, by shares drawn from Beta(mixup, mixup); 0 is off."""
-    cutmix: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Paste a box of another image into each, of an area drawn from Beta(cutmix, cutmix); 0 is off."""
-    regularize: Literal["none", "l2-sp"] = "none"
-    """l2-sp pulls the backbone's weights back to where they started, and the head's to zero."""
+    """Restart the schedule, with its warm-up, when other parameters become trainable."""
+    layer_decay: Annotated[float, Field(gt=0, le=1), Flag()] = 1.0
+    """Learning rate factor per block, from the output layer back; 0.75 is common, 1 disables it."""
+    clip_norm: Annotated[float, Field(ge=0), Flag()] = 0.0
+    """Maximum gradient norm; 0 disables clipping."""
+    mixup: Annotated[float, Field(ge=0, le=100), Flag()] = 0.0
+    """Mixup alpha, such as 0.2; 0 disables mixup."""
+    cutmix: Annotated[float, Field(ge=0, le=100), Flag()] = 0.0
+    """CutMix alpha, such as 1; 0 disables CutMix."""
+    regularize: Annotated[Literal["none", "l2-sp"], Flag()] = "none"
+    """Regularization; l2-sp penalizes the distance from the initial weights."""
     sp_backbone: Annotated[float, Field(ge=0, le=100)] = 0.1
     """Strength of l2-sp on the backbone."""
     sp_head: Annotated[float, Field(ge=0, le=100)] = 0.01
-    """Strength of l2-sp on the head."""
-    average: Literal["none", "ema", "swa", "wise-ft"] = "none"
-    """Weights to validate and keep instead of the last: moving mean, mean of the last epochs, or mixed with the start."""
+    """Strength of l2-sp on the head, whose weights are pulled toward zero."""
+    average: Annotated[Literal["none", "ema", "swa", "wise-ft"], Flag()] = "none"
+    """Weight averaging: moving average (ema), over the last epochs (swa), or with the initial weights (wise-ft)."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    """Share of the moving mean that stays at each step; less in the first steps."""
+    """Decay of the moving average; lower in the first steps."""
     swa_from: Annotated[float, Field(ge=0, lt=1)] = 0.75
-    """Share of the epochs after which those that follow are averaged by swa; the last two are in any case."""
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of the fine-tuned weights in wise-ft; the rest are the weights it started from."""
-    accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Parts that a batch is split into, one after the other, to save memory; more when memory runs out all the same."""
+    """Fraction of the epochs after which swa starts to average. It averages the last two epochs at least."""
+    alpha: Annotated[float, Field(ge=0, le=1), Flag()] = 0.5
+    """Fraction of the fine-tuned weights in wise-ft; the rest are the initial weights."""
+    accumulate: Annotated[int, Field(ge=1, le=1024), Flag()] = 1
+    """Gradient accumulation steps per batch; raised automatically when memory runs out."""
 
 
 class StopConfig(Section):
-    """When to stop before the last epoch, and which epoch's weights to keep."""
+    """Early stopping, and the epoch whose weights are kept."""
 
-    monitor: Literal["val_accuracy", "val_loss", "train_accuracy", "train_loss"] = "val_accuracy"
-    """Metric that decides which epoch is best; ties are broken by the lower validation loss."""
-    patience: Annotated[int, Field(ge=0, le=10_000)] = 3
-    """Epochs without improvement of the monitored metric before training stops; 0 never stops."""
+    patience: Annotated[int, Field(ge=0, le=10_000), Flag()] = 3
+    """Epochs without improvement before training stops; 0 disables early stopping."""
+    monitor: Annotated[Literal["val_accuracy", "val_loss", "train_accuracy", "train_loss"], Flag()] = "val_accuracy"
+    """Metric for the best epoch and early stopping; the lower validation loss breaks ties."""
     min_delta: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Change of the monitored metric beyond which it counts as improved."""
+    """Minimum change of the monitored metric that counts as an improvement."""
 
 
-class TrackConfig(Section):
-    """Who else hears of the run."""
+class TrackConfig(PluginSection):
+    """Experiment tracking. `NAME: {OPTION: VALUE}` logs the run to the tracker NAME, too."""
 
-    wandb: Literal["off", "offline", "online"] = "off"
+    wandb: Annotated[Literal["off", "offline", "online"], Flag()] = "off"
     """Log the run to Weights & Biases."""
     project: str | None = None
-    """W&B project. Default: W&B's own."""
+    """W&B project. Default: that of W&B."""
     entity: str | None = None
-    """W&B user or team. Default: W&B's own."""
+    """W&B user or team. Default: that of W&B."""
+
+    @property
+    def trackers(self) -> dict[str, dict[str, Any]]:
+        """The options of each tracker in use, by name."""
+        wandb = {"mode": self.wandb, "project": self.project, "entity": self.entity}
+        return self.options if self.wandb == "off" else {"wandb": wandb, **self.options}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tracker_options(cls, raw: Any) -> Any:
+        """Validate and complete the options of each tracker. `true` or `{}` selects its defaults, `null` removes it."""
+        if not isinstance(raw, Mapping):
+            return raw
+        section = {name: value for name, value in raw.items() if value is not None}
+        if section.get("wandb") in (True, {}):
+            section["wandb"] = "online"
+        for name in section.keys() - cls.model_fields.keys():
+            options = {} if section[name] is True else section[name]
+            if not isinstance(options, Mapping):
+                known = (*cls.model_fields, *plugins(TRACKERS))
+                near = did_you_mean(name, known) or f": it has {', '.join(known)}"
+                raise ConfigError(
+                    f"unknown key '{name}' in track{near}", "to list all keys: inat-ft train --show-config"
+                )
+            section[name] = build_tracker(name, dict(options)).model_dump(mode="json")
+        return section
 
 
 class ComputeConfig(Section):
-    """Where and how the arithmetic is done."""
+    """Device, precision and caches."""
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto, fp32 (exact on a CPU), or bf16 (faster where the hardware has it)."""
-    workers: Annotated[int, Field(ge=0, le=256)] = 0
-    """Threads that decode images; 0 is one a core."""
-    cache: Literal["auto", "none", "packed", "prefix"] = "auto"
-    """Keep decoded images (packed), the frozen layers' output (prefix), whichever pays (auto), or nothing."""
-    compile: bool = False
-    """Compile what learns with torch.compile: worth its minute for long trainings on a GPU."""
-    deterministic: bool = False
-    """Use only deterministic algorithms: the same bits in every run, on a GPU too (slower there; a CPU always does)."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"), Flag()] = "auto"
+    """Device: auto, cpu, cuda, cuda:N, or mps."""
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Flag()] = "auto"
+    """Numeric precision; auto selects bf16 where the hardware supports it, else fp32, which is exact on a CPU."""
+    workers: Annotated[int, Field(ge=0, le=256), Flag()] = 0
+    """Threads that decode images; 0 uses one per core."""
+    cache: Annotated[Literal["auto", "none", "packed", "prefix"], Flag()] = "auto"
+    """What to cache: decoded images (packed), the output of the frozen layers (prefix), or whichever is faster (auto)."""
+    compile: Annotated[bool, Flag()] = False
+    """Compile the trainable layers with torch.compile; worthwhile for long trainings on a GPU."""
+    deterministic: Annotated[bool, Flag()] = False
+    """Use deterministic algorithms only, which is slower on a GPU. Training on a CPU is always deterministic."""
 
 
 class RunConfig(Section):
-    """All that decides what a run computes."""
+    """Everything that decides what a run computes."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
-    """Name of the run and of its folder. Default: backbone, strategy and a number."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Decides the new head's start, the order of images, dropout and augmentation."""
+    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"), Flag()] = None
+    """Name of the run and its folder. Default: backbone, strategy and a number."""
+    seed: Annotated[int, Field(ge=0, lt=2**32), Flag()] = 0
+    """Random seed of the new output layer, the order of images, dropout and augmentation."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     strategy: StrategyConfig = StrategyConfig()
@@ -182,12 +218,12 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _plugin_defaults(cls, raw: Any) -> Any:
-        """Fill in what depends on the backbone: its weights, and the strategy that makes sense with them."""
+        """Fill in the defaults that depend on the backbone: its weights, and the strategy."""
         if not isinstance(raw, Mapping):
             return raw
         model, chosen = _mapping(raw.get("model")), _mapping(raw.get("strategy"))
         if model is None or chosen is None:
-            return raw  # of a wrong type, which the field itself reports
+            return raw  # the field reports its wrong type
         if model.get("weights") is None:
             named = model.get("backbone", ModelConfig().backbone)
             model["weights"] = "imagenet" if backbone_class(str(named)).pretrained else "none"
@@ -204,20 +240,24 @@ class RunConfig(Section):
     def _strategy_options(cls, section: StrategyConfig) -> StrategyConfig:
         return section.model_copy(update=build_strategy(section).model_dump(mode="json"))
 
+    @field_validator("optim")
+    @classmethod
+    def _optimizer_options(cls, section: OptimConfig) -> OptimConfig:
+        return section.model_copy(update=build_optimizer(section).model_dump(mode="json"))
+
     @model_validator(mode="after")
     def _warmup_fits(self) -> "RunConfig":
         if self.optim.warmup_epochs > self.optim.epochs:
-            raise ValueError(f"optim.warmup_epochs is longer than optim.epochs, {self.optim.epochs}")
+            raise ValueError(f"optim.warmup_epochs is greater than optim.epochs, {self.optim.epochs}")
         return self
 
     @model_validator(mode="after")
-    def _start_is_worth_keeping(self) -> "RunConfig":
+    def _has_pretrained_weights(self) -> "RunConfig":
         for key, wanted in (("average", "wise-ft"), ("regularize", "l2-sp")):
             if self.model.weights == "none" and getattr(self.optim, key) == wanted:
                 raise ConfigError(
-                    f"optim.{key}: {wanted} keeps to the weights it starts from, and those are random here: "
-                    f"{self.model.backbone} has weights none",
-                    f"leave out --{key} {wanted}, or start from pretrained weights: --weights imagenet, or a file",
+                    f"optim.{key}: {wanted} needs pretrained weights, but the weights of {self.model.backbone} are none",
+                    f"remove --{key} {wanted}, or add --weights imagenet or --weights FILE",
                 )
         return self
 
@@ -231,7 +271,7 @@ def _mapping(section: Any) -> dict[str, Any] | None:
 
 
 def _family(name: str) -> tuple[str, str | None]:
-    """A backbone's entry point and variant: `timm:resnet10t` has both, torchvision's go by their own names."""
+    """Split a backbone's name into entry point and variant: `timm:resnet10t` has both."""
     family, colon, variant = name.partition(":")
     if colon:
         return family, variant
@@ -243,48 +283,45 @@ def _family(name: str) -> tuple[str, str | None]:
 
 
 def shadowed_plugins(config: RunConfig) -> list[Plugin]:
-    """The plugins of other packages that claim the name of the run's backbone or strategy, and are not used."""
-    used = get(BACKBONES, _family(config.model.backbone)[0]), get(STRATEGIES, config.strategy.name)
-    claims = plugins(BACKBONES).get(config.model.backbone, []) + plugins(STRATEGIES).get(config.strategy.name, [])
+    """Return the unused plugins of other packages that have the name of the backbone, strategy or optimizer."""
+    names = {BACKBONES: config.model.backbone, STRATEGIES: config.strategy.name, OPTIMIZERS: config.optim.optimizer}
+    used = [get(group, _family(name)[0] if group == BACKBONES else name) for group, name in names.items()]
+    claims = [plugin for group, name in names.items() for plugin in plugins(group).get(name, [])]
     return [plugin for plugin in claims if plugin not in used]
 
 
 def backbone_class(name: str) -> type[Any]:
-    """The plugin class of a backbone's name. Raises ConfigError when unknown, PluginError when broken."""
-    return load_section_class(get(BACKBONES, _family(name)[0]))
+    """Return the class of a backbone. Raises ConfigError for an unknown name, PluginError for a broken plugin."""
+    return get(BACKBONES, _family(name)[0]).load()
 
 
 def build_backbone(section: ModelConfig) -> Any:
-    """The backbone of a model section, holding its options. Raises ConfigError or PluginError."""
+    """Return the backbone that a section names, with its options. Raises ConfigError or PluginError."""
     family, variant = _family(section.backbone)
-    plugin = load_section_class(get(BACKBONES, family))
+    plugin = get(BACKBONES, family).load()
     if not variant and "variant" in plugin.model_fields:
-        raise ConfigError(f"backbone '{family}' stands for many", f"name one of them: --backbone {family}:NAME")
+        raise ConfigError(f"backbone '{family}' needs the name of a network", f"for example: --backbone {family}:NAME")
     options = section.options if variant is None else {**section.options, "variant": variant}
     return _build(plugin, options, "model", ModelConfig, section.backbone)
 
 
 def build_strategy(section: StrategyConfig) -> Any:
-    """The strategy of a strategy section, holding its options. Raises ConfigError or PluginError."""
-    return _build(
-        load_section_class(get(STRATEGIES, section.name)), section.options, "strategy", StrategyConfig, section.name
-    )
+    """Return the strategy that a section names, with its options. Raises ConfigError or PluginError."""
+    return _build(get(STRATEGIES, section.name).load(), section.options, "strategy", StrategyConfig, section.name)
 
 
-def load_section_class(plugin: Plugin) -> type[Section]:
-    """The class of a plugin. Raises PluginError when it cannot be imported or is not what its group asks for."""
+def build_tracker(name: str, options: dict[str, Any]) -> Any:
+    """Return the tracker of that name with its options. Raises ConfigError or PluginError."""
+    return _build(get(TRACKERS, name).load(), options, f"track.{name}", Section, f"'{name}'")
+
+
+def build_optimizer(section: OptimConfig) -> Any:
+    """Return the optimizer that a section names, with its options. Raises ConfigError or PluginError."""
+    plugin = get(OPTIMIZERS, section.optimizer)
     loaded = plugin.load()
-    if not issubclass(loaded, Section):
-        raise PluginError(
-            f"{plugin} breaks the contract: {plugin.target} is not derived from "
-            f"{'Strategy' if plugin.group == STRATEGIES else 'Backbone'}"
-        )
-    if missing := getattr(loaded, "__abstractmethods__", None):
-        raise PluginError(
-            f"{plugin} breaks the contract: {plugin.target} has no "
-            f"{' and no '.join(f'{name}()' for name in sorted(missing))}"
-        )
-    return loaded
+    if taken := sorted(set(loaded.model_fields) & set(OptimConfig.model_fields)):
+        raise PluginError(f"{plugin} has an option '{taken[0]}', but optim.{taken[0]} is already a key of inat-ft")
+    return _build(loaded, section.options, "optim", OptimConfig, section.optimizer)
 
 
 def _build(plugin: type[Section], options: dict[str, Any], where: str, section: type[Section], name: str) -> Section:
@@ -294,46 +331,15 @@ def _build(plugin: type[Section], options: dict[str, Any], where: str, section: 
         raise format_validation_error(error, plugin, where, tuple(section.model_fields), f"'{name}'") from None
 
 
-def format_validation_error(
-    error: ValidationError, model: type[BaseModel], where: str = "", also: tuple[str, ...] = (), owner: str = "it"
-) -> ConfigError:
-    """Pydantic's findings as one ConfigError: each with its key, its value and the nearest right one.
-
-    where: dotted key of `model` in the whole; also: further keys that are known at its top level; owner: who has them.
-    """
-    lines = []
-    for finding in error.errors():
-        *sections, key = [str(part) for part in finding["loc"]] or [""]
-        expand_key = ".".join(part for part in (where, *sections, key) if part)
-        got = finding["input"]
-        if finding["type"] == "extra_forbidden":
-            home = ".".join(part for part in (where, *sections) if part)
-            known = (*_fields(model, sections), *(also if not sections else ()))
-            own = _fields(model, sections)
-            near = did_you_mean(key, known) or f": {owner} has {', '.join(own) or 'no options'}"
-            lines.append(f"unknown key '{key}'{f' in {home}' if home else ''}{near}")
-        elif finding["type"] == "literal_error":
-            choices = tuple(word.strip("'") for word in re.findall(r"'[^']*'", finding["ctx"]["expected"]))
-            near = did_you_mean(str(got), choices)
-            lines.append(f"{expand_key}: {got!r} is not one of {', '.join(choices)}{near}")
-        elif finding["type"] == "missing":
-            lines.append(f"{expand_key}: field required")
-        elif finding["type"] == "value_error":
-            lines.append(f"{finding['ctx']['error']}")
-        else:
-            lines.append(f"{expand_key}: {finding['msg'][0].lower()}{finding['msg'][1:]} (got {got!r})")
-    return ConfigError("\n".join(lines), "every key: inat-ft train --show-config")
+PLUGIN_FLAGS = {"strategy.unfreeze_from": (STRATEGIES, "partial")}
+"""The flags of plugins' options, by key, with the built-in plugin that documents the option."""
 
 
-def _fields(model: type[BaseModel], sections: list[str]) -> tuple[str, ...]:
-    """The keys of the section at a path, through optional sections and mappings of sections."""
-    here: Any = model
-    for name in sections:
-        if get_origin(here) is dict:
-            here = get_args(here)[1]
-        else:
-            field = here.model_fields.get(name) if hasattr(here, "model_fields") else None
-            here = field.annotation if field else None
-        if get_origin(here) in (Union, UnionType):
-            here = next((inner for inner in get_args(here) if hasattr(inner, "model_fields")), None)
-    return tuple(here.model_fields) if hasattr(here, "model_fields") else ()
+def config_flags() -> Iterator[tuple[str, tuple[str, ...], FieldInfo]]:
+    """Yield the key, the flag names and the field of each flag: `optim.lr`, `("--lr", "--learning-rate")`, ..."""
+    for section, info in RunConfig.model_fields.items():
+        fields = getattr(info.annotation, "model_fields", None)
+        named = {f"{section}.{key}": field for key, field in fields.items()} if fields else {section: info}
+        for key, field in named.items():
+            for flag in (each for each in field.metadata if isinstance(each, Flag)):
+                yield key, flag.names or (f"--{key.rpartition('.')[2].replace('_', '-')}",), field

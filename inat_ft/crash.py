@@ -1,4 +1,4 @@
-"""What is kept of an exception that nobody expected: the traceback, in a file that can be sent with a report."""
+"""Crash reports: the traceback of an unexpected exception in a file, without secrets."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import re
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from inat_ft import __version__
-from inat_ft.errors import InatFtError
+from inat_ft.errors import InatFtError, is_disk_full
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "optuna", "timm", "wandb", "typer", "pydantic")
 _SECRET = re.compile(r"key|token|password|passwd|secret|credential", re.IGNORECASE)
 _PASSWORDS = (
@@ -28,15 +28,15 @@ _PASSWORDS = (
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the system refused something to the user: a right, a name, or space on a disk."""
-    return isinstance(error, OSError) and error.errno in (*_REFUSED, *_FULL)
+    """Return whether an error is a missing permission, an invalid file name or a full disk."""
+    return isinstance(error, OSError) and (error.errno in _REFUSED or is_disk_full(error))
 
 
 def write_crash(error: BaseException, *folders: Path) -> Path | None:
-    """Write the traceback of an unexpected exception to crash.txt in the first of the folders that takes it.
+    """Write the traceback of an unexpected exception to crash.txt in the first folder that is writable.
 
-    The last resort is the folder for temporary files. A later call for the same exception returns the same file. None
-    stands for an expected exception and for one that could not be written anywhere.
+    A temporary folder is tried last. A second call with the same exception returns the same file. Returns None for expected
+    exceptions, and if no folder is writable.
     """
     known: Path | None = getattr(error, "crash_file", None)
     if known is not None or isinstance(error, InatFtError | MemoryError) or is_refusal(error):
@@ -57,7 +57,7 @@ def write_crash(error: BaseException, *folders: Path) -> Path | None:
 
 
 def redact(text: str) -> str:
-    """A text without passwords in addresses, values of keys and tokens, and secrets of the environment."""
+    """Remove passwords in URLs, values of keys and tokens, and secrets of the environment from a text."""
     for pattern, replacement in _PASSWORDS:
         text = pattern.sub(replacement, text)
     for name, value in os.environ.items():
@@ -67,18 +67,10 @@ def redact(text: str) -> str:
 
 
 def _report(error: BaseException) -> str:
-    found = [f"inat-ft {__version__}", f"Python {platform.python_version()}", platform.platform()]
+    versions = [f"inat-ft {__version__}", f"Python {platform.python_version()}", platform.platform()]
     for package in _PACKAGES:
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
-    return "\n".join(
-        [
-            datetime.now(UTC).isoformat(timespec="seconds"),
-            f"command: {' '.join(sys.argv)}",
-            f"versions: {', '.join(found)}",
-            "",
-            "".join(traceback.format_exception(error)),
-        ]
-    )
+        with suppress(PackageNotFoundError):
+            versions.append(f"{package} {version(package)}")
+    time, command = datetime.now(UTC).isoformat(timespec="seconds"), " ".join(sys.argv)
+    traceback_text = "".join(traceback.format_exception(error))
+    return f"{time}\ncommand: {command}\nversions: {', '.join(versions)}\n\n{traceback_text}"

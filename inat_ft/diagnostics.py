@@ -1,4 +1,4 @@
-"""Whether this machine has what a run needs, looked at before there is a run."""
+"""Checks of what a run needs: versions, device, folders, weights, plugins and extras."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from inat_ft import __version__
 from inat_ft.cache.array_store import list_stores
@@ -17,7 +17,7 @@ from inat_ft.data.manifest import find_manifest
 from inat_ft.engine.device import choose_compute, has_compiler
 from inat_ft.errors import InatFtError
 from inat_ft.models.weights import weights_file
-from inat_ft.registry import BACKBONES, STRATEGIES, TRACKERS, get, plugins
+from inat_ft.registry import GROUPS, plugins
 from inat_ft.text import format_bytes, pluralize
 from inat_ft.threads import num_cores
 
@@ -29,13 +29,12 @@ _EXTRAS = {
     "heif": "pillow_heif",
     "postgres": "psycopg",
 }
-_TIGHT = 2**31
-"""Free bytes below which a disk is told to be nearly full: 10,000 packed images take 1.4 GiB."""
+_LOW_DISK_SPACE = 2**31
+"""Free bytes below which a note is given: 10,000 packed images take 1.4 GiB."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing looked at. state: ok, note (something is not to be had) or problem (runs will fail); hint: what to do."""
+class Check(NamedTuple):
+    """The result of a check. status: ok, note (something optional is missing) or problem (runs fail); hint: what to do."""
 
     name: str
     status: str
@@ -44,30 +43,28 @@ class Check:
 
 
 def run_checks(runs: Path, cache: Path) -> Iterator[Check]:
-    """Versions, device, folders, weights, plugins and extras. Nothing is fetched, and nothing stays written."""
-    names = ("torch", "torchvision", "optuna", "wandb")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
-    yield Check("versions", "ok", f"inat-ft {__version__}, Python {platform.python_version()}, {versions}")
+    """Run all checks. Nothing is downloaded, and no file is left behind."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "optuna", "wandb"))
+    yield Check("versions", "ok", f"inat-ft {__version__}, Python {platform.python_version()}, {packages}")
     yield _device()
     if has_compiler():
-        yield Check("compiler", "ok", "there is one for C++, so torch.compile works")
+        yield Check("compiler", "ok", "a C++ compiler is installed, so torch.compile works")
     else:
-        yield Check("compiler", "note", "none for C++, so nothing is compiled", "install g++")
-    held = sum(store.size for store in list_stores(cache))
-    yield _folder(
-        "caches", cache, f", {format_bytes(held)} held", "name another folder: --cache-dir or INAT_FT_CACHE_DIR"
-    )
-    yield _folder("runs", runs, "", "name another folder: --runs-dir or INAT_FT_RUNS_DIR")
+        yield Check("compiler", "note", "no C++ compiler, so nothing is compiled", "install g++")
+    used = format_bytes(sum(store.size for store in list_stores(cache)))
+    yield _folder("caches", cache, f", {used} used", "choose another folder: --cache-dir or INAT_FT_CACHE_DIR")
+    yield _folder("runs", runs, "", "choose another folder: --runs-dir or INAT_FT_RUNS_DIR")
     yield _weights()
     try:
         yield Check("split", "ok", str(find_manifest()))
     except InatFtError as error:
         yield Check("split", "note", error.message, error.hint)
-    yield from _plugins()
+    for group in GROUPS:
+        yield from _plugins(group)
     missing = [extra for extra, module in _EXTRAS.items() if find_spec(module) is None]
-    present = [extra for extra in _EXTRAS if extra not in missing]
+    installed = ", ".join(extra for extra in _EXTRAS if extra not in missing) or "none"
     hint = f"pip install 'inat-ft[{','.join(missing)}]'" if missing else ""
-    yield Check("extras", "note" if missing else "ok", f"{', '.join(present) or 'none'} installed", hint)
+    yield Check("extras", "note" if missing else "ok", f"{installed} installed", hint)
 
 
 def _device() -> Check:
@@ -83,16 +80,16 @@ def _device() -> Check:
     return Check("device", "ok", f"{compute.describe()}{memory}, {pluralize(num_cores(), 'core')}, {compute.precision}")
 
 
-def _folder(name: str, folder: Path, more: str, hint: str) -> Check:
+def _folder(name: str, folder: Path, used: str, hint: str) -> Check:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    detail = f"{folder}{more}, {format_bytes(free)} free"
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         return Check(name, "problem", f"{folder} cannot be written: {error.strerror}", hint)
-    return Check(name, "note" if free < _TIGHT else "ok", detail, hint if free < _TIGHT else "")
+    free = shutil.disk_usage(existing).free
+    low = free < _LOW_DISK_SPACE
+    return Check(name, "note" if low else "ok", f"{folder}{used}, {format_bytes(free)} free", hint if low else "")
 
 
 def _weights() -> Check:
@@ -101,19 +98,26 @@ def _weights() -> Check:
     url = get_model_weights("resnet50").DEFAULT.url
     file = weights_file(url)
     if file.is_file():
-        return Check("weights", "ok", f"resnet50's are here: {file.name}")
-    return Check(
-        "weights", "note", "resnet50's are fetched by the first run", f"without a network, put {url}\nthere: {file}"
-    )
+        return Check("weights", "ok", f"those of resnet50 are downloaded: {file.name}")
+    hint = f"without a network connection, download {url}\nand save it as {file}"
+    return Check("weights", "note", "the first run downloads those of resnet50", hint)
 
 
-def _plugins() -> Iterator[Check]:
-    foreign = 0
-    for group in (STRATEGIES, BACKBONES, TRACKERS):
-        for name, claims in plugins(group).items():
-            foreign += sum(not plugin.is_builtin for plugin in claims)
-            try:
-                get(group, name).load()
-            except InatFtError as error:
-                yield Check("plugins", "problem", error.message, error.hint)
-    yield Check("plugins", "ok", f"{foreign} from other packages" if foreign else "none from other packages")
+def _plugins(group: str) -> Iterator[Check]:
+    """Load every plugin of a group: a line with their number, and one for each that is broken or hidden by another."""
+    name, claims = group.removeprefix("inat_ft."), [plugin for same in plugins(group).values() for plugin in same]
+    others = sum(not plugin.is_builtin for plugin in claims)
+    broken = []
+    for plugin in claims:
+        try:
+            plugin.load()
+        except InatFtError as error:
+            broken.append(Check(name, "problem", error.message, error.hint))
+    for same in plugins(group).values():
+        if len(same) > 1:
+            packages = ", ".join(f"'{plugin.package}'" for plugin in same)
+            broken.append(
+                Check(name, "problem", f"several packages register '{same[0].name}': {packages}", "uninstall one")
+            )
+    yield Check(name, "ok", f"{len(claims)} installed" + (f", {others} from other packages" if others else ""))
+    yield from broken

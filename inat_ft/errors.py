@@ -1,23 +1,24 @@
-"""Everything that can go wrong and is for the user to mend.
+"""The errors that a user can fix. Every other exception is a bug in inat-ft.
 
-    InatFtError                 exit code 1
-      UsageError                exit code 2: what was typed is wrong
-        ConfigError             a configuration key or value
-      DataError                 images, folders, manifests
-      WeightsError              pretrained weights or saved models
-      RecordError               records and predictions read back
-      StorageError              a full disk or a folder that cannot be written
-      BusyError                 another process works on the same run
-      PluginError               a strategy or backbone that another package brings
-
-Anything else that is raised is a fault of this program.
+InatFtError                 exit code 1
+  UsageError                exit code 2
+    ConfigError
+  DataError
+  WeightsError
+  RecordError
+  StorageError
+  BusyError                 exit code 2
+  PluginError
 """
+
+import errno
+from collections.abc import Iterable
 
 
 class InatFtError(Exception):
-    """A failure in one sentence, with the value that caused it.
+    """A failure, described in one sentence with the value that caused it.
 
-    `hint` says what to do next; it may have several lines. `exit_code` is what the command line ends with.
+    hint: what to do next, in one or more lines. exit_code: of the command line.
     """
 
     exit_code = 1
@@ -29,7 +30,7 @@ class InatFtError(Exception):
 
 
 class UsageError(InatFtError):
-    """What was typed cannot be done."""
+    """A command or an argument is invalid."""
 
     exit_code = 2
 
@@ -39,15 +40,15 @@ class ConfigError(UsageError):
 
 
 class DataError(InatFtError):
-    """The images or their manifest are not as they should be."""
+    """Images, folders or a manifest are invalid."""
 
 
 class WeightsError(InatFtError):
-    """Weights are missing, damaged, or made for another network."""
+    """Weights are missing or damaged, or belong to another network."""
 
 
 class RecordError(InatFtError):
-    """A record or a predictions file cannot be used."""
+    """A record or a predictions file is invalid."""
 
 
 class StorageError(InatFtError):
@@ -55,18 +56,23 @@ class StorageError(InatFtError):
 
 
 class BusyError(InatFtError):
-    """Another process is working on the same run."""
+    """Another process uses the same run."""
 
     exit_code = 2
 
 
 class PluginError(InatFtError):
-    """A plugin cannot be loaded or breaks its contract."""
+    """A plugin cannot be loaded, fails or breaks its contract."""
 
 
-def did_you_mean(word: str, known: "list[str] | tuple[str, ...]") -> str:
-    """`: did you mean 'x'?` for the nearest of the known words, or an empty string when none is near."""
+def is_disk_full(error: OSError) -> bool:
+    """Return whether the disk is full, a quota is used up, or a file would exceed the size limit."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `: did you mean 'x'?` for the most similar known name, or an empty string if none is similar."""
     from difflib import get_close_matches
 
-    near = get_close_matches(word, known, n=1, cutoff=0.6)
+    near = get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f": did you mean '{near[0]}'?" if near else ""

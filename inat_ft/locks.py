@@ -1,4 +1,4 @@
-"""File locks, with one clear error where a file system has none."""
+"""File locks, with a clear error on file systems without them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class FileLock(filelock.FileLock):
-    """A lock that the kernel releases when the process ends, however it ends."""
+    """A file lock, which the kernel releases when the process ends, even if it is killed."""
 
     def acquire(self, *args: Any, **kwargs: Any) -> Any:
-        """Acquire the lock. Raises InatFtError where the file system has no locks, and Timeout as filelock does."""
+        """Acquire the lock. Raises InatFtError if the file system has no locks, and Timeout as filelock does."""
         try:
             return super().acquire(*args, **kwargs)
         except NotImplementedError as error:
@@ -32,5 +32,5 @@ class FileLock(filelock.FileLock):
     def _no_locks(self, reason: str) -> InatFtError:
         return InatFtError(
             f"cannot lock {self.lock_file}: its file system has no file locks ({reason})",
-            "use folders on a local disk: --runs-dir, --sweeps-dir and --cache-dir; on NFS, the lock service must run",
+            "use folders on a local disk (--runs-dir, --sweeps-dir, --cache-dir), or start the lock service of NFS",
         )

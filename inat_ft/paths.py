@@ -1,11 +1,11 @@
-"""Where caches live."""
+"""The cache folder and the home folder."""
 
 import os
 from pathlib import Path
 
 
 def cache_folder(chosen: Path | None) -> Path:
-    """The chosen folder, or the platform's folder for caches."""
+    """Return the chosen folder, or else the cache folder of the platform."""
     if chosen is not None:
         return chosen
     from platformdirs import user_cache_path
@@ -15,10 +15,9 @@ def cache_folder(chosen: Path | None) -> Path:
 
 
 def ensure_home() -> Path | None:
-    """Give this process a temporary home folder if it has none; return that folder, or None if it has one.
+    """Set a temporary home folder if there is none, as in a container whose user is not in /etc/passwd.
 
-    A container may run as a user that /etc/passwd does not list, without HOME. Every library that looks for the home
-    folder, for weights or settings, then finds the same one; it is the user's own and is found again by the next process.
+    Returns that folder, or None if there is a home folder. Libraries and later processes use the same temporary folder.
     """
     try:
         Path.home()
@@ -42,4 +41,4 @@ def _temporary_home() -> Path:
             return home
     except OSError:
         pass
-    return Path(tempfile.mkdtemp(prefix="inat-ft-"))  # the name is taken by somebody else
+    return Path(tempfile.mkdtemp(prefix="inat-ft-"))  # the folder belongs to another user

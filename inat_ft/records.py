@@ -1,7 +1,6 @@
-"""Run records: the JSON that everything after training reads, ours or of another code base."""
+"""Run records: JSON files that evaluation and comparison read, written by inat-ft or by other programs."""
 
 import difflib
-import errno
 import json
 import os
 import re
@@ -15,18 +14,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from inat_ft.config import format_validation_error
-from inat_ft.errors import InatFtError, RecordError, StorageError, UsageError
+from inat_ft.errors import InatFtError, RecordError, StorageError, UsageError, is_disk_full
+from inat_ft.validation import format_validation_error
 
-UnitInterval = Annotated[float, Field(ge=0, le=1)]
 SCHEMA_VERSION = 1
-
-
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
 _FileName = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 
 
 class _RecordModel(BaseModel):
-    """Part of a record: frozen; unknown keys are kept, since other code bases write what they like."""
+    """Part of a record. It is frozen, and it keeps unknown keys of other programs."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, strict=False)
 
@@ -41,36 +38,36 @@ class Advice(StrEnum):
 
 
 class Epoch(_RecordModel):
-    """What one pass over the training images came to. The history may come from other tools, so only `epoch` is a must."""
+    """The results of an epoch. Only `epoch` is required, since histories also come from other programs."""
 
     epoch: Annotated[int, Field(ge=1)]
     """Counted from 1."""
     train_loss: float | None = None
-    """Mean over the training images, in nats, while learning."""
+    """Mean loss over the training images, in nats, computed during training."""
     train_accuracy: UnitInterval | None = None
-    """Share of training images that were right while learning."""
+    """Accuracy on the training images, computed during training."""
     val_loss: float | None = None
-    """Mean over the validation images, in nats; null where it is not finite."""
+    """Mean loss over the validation images, in nats; null if it is not finite."""
     val_accuracy: UnitInterval | None = None
-    """Share of validation images that are right after the epoch."""
+    """Accuracy on the validation images after the epoch."""
     lr: float | None = None
     """Learning rate of the last step."""
     seconds: float | None = None
-    """Wall time, validation included."""
+    """Wall time, including validation."""
 
 
 class MetricValue(_RecordModel):
-    """A number with its 95 % interval."""
+    """A value with its 95 % confidence interval."""
 
     value: float
     low: float | None = None
     high: float | None = None
     method: str | None = None
-    """How the interval was found: wilson, exact, Gaffke, bootstrap."""
+    """Method of the interval, such as wilson, exact or bootstrap."""
 
 
 class ClassMetrics(_RecordModel):
-    """How well one class is recognised."""
+    """The metrics of a class."""
 
     name: str
     num_images: int
@@ -80,12 +77,12 @@ class ClassMetrics(_RecordModel):
 
 
 class Evaluation(_RecordModel):
-    """What `inat-ft eval` found on one subset."""
+    """The results of `inat-ft eval` on a subset."""
 
     subset: Literal["val", "test"]
     num_images: Annotated[int, Field(ge=1)]
     fingerprint: str
-    """Of the images and labels of the subset: equal means the same images with the same labels."""
+    """Fingerprint of the images and labels of the subset."""
     metrics: dict[str, MetricValue]
     """By name: accuracy, balanced_accuracy, top3_accuracy, macro_f1, log_loss, brier, ece ..."""
     per_class: list[ClassMetrics] = []
@@ -94,99 +91,102 @@ class Evaluation(_RecordModel):
     predictions: str | None = None
     """CSV of predictions, relative to the record."""
     look: int | None = None
-    """Which look at the test set of this manifest it was, counted from 1."""
+    """Number of this evaluation among all evaluations of the test set of the manifest, counted from 1."""
     tta: str = "none"
-    """Averaged with: none, or flip (the mirrored image)."""
+    """Test-time augmentation: none, or flip (mean with the mirrored image)."""
     image_size: int | None = None
-    """Height and width in pixels of the images that the network saw."""
+    """Height and width of the network's input, in pixels."""
 
 
 class SplitInfo(_RecordModel):
-    """The data that a run saw."""
+    """The data of a run."""
 
     manifest: _FileName
     """Path of the manifest, relative to the record."""
     fingerprint: str
-    """Of the manifest."""
+    """Fingerprint of the manifest."""
     counts: dict[str, int]
-    """Images by subset: train, val, test."""
+    """Number of images by subset: train, val, test."""
     subset_fingerprints: dict[str, str] = {}
-    """Of the images and labels of each subset."""
+    """Fingerprints of the images and labels of each subset."""
 
 
 class Parameters(_RecordModel):
-    """How large the network is."""
+    """Numbers of parameters."""
 
     total: Annotated[int, Field(ge=0)]
     trained: Annotated[int, Field(ge=0)]
-    """Those that learned in at least one epoch."""
+    """Those that were trainable in at least one epoch."""
 
 
 class RunRecord(_RecordModel):
-    """One trained classifier: what it was, how it came about and what it reached.
+    """The configuration and the results of a trained classifier.
 
-    The least that `inat-ft compare` takes from another code base is `name` and `test_accuracy`; each further key that is
-    there is used. Unknown keys are kept and ignored.
+    A record from another program requires only `name` and `test_accuracy` for `inat-ft compare`; all other known keys are
+    used if present. Unknown keys are kept and ignored.
     """
 
     schema_version: Literal[1] = 1
     name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
-    """What comparisons call it: without control characters."""
+    """Name in comparisons, without control characters."""
     created: str | None = None
     """UTC, ISO 8601."""
     test_accuracy: UnitInterval | None = None
-    """Share of the test images that are right; null until the run has been evaluated on the test set."""
+    """Accuracy on the test images; null until the run is evaluated on the test set."""
     num_test: Annotated[int, Field(ge=1, le=10**9)] | None = None
-    """Images that `test_accuracy` was measured on."""
+    """Number of images that `test_accuracy` was measured on."""
     val_accuracy: UnitInterval | None = None
-    """Of the best epoch: the best by the monitored metric (`stop.monitor`), then by the validation loss."""
+    """Accuracy on the validation images in the best epoch, which is the best by `stop.monitor`, then by validation loss."""
     classes: list[str] = []
     config: dict[str, Any] = {}
-    """The resolved configuration; `inat-ft train --config` takes it back."""
+    """The resolved configuration, as `inat-ft train --config` reads it."""
     seed: int | None = None
     split: SplitInfo | None = None
     history: list[Epoch] = []
     best_epoch: Annotated[int, Field(ge=1)] | None = None
     stopped_early: bool = False
     optimizer_steps: Annotated[int, Field(ge=0)] | None = None
-    """Optimizer steps in all epochs together."""
+    """Total number of optimizer steps."""
     advice: list[Advice] = []
     """Why more training may help."""
     parameters: Parameters | None = None
     seconds: dict[str, float] = {}
     """Wall time by part: data, prefix, training, validation, total."""
     images_per_s: float | None = None
-    """Training images a second, validation and caching included."""
+    """Training images per second, including validation and caching."""
     peak_memory_mib: float | None = None
     preprocess: dict[str, Any] = {}
-    """image_size, eval_image_size, resize, interpolation, mean, std: exactly what evaluation and prediction use."""
+    """Input of the network: image_size, eval_image_size, resize, interpolation, mean, std."""
     compute: dict[str, Any] = {}
-    """What was chosen: device, precision, cache, and why."""
+    """Device, precision and caches, and why they were chosen."""
     environment: dict[str, Any] = {}
     """Versions, platform, device name and git commit."""
     weights_sha256: str | None = None
-    """Of the pretrained weights that the run started from."""
+    """SHA-256 of the pretrained weights that the run started from."""
     val: Evaluation | None = None
     test: Evaluation | None = None
     predictions: dict[str, _FileName] = {}
-    """CSV of predictions by subset (path,true,predicted[,p_<class>...]), relative to the record."""
+    """CSV file of predictions by subset (path,true,predicted[,p_<class>...]), relative to the record."""
     notes: list[str] = []
 
 
 def read_record(path: Path) -> tuple[RunRecord, Path]:
-    """The record at `path` (a run directory or a JSON file) and the file it came from. Raises RecordError or UsageError."""
+    """Read the record at a path, which is a run directory or a JSON file. Return it and its file.
+
+    Raises RecordError when it is invalid, and UsageError when it does not exist.
+    """
     file = path / "record.json" if path.is_dir() else path
     try:
         if file.exists() and not file.is_file():
-            raise RecordError(f"{file} is no regular file")
+            raise RecordError(f"{file} is not a regular file")
         text = file.read_text(encoding="utf-8")
         raw = json.loads(text)
     except FileNotFoundError:
         raise _no_record(path) from None
-    except (OSError, ValueError, RecursionError) as error:  # of numbers too long and lists too deep, too
+    except (OSError, ValueError, RecursionError) as error:  # also of long numbers and deep lists
         raise RecordError(f"cannot read {file} as JSON: {error}") from None
     if not isinstance(raw, dict):
-        raise RecordError(f"{file} holds a {type(raw).__name__}, not a record")
+        raise RecordError(f"{file} contains a {type(raw).__name__}, not a record")
     version = raw.get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise RecordError(f"{file}: schema_version {version!r} is unknown; this version reads {SCHEMA_VERSION}")
@@ -208,12 +208,12 @@ def _no_record(path: Path) -> InatFtError:
     if not path.is_dir():
         return UsageError(f"no such record: {path}")
     if (path / "config.yaml").exists():
-        return UsageError(f"the training of {path} has not ended", f"go on with it: inat-ft train --resume {path}")
-    return UsageError(f"{path} holds no record.json: is it a run directory?")
+        return UsageError(f"the training of {path} is not finished", f"resume it: inat-ft train --resume {path}")
+    return UsageError(f"{path} is not a run directory: it has no record.json")
 
 
 def write_record(record: RunRecord, file: Path) -> None:
-    """Write the record as JSON, atomically. Raises RecordError, and writes nothing, when it could not be read back."""
+    """Write a record as JSON, atomically. Raises RecordError, and writes nothing, when it is invalid."""
     text = record.model_dump_json(indent=2)
     try:
         RunRecord.model_validate_json(text, strict=True)
@@ -223,17 +223,17 @@ def write_record(record: RunRecord, file: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file atomically: a reader finds the old content or the new, never half of it."""
+    """Write a text file atomically: a reader finds either the old content or the new."""
     with atomic_write(file) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextmanager
 def atomic_write(file: Path) -> Iterator[Path]:
-    """A temporary path beside `file` that takes its place when the block ends well, and is removed when it does not.
+    """Yield a temporary path that replaces the file when the block succeeds and is removed when it fails.
 
-    An existing file keeps its mode, and a symbolic link keeps leading to its target. Raises InatFtError when the disk is
-    full or the folder cannot be written.
+    The mode of an existing file is kept, and a symbolic link is followed. Raises StorageError when the disk is full or the
+    folder is not writable.
     """
     temporary: Path | None = None
     try:
@@ -243,7 +243,7 @@ def atomic_write(file: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        with temporary.open("r+b") as written:  # Windows syncs only what may be written
+        with temporary.open("r+b") as written:  # Windows syncs only writable files
             os.fsync(written.fileno())
         temporary.chmod(stat.S_IMODE(file.stat().st_mode) if file.exists() else 0o666 & ~_umask())
         temporary.replace(file)
@@ -251,9 +251,7 @@ def atomic_write(file: Path) -> Iterator[Path]:
         cause = _disk_error(error)
         if cause is None:
             raise
-        advice = (
-            "free some space, or name another folder" if is_disk_full(cause) else "name a folder that can be written"
-        )
+        advice = "free some space, or choose another folder" if is_disk_full(cause) else "choose a writable folder"
         raise StorageError(f"cannot write {file}: {cause.strerror or cause}", advice) from error
     finally:
         if temporary is not None:
@@ -261,18 +259,13 @@ def atomic_write(file: Path) -> Iterator[Path]:
 
 
 def _disk_error(error: Exception) -> OSError | None:
-    """What the system said to whoever wrote a file: libraries have their own exceptions, and Rust names only the code."""
+    """Return the system error behind an exception: libraries wrap it, and those in Rust only name its code."""
     if isinstance(error, OSError):
         return error
     if isinstance(error.__context__, OSError):
         return error.__context__
     code = re.search(r"\(os error (\d+)\)", str(error))
     return OSError(int(code[1]), os.strerror(int(code[1]))) if code else None
-
-
-def is_disk_full(error: OSError) -> bool:
-    """Whether it is space that is missing: on the disk, in a quota, or up to a limit on the size of files."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _umask() -> int:

@@ -1,11 +1,11 @@
-"""Plugins by name, through entry points: names are read without importing anything."""
+"""Plugins in eight groups, found by name through entry points. Listing the names imports nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from inat_ft.errors import ConfigError, InatFtError, PluginError, did_you_mean
 
@@ -18,7 +18,7 @@ EXPORTERS = "inat_ft.exporters"
 SOURCES = "inat_ft.sources"
 SWEEP_BACKENDS = "inat_ft.sweep_backends"
 
-_KIND = {
+GROUPS = {
     STRATEGIES: "strategy",
     BACKBONES: "backbone",
     TRACKERS: "tracker",
@@ -28,12 +28,27 @@ _KIND = {
     SOURCES: "source",
     SWEEP_BACKENDS: "sweep backend",
 }
+"""The entry-point groups and what messages call one of their plugins."""
+_BASES = {
+    "inat_ft.strategies.base:Strategy": STRATEGIES,
+    "inat_ft.models.base:Backbone": BACKBONES,
+    "inat_ft.tracking.base:Tracker": TRACKERS,
+    "inat_ft.exporters.base:Exporter": EXPORTERS,
+    "inat_ft.metrics.base:Metric": METRICS,
+    "inat_ft.optim.base:Optimizer": OPTIMIZERS,
+    "inat_ft.data.sources.base:Source": SOURCES,
+    "inat_ft.sweeps.base:SweepBackend": SWEEP_BACKENDS,
+}
+"""The base class of each group. It is not imported here: a plugin has imported it."""
 _OURS = "inat-ft"
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """One registered name: where it comes from and what it points to, not yet imported."""
+    """A registered name: its package and the class that it points to, which is not imported yet."""
 
     group: str
     name: str
@@ -43,29 +58,39 @@ class Plugin:
 
     @property
     def is_builtin(self) -> bool:
-        """Whether it comes with inat-ft."""
+        """Whether the plugin is part of inat-ft."""
         return self.package == _OURS
 
     def __str__(self) -> str:
-        return f"{_KIND[self.group]} '{self.name}' of package '{self.package}'"
+        return f"{GROUPS[self.group]} '{self.name}' of package '{self.package}'"
 
     def load(self) -> type[Any]:
-        """Import the class. Raises PluginError naming plugin, package and cause, whatever the import raised."""
+        """Import the class.
+
+        Raises PluginError, which names the plugin, its package and the cause, when the import fails, whatever it raised,
+        and when the target is not a class, has the wrong base class or lacks a required method.
+        """
         try:
             loaded = self.entry.load()
-        except (Exception, SystemExit) as error:  # a plugin's import may raise anything at all
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self} cannot be imported from {self.target}: {type(error).__name__}: {error}",
                 f"repair or remove it: pip uninstall {self.package}",
             ) from error
         if not isinstance(loaded, type):
-            raise PluginError(f"{self} is no class: {self.target}")
+            raise PluginError(f"{self} is not a class: {self.target}")
+        bases = [base.partition(":")[2] for base, group in _BASES.items() if group == self.group]
+        if bases and _group_of(loaded) != self.group:
+            raise PluginError(f"{self} breaks the contract: {self.target} is not derived from {bases[0]}")
+        if missing := getattr(loaded, "__abstractmethods__", None):
+            methods = " and no ".join(f"{name}()" for name in sorted(missing))
+            raise PluginError(f"{self} breaks the contract: {self.target} has no {methods}")
         return loaded
 
 
 @cache
 def plugins(group: str) -> dict[str, list[Plugin]]:
-    """All plugins of a group by name, sorted; a name with several plugins is a clash that `find` reports."""
+    """Return the plugins of a group by name, sorted. `get` reports a name with several plugins as a conflict."""
     found: dict[str, set[Plugin]] = {}
     for entry in entry_points(group=group):
         package = entry.dist.name if entry.dist else "unknown package"
@@ -73,50 +98,66 @@ def plugins(group: str) -> dict[str, list[Plugin]]:
     return {name: sorted(found[name], key=lambda plugin: (plugin.package, plugin.target)) for name in sorted(found)}
 
 
-def plugin_label(group: str, loaded: type[Any]) -> str:
-    """What to call a plugin's class: `strategy 'x' of package 'y'`, by all its names, or by its module when it has none."""
-    names = [f"'{plugin.name}' of package '{plugin.package}'" for plugin in _registered_as(group, loaded)]
-    return f"{_KIND[group]} {' or '.join(names) or f'{loaded.__qualname__} of {loaded.__module__}'}"
-
-
-def _registered_as(group: str, loaded: type[Any]) -> list[Plugin]:
-    target = f"{loaded.__module__}:{loaded.__qualname__}"
-    return [plugin for claims in plugins(group).values() for plugin in claims if plugin.target == target]
-
-
-@contextmanager
-def plugin_errors(group: str, loaded: type[Any], method: str) -> Iterator[None]:
-    """Whatever a plugin's method raises becomes a PluginError naming it; this program's own errors pass."""
-    try:
-        yield
-    except (InatFtError, MemoryError):
-        raise
-    except (Exception, SystemExit) as error:
-        packages = sorted({plugin.package for plugin in _registered_as(group, loaded)} - {_OURS})
-        raise PluginError(
-            f"{plugin_label(group, loaded)} failed in {method}: {type(error).__name__}: {error}",
-            f"tell its author (where: run again with --debug), or remove it: pip uninstall {' '.join(packages)}"
-            if packages
-            else "where: run again with --debug",
-        ) from error
-
-
 def get(group: str, name: str) -> Plugin:
-    """The plugin of that name: inat-ft's own, if there is one.
+    """Return the plugin of that name. A built-in plugin takes precedence.
 
-    Raises ConfigError when unknown, PluginError when two other packages claim the name.
+    Raises ConfigError when the name is unknown, and PluginError when two other packages register it.
     """
     claims = plugins(group).get(name, [])
     ours = [plugin for plugin in claims if plugin.is_builtin]
     if len(claims) > 1 and len(ours) != 1:
         packages = ", ".join(f"'{plugin.package}'" for plugin in claims)
         raise PluginError(
-            f"the packages {packages} all bring a {_KIND[group]} '{name}'",
-            "keep one of them: pip uninstall the others",
+            f"the packages {packages} all register a {GROUPS[group]} '{name}'", "uninstall all of them but one"
         )
     if not claims:
         known = tuple(plugins(group))
         raise ConfigError(
-            f"unknown {_KIND[group]} '{name}'{did_you_mean(name, known)}", f"installed: {', '.join(known)}"
+            f"unknown {GROUPS[group]} '{name}'{did_you_mean(name, known)}", f"installed: {', '.join(known)}"
         )
     return ours[0] if ours else claims[0]
+
+
+def plugin_label(group: str, loaded: type[Any]) -> str:
+    """Return what messages call a class: `strategy 'x' of package 'y'`, with all its names, or else its module."""
+    names = [f"'{plugin.name}' of package '{plugin.package}'" for plugin in _registered_as(group, loaded)]
+    return f"{GROUPS.get(group, 'plugin')} {' or '.join(names) or f'{loaded.__qualname__} of {loaded.__module__}'}"
+
+
+def call_plugin(method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a bound method of a plugin and return its result, as in `call_plugin(strategy.adapt, net)`.
+
+    Raises PluginError, which names the plugin and the method, for every exception except the errors of inat-ft itself.
+    """
+    loaded = type(getattr(method, "__self__", None))
+    with plugin_errors(_group_of(loaded), loaded, f"{getattr(method, '__name__', method)}()"):
+        return method(*args, **kwargs)
+
+
+@contextmanager
+def plugin_errors(group: str, loaded: type[Any], method: str) -> Iterator[None]:
+    """Turn every exception inside the block into a PluginError, except the errors of inat-ft itself."""
+    try:
+        yield
+    except (InatFtError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        packages = sorted({plugin.package for plugin in _registered_as(group, loaded)} - {_OURS})
+        hint = f"report it to the author of the plugin, or remove it: pip uninstall {' '.join(packages)}\n"
+        raise PluginError(
+            f"{plugin_label(group, loaded)} failed in {method}: {type(error).__name__}: {error}",
+            f"{hint if packages else ''}for a traceback, run the command again with --debug",
+        ) from error
+
+
+def _registered_as(group: str, loaded: type[Any]) -> list[Plugin]:
+    target = _path(loaded)
+    return [plugin for claims in plugins(group).values() for plugin in claims if plugin.target == target]
+
+
+def _group_of(loaded: type[Any]) -> str:
+    return next((_BASES[_path(base)] for base in loaded.__mro__ if _path(base) in _BASES), "")
+
+
+def _path(loaded: type[Any]) -> str:
+    return f"{loaded.__module__}:{loaded.__qualname__}"

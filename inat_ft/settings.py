@@ -1,80 +1,52 @@
-"""How a YAML file, flags and `--set` become one RunConfig.
+"""Combine a YAML file, flags and `--set` into one RunConfig.
 
-Defaults < file < overrides. An override is a dotted key and a value; flags, `--set`, the local sweep and W&B's agent
-all end in the same list, so that every trial is a command line that can be pasted.
+Overrides take precedence over the file, and the file over the defaults. An override is a dotted key and a value. Flags,
+`--set` and the trials of a sweep all become overrides, so every trial can be repeated as a command line.
 """
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from inat_ft.config import RunConfig, build_backbone, build_strategy, format_validation_error
+from inat_ft.config import (
+    PLUGIN_FLAGS,
+    OptimConfig,
+    RunConfig,
+    build_backbone,
+    build_optimizer,
+    build_strategy,
+    build_tracker,
+    config_flags,
+)
 from inat_ft.errors import ConfigError, UsageError, did_you_mean
+from inat_ft.validation import format_validation_error
 from inat_ft.yaml_io import dump_yaml, parse_yaml, quote_yaml
 
 Override = tuple[str, Any]
 
 ALIASES = {
-    "mode": "strategy.name",
-    "unfreeze_from": "strategy.unfreeze_from",
-    "backbone": "model.backbone",
-    "weights": "model.weights",
-    "dropout": "model.dropout",
-    "split": "data.split",
-    "root": "data.root",
-    "image_size": "data.image_size",
-    "eval_image_size": "data.eval_image_size",
-    "resize": "data.resize",
-    "augment": "data.augment",
-    "views": "data.views",
-    "balance": "data.balance",
-    "epochs": "optim.epochs",
-    "batch_size": "optim.batch_size",
-    "lr": "optim.lr",
-    "learning_rate": "optim.lr",
-    "optimizer": "optim.optimizer",
-    "weight_decay": "optim.weight_decay",
-    "label_smoothing": "optim.label_smoothing",
-    "schedule": "optim.schedule",
-    "warmup_epochs": "optim.warmup_epochs",
-    "layer_decay": "optim.layer_decay",
-    "clip_norm": "optim.clip_norm",
-    "mixup": "optim.mixup",
-    "cutmix": "optim.cutmix",
-    "regularize": "optim.regularize",
-    "average": "optim.average",
-    "alpha": "optim.alpha",
-    "accumulate": "optim.accumulate",
-    "patience": "stop.patience",
-    "monitor": "stop.monitor",
-    "device": "compute.device",
-    "precision": "compute.precision",
-    "workers": "compute.workers",
-    "cache": "compute.cache",
-    "compile": "compute.compile",
-    "deterministic": "compute.deterministic",
-    "wandb": "track.wandb",
-}
-"""The words that people type every day, and the dotted key that each stands for."""
+    name[2:].replace("-", "_"): key for key, names, _ in config_flags() for name in names if name.startswith("--")
+} | {key.rpartition(".")[2]: key for key in PLUGIN_FLAGS}
+"""The short keys, which are the names of the flags, and the dotted key of each: `lr` is `optim.lr`."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UsageError naming the file when it is missing or holds something else."""
+    """Return the mapping in a YAML file. Raises UsageError if the file is missing or is not a mapping."""
     try:
         loaded = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"no such file: {path}", f"paths count from {Path.cwd()}") from None
+        raise UsageError(f"no such file: {path}", f"paths are relative to {Path.cwd()}") from None
     except IsADirectoryError:
-        raise UsageError(f"{path} is a folder, not a YAML file", "name the file in it") from None
+        raise UsageError(f"{path} is a folder, not a YAML file", "name a file in it") from None
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise UsageError(
-            f"{path} is not valid YAML: {where}{error.problem}", "correct that line, or quote its value"
+            f"{path} is not valid YAML: {where}{error.problem}", "fix that line, or quote its value"
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read {path} as YAML: {str(error).splitlines()[0]}") from None
@@ -86,10 +58,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_override(text: str) -> Override:
-    """`optim.lr=3e-4` as a dotted key and a value. Raises ConfigError for anything not of that form."""
+    """Split `optim.lr=3e-4` into a dotted key and a value. Raises ConfigError if the text has another form."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"override '{text}' is not of the form key=value", "for example: --set optim.lr=3e-4")
+        raise ConfigError(f"override '{text}' does not have the form key=value", "for example: --set optim.lr=3e-4")
     try:
         return expand_key(key.strip()), parse_yaml(value)
     except yaml.YAMLError as error:
@@ -100,7 +72,7 @@ def parse_override(text: str) -> Override:
 
 
 def format_override(key: str, value: Any) -> str:
-    """`key=value` that `parse_override` reads back as the same value."""
+    """Return `key=value` such that `parse_override` returns the same value."""
     if not isinstance(value, str):
         return f"{key}={json.dumps(value)}"
     try:
@@ -111,22 +83,20 @@ def format_override(key: str, value: Any) -> str:
 
 
 def expand_key(key: str) -> str:
-    """The dotted key that a word stands for. Raises ConfigError naming the nearest known one."""
+    """Return the dotted key of a short or dotted key. Raises ConfigError, with the most similar key, if it is unknown."""
     if "." in key:
         section = key.partition(".")[0]
         if section not in RunConfig.model_fields:
             raise ConfigError(f"unknown section '{section}'{did_you_mean(section, tuple(RunConfig.model_fields))}")
         return key
-    if key in ALIASES:
-        return ALIASES[key]
-    if key in ("name", "seed"):
-        return key
-    known = ("name", "seed", *ALIASES)
-    raise ConfigError(f"unknown key '{key}'{did_you_mean(key, known)}", "every key: inat-ft train --show-config")
+    if key not in ALIASES:
+        hint = "to list all keys: inat-ft train --show-config"
+        raise ConfigError(f"unknown key '{key}'{did_you_mean(key, tuple(ALIASES))}", hint)
+    return ALIASES[key]
 
 
 def load_config(file: Path | None = None, overrides: Iterable[Override] = ()) -> RunConfig:
-    """The configuration of defaults, file and overrides, in this order. Raises UsageError or PluginError."""
+    """Return the configuration from the defaults, the file and the overrides. Raises UsageError or PluginError."""
     raw = _located(read_yaml(file), file.parent) if file else {}
     for key, value in overrides:
         _assign(raw, key, value)
@@ -134,25 +104,18 @@ def load_config(file: Path | None = None, overrides: Iterable[Override] = ()) ->
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
         raise format_validation_error(error, RunConfig) from None
-    data = {key: _portable_path(path) for key in ("split", "root") if (path := getattr(config.data, key))}
-    weights = _portable_path(config.model.weights) if config.model.weights else None
-    return config.model_copy(
-        update={
-            "data": config.data.model_copy(update=data),
-            "model": config.model.model_copy(update={"weights": weights}),
-        }
-    )
+    return _map_paths(config, _portable_path)
 
 
 _PATHS = (("data", "split"), ("data", "root"), ("model", "weights"))
-"""The keys whose values are paths; weights may also be a name."""
+"""The keys with paths as values. Weights can also be a name."""
 
 
 def _located(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings of a file with its paths as they count from here.
+    """Resolve the relative paths in a file's settings, in place.
 
-    A relative path counts from the file's folder if there is something, else from the working folder. The last candidate
-    is for a run whose folder was moved: its paths lead out of a folder that is no longer beside the splits.
+    A relative path refers to the file's folder if it exists there, else to the working folder. If a run's folder was moved
+    and neither exists, the path without its `..` parts is tried.
     """
     for section, key in _PATHS:
         inner = raw.get(section)
@@ -165,30 +128,36 @@ def _located(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     return raw
 
 
-def portable(config: RunConfig, directory: Path) -> RunConfig:
-    """The configuration as it is kept in a run's directory: paths in the same project are relative to that directory.
+def _map_paths(config: RunConfig, change: Callable[[str], str]) -> RunConfig:
+    for section, key in _PATHS:
+        if path := getattr(getattr(config, section), key):
+            changed = getattr(config, section).model_copy(update={key: change(path)})
+            config = config.model_copy(update={section: changed})
+    return config
 
-    Both can then be moved together, and the run can be resumed from any working folder.
+
+def portable(config: RunConfig, directory: Path) -> RunConfig:
+    """Return the configuration for a run's directory, with the paths below the working folder relative to the directory.
+
+    The project can then be moved, and the run can be resumed from any working folder.
     """
     here, inside = Path.cwd(), directory.resolve()
-    kept: dict[str, dict[str, str]] = {}
-    for section, key in _PATHS:
-        path = getattr(getattr(config, section), key)
-        if path is None or path.startswith("~") or Path(path).is_absolute() or not Path(path).exists():
-            continue
+
+    def change(path: str) -> str:
+        if path.startswith("~") or Path(path).is_absolute() or not Path(path).exists():
+            return path
         whole = Path(os.path.abspath(path))
-        relative = inside.is_relative_to(here) and whole.is_relative_to(here)
-        kept.setdefault(section, {})[key] = (
-            Path(os.path.relpath(whole, inside)).as_posix() if relative else _portable_path(str(whole), outside=True)
-        )
-    sections = {name: getattr(config, name).model_copy(update=update) for name, update in kept.items()}
-    return config.model_copy(update=sections)
+        if inside.is_relative_to(here) and whole.is_relative_to(here):
+            return Path(os.path.relpath(whole, inside)).as_posix()
+        return _portable_path(str(whole), outside=True)
+
+    return _map_paths(config, change)
 
 
 def _portable_path(path: str, outside: bool = False) -> str:
-    """A path as a record may keep it: relative where it lies below the working folder, else with ~ for the home folder.
+    """Return a path relative to the working folder, or else with ~ for the home folder, if it is inside one of them.
 
-    outside: from another folder it would be wrong to count from the working folder.
+    outside: do not make the path relative to the working folder.
     """
     whole = expand_user(path)
     if not whole.is_absolute():
@@ -200,12 +169,12 @@ def _portable_path(path: str, outside: bool = False) -> str:
 
 
 def expand_user(path: str) -> Path:
-    """A path with `~` and `~user` replaced by a home folder. Raises ConfigError when there is no such home folder."""
+    """Replace `~` and `~user` at the start of a path. Raises ConfigError if that home folder does not exist."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
         home = path.replace("\\", "/").partition("/")[0]
-        raise ConfigError(f"{path}: there is no home folder {home}", "write the whole path, without ~") from None
+        raise ConfigError(f"{path}: there is no home folder {home}", "use an absolute path") from None
 
 
 def _home() -> Path | None:
@@ -215,13 +184,21 @@ def _home() -> Path | None:
         return None
 
 
+_KEPT: dict[str, tuple[str, ...]] = {
+    "strategy.name": (),
+    "model.backbone": ("dropout",),
+    "optim.optimizer": tuple(OptimConfig.model_fields),
+}
+"""The keys that name a plugin, and the keys of their section that do not belong to the plugin."""
+
+
 def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key. Choosing another strategy or backbone drops the options of the one before."""
+    """Set a dotted key. Another plugin removes the options of the previous one; mappings are merged."""
     *sections, last = key.split(".")
-    if key in ("strategy.name", "model.backbone"):
+    if key in _KEPT:
         before = raw.get(sections[0])
         if isinstance(before, Mapping) and before.get(last) not in (None, value):
-            raw[sections[0]] = {name: before[name] for name in ("dropout",) if name in before}
+            raw[sections[0]] = {name: before[name] for name in _KEPT[key] if name in before}
     for section in sections:
         inner = raw.get(section)
         if inner is not None and not isinstance(inner, dict):
@@ -229,17 +206,22 @@ def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
         if inner is None:
             raw[section] = inner = {}
         raw = inner
-    raw[last] = value
+    before = raw.get(last)
+    raw[last] = {**before, **value} if isinstance(before, Mapping) and isinstance(value, Mapping) else value
 
 
 def dump_config(config: RunConfig) -> str:
-    """The configuration as YAML that `--config` takes back to the same RunConfig."""
+    """Return the configuration as YAML, which `--config` reads back as the same RunConfig."""
     return dump_yaml(config.model_dump(mode="json"))
 
 
 def describe(config: RunConfig) -> list[dict[str, str]]:
-    """Every key with its value and its help, from the fields' own docstrings; plugins' options included."""
-    plugins = {"model": build_backbone(config.model), "strategy": build_strategy(config.strategy)}
+    """Return every key with its value and its documentation, including the options of plugins."""
+    plugins = {
+        "model": build_backbone(config.model),
+        "strategy": build_strategy(config.strategy),
+        "optim": build_optimizer(config.optim),
+    }
     lines = []
     for name, field in RunConfig.model_fields.items():
         value = getattr(config, name)
@@ -251,4 +233,7 @@ def describe(config: RunConfig) -> list[dict[str, str]]:
             fields |= {key: info for key, info in type(plugins[name]).model_fields.items() if key != "variant"}
         for key, info in fields.items():
             lines.append({"key": f"{name}.{key}", "value": str(getattr(value, key)), "help": info.description or ""})
+    for name, options in config.track.options.items():
+        for key, info in type(build_tracker(name, options)).model_fields.items():
+            lines.append({"key": f"track.{name}.{key}", "value": str(options[key]), "help": info.description or ""})
     return lines

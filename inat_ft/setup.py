@@ -1,6 +1,4 @@
-"""A run made ready: configuration, images, network and strategy brought together, before anything is trained."""
-
-from __future__ import annotations
+"""Prepare a run: bring configuration, images, network and strategy together before training."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,27 +9,27 @@ import torch
 from torch import Tensor
 
 from inat_ft.cache.frozen_prefix import PrefixCache
-from inat_ft.cache.loaders import EpochLoaders, TickFor, no_progress
-from inat_ft.cache.packed_images import Pixels
+from inat_ft.cache.loaders import EpochLoaders, subset_images
 from inat_ft.config import RunConfig, build_strategy
-from inat_ft.data.file_hashes import verify_hashes
 from inat_ft.data.manifest import Manifest, find_manifest, read_manifest
+from inat_ft.data.verify import verify_hashes
 from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.gradients import relative_gradient_norms
-from inat_ft.engine.loops import OnStep, StepConfig
+from inat_ft.engine.loops import OnStep, StepConfig, ignore_step
 from inat_ft.engine.plan import TrainingPlan, make_plan
 from inat_ft.errors import UsageError
 from inat_ft.images.augment import blender
 from inat_ft.models.build import Model, build_model
+from inat_ft.progress import Log, ProgressBar, ignore_log, no_progress
 from inat_ft.records import Epoch
-from inat_ft.registry import STRATEGIES, plugin_errors
+from inat_ft.registry import call_plugin
 from inat_ft.settings import expand_user
 from inat_ft.strategies.base import Strategy
 
 
 @dataclass(frozen=True)
 class Directories:
-    """Where runs and caches live."""
+    """The folders of runs and caches."""
 
     runs: Path
     cache: Path
@@ -39,21 +37,21 @@ class Directories:
 
 @dataclass(frozen=True)
 class TrainCallbacks:
-    """Who hears how a run goes on; every part may stay silent."""
+    """Functions that a run calls to report its progress. By default they do nothing."""
 
-    say: Callable[[str], None] = lambda line: None
-    """A line about what was chosen."""
-    tick_for: TickFor = no_progress
-    """Progress of a part of the work with a name."""
-    on_step: OnStep = lambda done, total, loss, accuracy: None
-    """Inside an epoch."""
+    log: Log = ignore_log
+    """Called with a line of text, such as a decision or a warning."""
+    progress: ProgressBar = no_progress
+    """Starts the progress bar of a part of the work."""
+    on_step: OnStep = ignore_step
+    """Called after each optimizer step."""
     on_epoch: Callable[[Epoch], bool | None] = lambda epoch: None
-    """After an epoch; True ends the training there and keeps the best so far."""
+    """Called after each epoch; returns True to stop training and keep the best epoch so far."""
 
 
 @dataclass
 class Setup:
-    """A run made ready: what `train` trains and `train --dry-run` shows."""
+    """A prepared run."""
 
     config: RunConfig
     manifest: Manifest
@@ -64,48 +62,53 @@ class Setup:
 
     @property
     def warnings(self) -> Sequence[str]:
-        """What the user should know before training."""
-        with plugin_errors(STRATEGIES, type(self.strategy), "remarks()"):
-            return self.strategy.warnings(self.config.optim.epochs)
+        """Warnings of the strategy."""
+        return call_plugin(self.strategy.warnings, self.config.optim.epochs)
 
 
 def prepare(config: RunConfig, load_weights: bool = True, splits: Path = Path("splits")) -> Setup:
-    """Resolve the configuration against data, weights and device. Raises an InatFtError naming what is amiss."""
+    """Prepare a run without training it. Raises an InatFtError for settings, data or weights that cannot be used.
+
+    load_weights: whether to read the pretrained weights. splits: folder in which the newest manifest is searched.
+    """
     compute = choose_compute(config.compute.device, config.compute.precision)
     split = expand_user(config.data.split) if config.data.split else find_manifest(splits)
-    manifest = read_manifest(split, expand_user(config.data.root) if config.data.root else None)
-    if len(manifest.classes) < 2:
-        raise UsageError(
-            f"{split} has a single class, {', '.join(manifest.classes)}: a classifier needs two or more",
-            "add a folder of images for another class, and split again: inat-ft split DATA",
-        )
-    for subset in ("train", "val"):
-        if not len(manifest.rows(subset)):
-            raise UsageError(f"{split} has no images in {subset}", "split again: inat-ft split DATA")
-    if len(manifest.classes) < 2:
-        raise UsageError(f"{split} has a single class, {manifest.classes[0]!r}", "split images of two or more classes")
+    manifest = _read_split(split, config)
     strategy: Strategy = build_strategy(config.strategy)
-    load = load_weights or strategy.needs_gradients
-    sizes = config.data.image_size, config.data.eval_image_size
-    model = build_model(config.model, len(manifest.classes), config.seed, sizes[0], load, sizes[1])
-    resize = {"resize": config.data.resize, "interpolation": config.data.interpolation}
-    model = replace(model, preprocess=model.preprocess.model_copy(update=resize))
+    model = _build_model(config, len(manifest.classes), load_weights or strategy.needs_gradients)
     model.net.to(compute.device).to(memory_format=torch.channels_last)
-    with plugin_errors(STRATEGIES, type(strategy), "resolve()"):
-        strategy = strategy.resolve(model.net, lambda: _gradients(model, manifest, compute))
-    with plugin_errors(STRATEGIES, type(strategy), "adapt()"):
-        net = strategy.adapt(model.net).to(compute.device)
+    strategy = call_plugin(strategy.resolve, model.net, lambda: _gradient_norms(model, manifest, compute))
+    net = call_plugin(strategy.adapt, model.net).to(compute.device)
     plan = make_plan(strategy, net, config.optim.epochs, config.optim.layer_decay)
+    data = {"split": config.data.split or split.as_posix(), "image_size": model.preprocess.image_size}
     resolved = {
-        "data": config.data.model_copy(
-            update={"split": config.data.split or split.as_posix(), "image_size": model.preprocess.image_size}
-        ),
+        "data": config.data.model_copy(update=data),
         "strategy": config.strategy.model_copy(update=strategy.model_dump(mode="json")),
     }
     return Setup(config.model_copy(update=resolved), manifest, model, strategy, plan, compute)
 
 
-def _gradients(model: Model, manifest: Manifest, compute: Compute) -> dict[str, float]:
+def _read_split(split: Path, config: RunConfig) -> Manifest:
+    manifest = read_manifest(split, expand_user(config.data.root) if config.data.root else None)
+    if len(manifest.classes) < 2:
+        raise UsageError(
+            f"{split} has a single class, {', '.join(manifest.classes)}: a classifier needs at least two",
+            "add a folder of images for another class, and split again: inat-ft split DATA",
+        )
+    for subset in ("train", "val"):
+        if not len(manifest.rows(subset)):
+            raise UsageError(f"{split} has no images in {subset}", "split again: inat-ft split DATA")
+    return manifest
+
+
+def _build_model(config: RunConfig, num_classes: int, load_weights: bool) -> Model:
+    data = config.data
+    model = build_model(config.model, num_classes, config.seed, data.image_size, load_weights, data.eval_image_size)
+    resizing = {"resize": data.resize, "interpolation": data.interpolation}
+    return replace(model, preprocess=model.preprocess.model_copy(update=resizing))
+
+
+def _gradient_norms(model: Model, manifest: Manifest, compute: Compute) -> dict[str, float]:
     rows = manifest.rows("train")
     paths = [manifest.root / manifest.paths[row] for row in rows]
     return relative_gradient_norms(model.net, paths, torch.from_numpy(manifest.labels[rows]), model.preprocess, compute)
@@ -114,44 +117,25 @@ def _gradients(model: Model, manifest: Manifest, compute: Compute) -> dict[str, 
 def make_loaders(
     setup: Setup, directories: Directories, callbacks: TrainCallbacks, pool: ThreadPoolExecutor
 ) -> EpochLoaders:
-    """What the engine is fed with. Raises DataError when image files changed since the split."""
-    config, manifest = setup.config, setup.manifest
-    hashes = verify_hashes(manifest, ("train", "val"), directories.cache, config.data.changed, callbacks.tick_for)
+    """Return the data loaders of a run. Raises DataError when image files have changed since the split."""
+    config, manifest, preprocess = setup.config, setup.manifest, setup.model.preprocess
+    hashes = verify_hashes(manifest, ("train", "val"), directories.cache, config.data.changed, callbacks.progress)
+    cache = PrefixCache(setup.plan.net, preprocess, setup.compute, directories.cache)
+    counts = _class_counts(setup)
     return EpochLoaders(
         plan=setup.plan,
-        train_pixels=_pixels(setup, "train", hashes, directories, pool),
-        val_pixels=_pixels(setup, "val", hashes, directories, pool),
-        preprocess=setup.model.preprocess,
-        prefix_cache=PrefixCache(setup.plan.net, setup.model.preprocess, setup.compute, directories.cache),
-        batch_size=config.optim.batch_size,
-        seed=config.seed,
-        augment=config.data.augment,
-        mode=config.compute.cache,
-        views=config.data.views,
-        image_weights=image_weights(setup),
-        blended=bool(config.optim.mixup or config.optim.cutmix),
-        progress=callbacks.tick_for,
-        say=callbacks.say,
+        train_pixels=subset_images(manifest, "train", hashes, cache, pool),
+        val_pixels=subset_images(manifest, "val", hashes, cache, pool),
+        prefix_cache=cache,
+        config=config,
+        image_weights=1 / counts[_train_labels(setup)] if config.data.balance == "sampler" else None,
+        progress=callbacks.progress,
+        log=callbacks.log,
     )
 
 
-def _pixels(
-    setup: Setup, subset: str, hashes: Sequence[str], directories: Directories, pool: ThreadPoolExecutor
-) -> Pixels:
-    manifest, rows, preprocess = setup.manifest, setup.manifest.rows(subset), setup.model.preprocess
-    return Pixels(
-        [manifest.root / manifest.paths[row] for row in rows],
-        [hashes[row] for row in rows],
-        torch.from_numpy(manifest.labels[rows]).to(setup.compute.device),
-        preprocess.image_size if subset == "train" else preprocess.eval_size,
-        directories.cache,
-        pool,
-        preprocess.resizing,
-    )
-
-
-def make_step_config(setup: Setup, say: Callable[[str], None]) -> StepConfig:
-    """How steps are made, with the network as it stands now as the start that l2-sp pulls to."""
+def make_step_config(setup: Setup, log: Log) -> StepConfig:
+    """Return the settings of an optimizer step. With l2-sp, the current weights are the start."""
     optim, net = setup.config.optim, setup.plan.net
     start = {}
     if optim.regularize == "l2-sp":
@@ -161,33 +145,25 @@ def make_step_config(setup: Setup, say: Callable[[str], None]) -> StepConfig:
                 now = parameter.detach()
                 at, strength = (torch.zeros_like(now), optim.sp_head) if parameter in head else (now, optim.sp_backbone)
                 start[parameter] = at.clone(), strength
+    weights, counts = None, _class_counts(setup)
+    if setup.config.data.balance == "weights":  # with a mean of 1 over the images
+        weights = (counts.sum() / (len(counts) * counts)).float().to(setup.compute.device)
     return StepConfig(
         config=optim,
-        class_weights=class_weights(setup),
+        seed=setup.config.seed,
+        class_weights=weights,
         mix=blender(optim.mixup, optim.cutmix, len(setup.manifest.classes)),
         start=start,
         compile=setup.config.compute.compile,
-        say=say,
+        log=log,
         accumulation_steps=optim.accumulate,
     )
 
 
+def _train_labels(setup: Setup) -> Tensor:
+    return torch.from_numpy(setup.manifest.labels[setup.manifest.rows("train")])
+
+
 def _class_counts(setup: Setup) -> Tensor:
-    labels = torch.from_numpy(setup.manifest.labels[setup.manifest.rows("train")])
-    return torch.bincount(labels, minlength=len(setup.manifest.classes)).clamp(min=1).double()
-
-
-def class_weights(setup: Setup) -> Tensor | None:
-    """Weights of the classes in the loss, `[C]` float32 with a mean of 1 over the images: 1 / images of the class."""
-    if setup.config.data.balance != "weights":
-        return None
-    counts = _class_counts(setup)
-    return (counts.sum() / (len(counts) * counts)).float().to(setup.compute.device)
-
-
-def image_weights(setup: Setup) -> Tensor | None:
-    """Weights with which training images are drawn, `[N]` float64: every class equally often."""
-    if setup.config.data.balance != "sampler":
-        return None
-    labels = torch.from_numpy(setup.manifest.labels[setup.manifest.rows("train")])
-    return 1 / _class_counts(setup)[labels]
+    """Return the number of training images of each class, at least 1, `[C]` float64."""
+    return torch.bincount(_train_labels(setup), minlength=len(setup.manifest.classes)).clamp(min=1).double()

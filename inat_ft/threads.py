@@ -1,4 +1,4 @@
-"""How many threads there is room for."""
+"""Threads and cores."""
 
 import os
 from collections.abc import Iterator
@@ -7,18 +7,18 @@ from contextlib import contextmanager
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def decoders(workers: int = 0) -> ThreadPoolExecutor:
-    """A pool of threads that decode images, which release Python's lock while they do; 0 is one a core."""
+    """Return a pool of threads for decoding images, which releases the GIL. 0 means one thread per core."""
     return ThreadPoolExecutor(workers or num_cores(), thread_name_prefix="decode")
 
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Keep torch from splitting small work over cores, where threads of ours do that already."""
+    """Limit torch to one thread, for code that uses a pool of threads itself."""
     import torch
 
     before = torch.get_num_threads()

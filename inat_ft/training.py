@@ -1,6 +1,4 @@
-"""One training run from configuration to run directory."""
-
-from __future__ import annotations
+"""Train one classifier, from a configuration to a run directory."""
 
 import gc
 import hashlib
@@ -12,17 +10,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from inat_ft.cache.loaders import EpochLoaders
-from inat_ft.config import RunConfig, TrackConfig
+from inat_ft.config import RunConfig
 from inat_ft.crash import write_crash
 from inat_ft.data.manifest import Manifest
 from inat_ft.engine.advice import advise
-from inat_ft.engine.checkpoint import CheckpointError, load_training, save_training
+from inat_ft.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from inat_ft.engine.device import reproducible
 from inat_ft.engine.distributed import ProcessGroup, convert_sync_layers
 from inat_ft.engine.early_stopping import EarlyStopping
@@ -34,43 +33,31 @@ from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.locks import FileLock, Timeout
 from inat_ft.models.weights import save_model
 from inat_ft.records import Epoch, Parameters, RunRecord, SplitInfo, read_record, write_record, write_text
-from inat_ft.registry import STRATEGIES, plugin_errors
+from inat_ft.registry import call_plugin
 from inat_ft.settings import dump_config, portable
 from inat_ft.setup import Directories, Setup, TrainCallbacks, make_loaders, make_step_config, prepare
 from inat_ft.threads import decoders
-from inat_ft.tracking import Tracker, tracker_for
+from inat_ft.tracking import Trackers, make_trackers
 
 __all__ = ["Directories", "Setup", "TrainCallbacks", "find_lr", "prepare", "release_memory", "split_info", "train"]
 
 
 def find_lr(config: RunConfig, directories: Directories, callbacks: TrainCallbacks | None = None) -> LRFinderResult:
-    """A learning-rate range test of what the configuration would train. Nothing is written but the caches."""
-    callbacks = callbacks or TrainCallbacks()
+    """Run a learning-rate range test of a configuration. Only the caches are written."""
     with reproducible(config.compute.deterministic), decoders(config.compute.workers) as pool:
         setup = prepare(config)
-        callbacks = _shared(setup, callbacks)
+        callbacks = _share_batches(setup, callbacks or TrainCallbacks())
         loaders = make_loaders(setup, directories, callbacks, pool)
-        step_config = make_step_config(setup, callbacks.say)
-        return lr_range_test(setup.plan.net, loaders, setup.plan, step_config, setup.compute, config.seed)
-
-
-def _shared(setup: Setup, callbacks: TrainCallbacks) -> TrainCallbacks:
-    """Make the network look at the batches of all processes; return the listener of this one, silent but for the first."""
-    process_group = setup.compute.process_group
-    left = convert_sync_layers(setup.plan.net, process_group.rows) if process_group.size > 1 else []
-    callbacks = callbacks if process_group.is_main_process else TrainCallbacks()
-    if left:
-        callbacks.say(f"warning: {', '.join(left)} looks at each process's share of a batch, not at the whole batch")
-    return callbacks
+        return lr_range_test(loaders, setup.plan, make_step_config(setup, callbacks.log), setup.compute)
 
 
 def train(
     config: RunConfig, directories: Directories, callbacks: TrainCallbacks | None = None, resume: Path | None = None
 ) -> tuple[RunRecord, Path]:
-    """Train one classifier; returns its record and its directory.
+    """Train one classifier and return its record and its directory.
 
-    resume: a run directory whose training goes on where it stopped; a finished one is returned as it is. Raises an
-    InatFtError for whatever the user can mend; the directory then holds all that is needed to go on.
+    resume: directory of an interrupted run to continue after its last finished epoch. The record of a finished run is
+    returned without training. Raises an InatFtError for problems that the user can fix; the run can then be resumed.
     """
     if resume is not None and (resume / "record.json").exists():
         return read_record(resume)[0], resume
@@ -78,73 +65,76 @@ def train(
         return _train(config, directories, callbacks or TrainCallbacks(), resume)
 
 
+def release_memory() -> None:
+    """Free the memory of the previous training. Call it between trainings in one process.
+
+    Networks that torch.fx traced contain reference cycles, which only the garbage collector frees.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _share_batches(setup: Setup, callbacks: TrainCallbacks) -> TrainCallbacks:
+    """Prepare the network for several processes; return callbacks that are silent except in the main process."""
+    process_group = setup.compute.process_group
+    if process_group.size == 1:
+        return callbacks
+    callbacks = callbacks if process_group.is_main_process else TrainCallbacks()
+    if kept := convert_sync_layers(setup.plan.net, process_group.rows):
+        callbacks.log(f"warning: {', '.join(kept)} normalizes the rows of each process separately, not the whole batch")
+    return callbacks
+
+
 def _train(
     config: RunConfig, directories: Directories, callbacks: TrainCallbacks, resume: Path | None
 ) -> tuple[RunRecord, Path]:
     started = time.perf_counter()
     setup = prepare(config)
-    process_group, callbacks = setup.compute.process_group, _shared(setup, callbacks)
-    tracker = tracker_for(config.track if process_group.is_main_process else TrackConfig())  # before there is a folder
+    process_group, callbacks = setup.compute.process_group, _share_batches(setup, callbacks)
+    trackers = make_trackers(config.track) if process_group.is_main_process else Trackers()  # may raise: before mkdir
     new = _new_directory(setup.config, directories.runs) if resume is None and process_group.is_main_process else None
     with _run_lock(Path(process_group.broadcast(resume or new)), process_group) as directory:
-        run = _Run(setup, directory, directories, callbacks, tracker, started)
+        run = _Run(setup, directory, directories, callbacks, trackers, started)
         record = None
-        for info in setup.warnings:
-            callbacks.say(f"warning: {info}")
-        tracker.start(setup.config, directory.name, directory)
+        for warning in setup.warnings:
+            callbacks.log(f"warning: {warning}")
         try:
             record = run.train()
-        except BaseException as stop:
-            if (directory / "resume.pt").exists() and not isinstance(stop, CheckpointError):
-                stop.add_note(f"go on: inat-ft train --resume {directory}")
-            if isinstance(stop, Exception):
-                write_crash(stop, directory)
+        except BaseException as error:
+            if (directory / "resume.pt").exists() and not isinstance(error, CheckpointError):
+                error.add_note(f"resume: inat-ft train --resume {directory}")
+            if isinstance(error, Exception):
+                write_crash(error, directory)
             raise
         finally:
-            if said := tracker.finish(record):
-                callbacks.say(said)
+            for line in trackers.finish(record):
+                callbacks.log(line)
         return record, directory
 
 
-def release_memory() -> None:
-    """Free what the training before this one held; to be called in between by who trains many in one process.
-
-    Its stages, traced by torch.fx, refer to themselves, so that they would stay until Python looks for such circles. What
-    survives is not looked through again: each time costs the new objects only.
-    """
-    gc.collect()
-    gc.freeze()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def _new_directory(config: RunConfig, runs: Path) -> Path:
-    """A directory that holds no run yet, under the run's name or a new name made from backbone and strategy."""
+    """Create the directory of a new run. Without a name, it is called after backbone and strategy, with a number."""
     runs.mkdir(parents=True, exist_ok=True)
-    if config.name:
-        directory = runs / config.name
+    stem = f"{config.model.backbone.replace(':', '-')}-{config.strategy.name}"
+    for number in count(1):
+        directory = runs / (config.name or f"{stem}-{number}")
         try:
             directory.mkdir()
+            return directory
         except FileExistsError:
-            if not _is_unused(directory):
+            if config.name and _is_unused(directory):
+                return directory
+            if config.name:
                 raise UsageError(
-                    f"the run {directory} exists already",
-                    f"choose another --name, or go on with it: inat-ft train --resume {directory}",
+                    f"the run {directory} already exists",
+                    f"choose another --name, or resume it: inat-ft train --resume {directory}",
                 ) from None
-        return directory
-    stem = f"{config.model.backbone.replace(':', '-')}-{config.strategy.name}"
-    number = 1
-    while True:
-        try:
-            (runs / f"{stem}-{number}").mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return runs / f"{stem}-{number}"
+    raise AssertionError
 
 
 def _is_unused(directory: Path) -> bool:
-    """Whether nothing is there but what a run writes before its first epoch is over."""
+    """Return whether a directory holds only what a run writes before its first checkpoint."""
     return directory.is_dir() and all(
         path.name in ("config.yaml", "crash.txt", "wandb") or path.name.startswith(".") for path in directory.iterdir()
     )
@@ -152,6 +142,7 @@ def _is_unused(directory: Path) -> bool:
 
 @contextmanager
 def _run_lock(directory: Path, process_group: ProcessGroup) -> Iterator[Path]:
+    """Lock a run directory in the main process. Raises BusyError while another process trains it."""
     if not process_group.is_main_process:
         yield directory
         return
@@ -161,9 +152,9 @@ def _run_lock(directory: Path, process_group: ProcessGroup) -> Iterator[Path]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise BusyError(f"another process is training {directory} right now", "wait until it has finished") from None
+        raise BusyError(f"another process is training {directory}", "wait until it has finished") from None
     except InatFtError:
-        with suppress(OSError):  # a directory that was made for this run is empty: nothing stays behind
+        with suppress(OSError):  # leave no empty directory behind
             (directory / ".lock").unlink(missing_ok=True)
             directory.rmdir()
         raise
@@ -179,100 +170,80 @@ class _Run:
     directory: Path
     directories: Directories
     callbacks: TrainCallbacks
-    tracker: Tracker
+    trackers: Trackers
     started: float
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process writes files."""
         return self.setup.compute.process_group.is_main_process
 
     def train(self) -> RunRecord:
-        setup, config = self.setup, self.setup.config.model_copy(update={"name": self.directory.name})
+        setup, callbacks = self.setup, self.callbacks
+        config = setup.config.model_copy(update={"name": self.directory.name})
         if self.is_main:
             write_text(self.directory / "config.yaml", dump_config(portable(config, self.directory)))
+        file, identity = self.directory / "resume.pt", self._identity(config)
         with decoders(config.compute.workers) as pool:
-            with self._timed("checking"):
-                loaders = make_loaders(setup, self.directories, self.callbacks, pool)
+            start = time.perf_counter()
+            loaders = make_loaders(setup, self.directories, callbacks, pool)
+            self.seconds["checking"] = time.perf_counter() - start
             stop = config.stop
-            training = TrainState(EarlyStopping(stop.patience, stop.min_delta, stop.monitor))
-            file, identity = self.directory / "resume.pt", self._identity(config)
-            net, plan = setup.plan.net, setup.plan
-            step_config = make_step_config(setup, self.callbacks.say)  # before the checkpoint: it remembers the start
-            load_training(file, training, net, plan, config.optim, identity)
-            with self._timed("training"):
-                callbacks, compute = self.callbacks, setup.compute
-                save = partial(self._save, file, identity)
-                fit(
-                    net,
-                    loaders,
-                    plan,
-                    step_config,
-                    compute,
-                    config.seed,
-                    training,
-                    callbacks.on_step,
-                    self._on_epoch,
-                    save,
-                )
-        return self._finish(config, training, loaders)
+            state = TrainState(EarlyStopping(stop.patience, stop.min_delta, stop.monitor))
+            step_config = make_step_config(setup, callbacks.log)  # before the weights are loaded: l2-sp needs the start
+            load_checkpoint(file, state, setup.plan, config.optim, identity)
+            self.trackers.start(config, self.directory.name, self.directory, state.history)
+            start, save = time.perf_counter(), partial(self._save, file, identity)
+            fit(loaders, setup.plan, step_config, setup.compute, state, callbacks.on_step, self._on_epoch, save)
+            self.seconds["training"] = time.perf_counter() - start
+        return self._finish(config, state, loaders)
 
     def _on_epoch(self, epoch: Epoch) -> bool | None:
-        self.tracker.log(epoch)
+        self.trackers.log(epoch)
         return self.callbacks.on_epoch(epoch)
 
     def _identity(self, config: RunConfig) -> str:
-        """Of all that the run's numbers depend on."""
-        accumulation_steps = config.model_dump(
-            mode="json", include={"seed", "data", "model", "strategy", "optim", "stop"}
-        )
-        accumulation_steps["data"].pop("split"), accumulation_steps["data"].pop("root")
-        whole = [accumulation_steps, self.setup.manifest.fingerprint, self.setup.model.weights_sha256]
-        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+        """Return a hash of everything that decides the numbers of the run."""
+        settings = config.model_dump(mode="json", include={"seed", "data", "model", "strategy", "optim", "stop"})
+        settings["data"].pop("split"), settings["data"].pop("root")
+        content = [settings, self.setup.manifest.fingerprint, self.setup.model.weights_sha256]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def _save(self, file: Path, identity: str, training: TrainState) -> None:
-        if not self.is_main:
-            return
-        save_training(file, training, self.setup.plan.net, self.setup.plan, identity)
-        lines = (epoch.model_dump_json() for epoch in training.history)
-        write_text(self.directory / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
-
-    def _finish(self, config: RunConfig, training: TrainState, loaders: EpochLoaders) -> RunRecord:
-        trained = self.setup.plan.num_trainable  # counted while adapters, if any, are still there
-        with plugin_errors(STRATEGIES, type(self.setup.strategy), "merge()"):
-            self.setup.strategy.merge(self.setup.plan.net)
+    def _save(self, file: Path, identity: str, state: TrainState) -> None:
         if self.is_main:
-            self._write_results(config, training, loaders)
+            save_checkpoint(file, state, self.setup.plan, identity)
+            lines = (f"{epoch.model_dump_json()}\n" for epoch in state.history)
+            write_text(self.directory / "metrics.jsonl", "".join(lines))
+
+    def _finish(self, config: RunConfig, state: TrainState, loaders: EpochLoaders) -> RunRecord:
+        trained = self.setup.plan.num_trainable  # before merge() removes adapters
+        call_plugin(self.setup.strategy.merge, self.setup.plan.net)
+        if self.is_main:
+            self._write_results(config, state, loaders)
         self.seconds["total"] = time.perf_counter() - self.started
-        record = self._record(config, training, loaders, trained)
+        record = self._record(config, state, loaders, trained)
         if self.is_main:
             write_record(record, self.directory / "record.json")
         return record
 
-    def _write_results(self, config: RunConfig, training: TrainState, loaders: EpochLoaders) -> None:
-        setup, manifest = self.setup, self.setup.manifest
-        rows = manifest.rows("val")
-        assert training.best_logits is not None
-        probabilities = training.best_logits.double().softmax(1).numpy()
-        predictions = from_probabilities(
-            manifest.classes,
-            [manifest.paths[row] for row in rows],
-            loaders.val_pixels.hashes,
-            manifest.labels[rows],
-            probabilities,
-        )
-        if np.isfinite(probabilities).all():  # else the run has said that the network's output is not finite
+    def _write_results(self, config: RunConfig, state: TrainState, loaders: EpochLoaders) -> None:
+        manifest, rows = self.setup.manifest, self.setup.manifest.rows("val")
+        assert state.best_logits is not None
+        probabilities = state.best_logits.double().softmax(1).numpy()
+        paths, hashes = [manifest.paths[row] for row in rows], loaders.val_pixels.hashes
+        predictions = from_probabilities(manifest.classes, paths, hashes, manifest.labels[rows], probabilities)
+        if np.isfinite(probabilities).all():  # otherwise a warning was logged
             write_predictions(self.directory / "predictions-val.csv", predictions)
-        save_model(
-            self.directory / "model.safetensors", setup.plan.net, config, setup.model.preprocess, manifest.classes
-        )
+        preprocess = self.setup.model.preprocess
+        save_model(self.directory / "model.safetensors", self.setup.plan.net, config, preprocess, manifest.classes)
 
-    def _record(self, config: RunConfig, training: TrainState, loaders: EpochLoaders, trained: int) -> RunRecord:
+    def _record(self, config: RunConfig, state: TrainState, loaders: EpochLoaders, trained: int) -> RunRecord:
         setup, manifest = self.setup, self.setup.manifest
-        best = training.history[training.best_epoch - 1]
+        best = state.history[state.best_epoch - 1]
         total = sum(parameter.numel() for parameter in setup.plan.net.parameters())
-        trained_images = len(training.history) * len(manifest.rows("train"))
+        num_images = len(state.history) * len(manifest.rows("train"))
+        has_predictions = (self.directory / "predictions-val.csv").exists()
         return RunRecord(
             name=self.directory.name,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -281,12 +252,12 @@ class _Run:
             config=config.model_dump(mode="json"),
             seed=config.seed,
             split=split_info(manifest, self.directory),
-            history=training.history,
-            best_epoch=training.best_epoch,
-            stopped_early=bool(training.stop_reason),
+            history=state.history,
+            best_epoch=state.best_epoch,
+            stopped_early=bool(state.stop_reason),
             parameters=Parameters(total=total, trained=trained),
             seconds={part: round(seconds, 3) for part, seconds in self.seconds.items()},
-            images_per_s=round(trained_images / self.seconds["total"], 2),
+            images_per_s=round(num_images / self.seconds["total"], 2),
             peak_memory_mib=peak_memory_mib(setup.compute.device),
             preprocess=setup.model.preprocess.model_dump(mode="json"),
             compute={
@@ -297,22 +268,14 @@ class _Run:
             },
             environment=environment(setup.compute),
             weights_sha256=setup.model.weights_sha256,
-            predictions={"val": file.name} if (file := self.directory / "predictions-val.csv").exists() else {},
-            optimizer_steps=training.steps,
-            advice=advise(training.history, training.steps, bool(training.stop_reason)),
+            predictions={"val": "predictions-val.csv"} if has_predictions else {},
+            optimizer_steps=state.steps,
+            advice=advise(state.history, state.steps, bool(state.stop_reason)),
         )
-
-    @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[part] = time.perf_counter() - started
 
 
 def split_info(manifest: Manifest, directory: Path) -> SplitInfo:
-    """What a record says of the data; paths are relative to the run's directory, so that both can move together."""
+    """Return the entry of a record about its split. The path is relative to the run, so that both can be moved."""
     subsets = [subset for subset in ("train", "val", "test") if len(manifest.rows(subset))]
     return SplitInfo(
         manifest=Path(os.path.relpath(manifest.path.resolve(), directory.resolve())).as_posix(),

@@ -1,7 +1,7 @@
-"""YAML as inat-ft reads and writes it: the core schema of YAML 1.2, in one loader and one dumper.
+"""Read and write YAML with the core schema of YAML 1.2.
 
-PyYAML follows YAML 1.1, where `064` is 52, `12:30:45` is 45045 and `no` is false. In the core schema of YAML 1.2 they are
-64 and two texts. The loader also refuses what no configuration needs: duplicate keys and aliases that expand without limit.
+PyYAML implements YAML 1.1, where `064` is 52, `12:30:45` is 45045 and `no` is false. In the core schema of YAML 1.2 they are
+the number 64 and two strings. The loader also rejects duplicate keys and aliases that expand to very large documents.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import yaml
 
 _MAX_NODES = 100_000
-"""Values in a document, every alias counted as often as it is used."""
+"""Values in a document, including each use of an alias."""
 _MAX_DEPTH = 50
 _MAX_DIGITS = 1000
 """Characters of a number."""
@@ -28,11 +28,11 @@ _SCALARS = {
     ),
     "merge": (re.compile(r"<<"), ["<"]),
 }
-"""Plain text that is not a string: its pattern and the characters that it may start with."""
+"""The types of unquoted scalars other than strings: a pattern, and the first characters."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Read YAML 1.2's core schema. Raises yaml.MarkedYAMLError for all that it refuses."""
+    """Read YAML 1.2. Raises yaml.MarkedYAMLError for unsupported input."""
 
     yaml_constructors: ClassVar[dict[str | None, Any]] = {
         f"{_TAG}{kind}": yaml.SafeLoader.yaml_constructors[f"{_TAG}{kind}"] for kind in ("str", "seq", "map")
@@ -60,19 +60,19 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != f"{_TAG}merge":
                 value = self.construct_object(key)
                 if value in seen:
-                    raise _refusal(key, f"the key '{key.value}' stands twice in one mapping")
+                    raise _refusal(key, f"the key '{key.value}' is a duplicate")
                 seen.add(value)
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Write what `_Loader` reads back unchanged. Text that YAML 1.1 or 1.2 takes for anything else is quoted."""
+    """Write YAML that `_Loader` reads back unchanged. Strings that would be read as another type are quoted."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def represent_text(self, text: str) -> Any:
-        """Text in double quotes if it has line breaks that PyYAML would otherwise turn into others."""
+        """Use double quotes for line breaks that PyYAML would otherwise change."""
         style = '"' if _BREAKS.search(text) else None
         return self.represent_scalar(f"{_TAG}str", text, style)
 
@@ -81,7 +81,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def _scalar(loader: _Loader, node: Any) -> Any:
-    """The number, boolean or null of a scalar whose tag was resolved or written out, as in `!!int 3`."""
+    """Return the number, boolean or null of a scalar with a resolved or an explicit tag, such as `!!int 3`."""
     text, kind = loader.construct_scalar(node), node.tag.removeprefix(_TAG)
     if not _SCALARS[kind][0].fullmatch(text):
         raise _refusal(node, f"'{text}' is not of the type {kind}")
@@ -103,11 +103,11 @@ def _refusal(node: Any, problem: str) -> yaml.MarkedYAMLError:
 
 
 def _count(node: Any, sizes: dict[int, int]) -> int:
-    """The number of values in a node with its aliases expanded. Raises MarkedYAMLError when they are too many."""
+    """Return the number of values in a node with its aliases expanded. Raises MarkedYAMLError above the limit."""
     key = id(node)
     if key in sizes:
         if not sizes[key]:
-            raise _refusal(node, "an alias refers to the value that it stands in")
+            raise _refusal(node, "an alias refers to the value that contains it")
         return sizes[key]
     sizes[key] = 0
     inner = node.value if isinstance(node, yaml.CollectionNode) else ()
@@ -119,7 +119,7 @@ def _count(node: Any, sizes: dict[int, int]) -> int:
     return total
 
 
-_Loader.yaml_implicit_resolvers = {}  # a subclass would take over those of YAML 1.1
+_Loader.yaml_implicit_resolvers = {}  # otherwise those of YAML 1.1 are inherited
 for _kind, (_pattern, _first) in _SCALARS.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(f"(?:{_pattern.pattern})$"), _first)
@@ -129,15 +129,15 @@ _Loader.add_constructor(None, _unknown)
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text. Raises yaml.YAMLError, a yaml.MarkedYAMLError where a line can be named."""
+    """Return the value of a YAML text. Raises yaml.YAMLError, which is a MarkedYAMLError if it has a line number."""
     return yaml.load(text, _Loader)
 
 
 def dump_yaml(value: Any) -> str:
-    """A value of plain Python types as YAML that `parse_yaml` reads back unchanged; keys keep their order."""
+    """Return a value of plain Python types as YAML that `parse_yaml` reads back unchanged, in the order of its keys."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def quote_yaml(text: str) -> str:
-    """A text in quotes, on one line, as `parse_yaml` reads it back."""
+    """Return a string in quotes, on one line, that `parse_yaml` reads back unchanged."""
     return str(yaml.dump(text, Dumper=_Dumper, default_style='"', allow_unicode=True, width=math.inf)).rstrip("\n")

@@ -1,7 +1,8 @@
 """A loopback server that speaks enough of W&B's protocol for the real client: runs, files, sweeps, agents.
 
 `FakeWandb()` is a context manager; `runs[id]` has config, history, summary, exit and files; `sweeps[id]` the file it was
-made from. `points` are given out by the agents' heartbeats, one each, and then `exit`.
+made from. The agents' heartbeats get one of the `points` each, and then `exit`. With `stop_after`, runs are stopped as on
+their page after that many epochs.
 """
 
 import json
@@ -26,6 +27,7 @@ class FakeWandb:
         self.operations: list[str] = []
         self.lock = threading.Lock()
         self.down = False
+        self.stop_after: int | None = None
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
@@ -52,7 +54,7 @@ class FakeWandb:
     def run(self, id: str) -> dict[str, Any]:
         return self.runs.setdefault(id, {"config": {}, "history": [], "summary": {}, "exit": None, "files": {}})
 
-    def stream(self, id: str, sent: dict[str, Any]) -> None:
+    def stream(self, id: str, sent: dict[str, Any]) -> dict[str, Any]:
         with self.lock:
             run = self.run(id)
             for name, part in (sent.get("files") or {}).items():
@@ -60,11 +62,13 @@ class FakeWandb:
                     [json.loads(line) for line in part["content"]] if name.endswith(("jsonl", "summary.json")) else []
                 )
                 if name == "wandb-history.jsonl":
-                    run["history"] += lines
+                    offset = part["offset"]  # as the real server: the lines take their places
+                    run["history"][offset : offset + len(lines)] = lines
                 elif name == "wandb-summary.json":
                     run["summary"] |= lines[-1]
             if sent.get("complete"):
                 run["exit"] = sent.get("exitcode")
+            return run
 
     def graphql(self, asked: dict[str, Any]) -> dict[str, Any]:
         found = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
@@ -88,6 +92,27 @@ class FakeWandb:
         bucket = {"id": id, "name": id, "displayName": values.get("displayName") or id, "config": "{}"}
         more = {"project": _PLACE, "historyLineCount": 0, "sweepName": run["sweep"]}
         return {"upsertBucket": {"bucket": bucket | more, "inserted": True}}
+
+    def on_RunResumeStatus(self, values: dict[str, Any]) -> dict[str, Any]:
+        run = self.runs.get(values["name"])
+        if run is None:
+            return {"model": {"id": "p1", "name": "proj", "entity": _PLACE["entity"], "bucket": None}}
+        bucket = {
+            "id": values["name"],
+            "name": values["name"],
+            "summaryMetrics": json.dumps(run["summary"]),
+            "displayName": values["name"],
+            "logLineCount": 0,
+            "historyLineCount": len(run["history"]),
+            "eventsLineCount": 0,
+            "historyTail": json.dumps([json.dumps(row) for row in run["history"][-1:]]),
+            "eventsTail": "[]",
+            "config": json.dumps(run["config"]),
+            "tags": [],
+            "notes": None,
+            "wandbConfig": json.dumps({"t": 1}),
+        }
+        return {"model": {"id": "p1", "name": "proj", "entity": _PLACE["entity"], "bucket": bucket}}
 
     def on_CreateRunFiles(self, values: dict[str, Any]) -> dict[str, Any]:
         run = values.get("run") or values.get("runName")
@@ -153,8 +178,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.fake.down:
             return self.answer({}, 503)
         if self.path.endswith("/file_stream"):
-            self.fake.stream(self.path.split("/")[-2], json.loads(content))
-            return self.answer({"exitcode": None, "limits": {}})
+            run = self.fake.stream(self.path.split("/")[-2], json.loads(content))
+            stopped = self.fake.stop_after is not None and len(run["history"]) >= self.fake.stop_after
+            return self.answer({"exitcode": None, "limits": {}, "stopped": stopped})
         if self.path != "/graphql":
             return self.answer({})
         if not self.fake.allowed(self.headers):

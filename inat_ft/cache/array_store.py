@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inat_ft.errors import DataError
+from inat_ft.errors import DataError, is_disk_full
 from inat_ft.locks import FileLock
-from inat_ft.records import is_disk_full, write_text
+from inat_ft.progress import ProgressFn
+from inat_ft.records import write_text
 from inat_ft.text import format_bytes
 
 _DIGEST = 32
@@ -61,10 +62,10 @@ class Store:
                 found.append(position)
         return found
 
-    def ensure(self, hashes: Sequence[str], make: Make, tick: Callable[[int, int], None]) -> int:
+    def ensure(self, hashes: Sequence[str], make: Make, progress: ProgressFn) -> int:
         """Make the missing rows; returns how many those were.
 
-        tick(done, total) counts the rows made. Raises DataError when the disk is or would become full.
+        progress(done, total) counts the rows made. Raises DataError when the disk is or would become full.
         """
         if not self.missing(hashes):
             return 0
@@ -74,10 +75,10 @@ class Store:
                 held.enter_context(FileLock(self.folder / "lock"))
             missing = self.missing(hashes)  # another process may have made some meanwhile
             if missing:
-                self._make(missing, hashes, make, tick)
+                self._make(missing, hashes, make, progress)
         return len(missing)
 
-    def _make(self, missing: list[int], hashes: Sequence[str], make: Make, tick: Callable[[int, int], None]) -> None:
+    def _make(self, missing: list[int], hashes: Sequence[str], make: Make, progress: ProgressFn) -> None:
         need, free = len(missing) * self.row_bytes, shutil.disk_usage(self.folder).free
         if need > free:
             raise DataError(
@@ -100,7 +101,7 @@ class Store:
                     digests = (bytes.fromhex(hashes[position]) for position in missing[made : made + len(block)])
                     _write(index, memoryview(b"".join(digests)))
                     made += len(block)
-                    tick(made, len(missing))
+                    progress(made, len(missing))
                 os.fsync(index)
             finally:
                 os.close(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from inat_ft.cache.array_store import Store, open_store
 from inat_ft.data.batches import ImageFiles, StoredRows
 from inat_ft.images.decode import PIXELS_VERSION
 from inat_ft.images.resizing import SQUASH, Resizing
+from inat_ft.progress import ProgressFn
 
 _BLOCK = 128
 
@@ -56,7 +57,7 @@ class Pixels:
         """Whether every image is in the packed cache."""
         return not self.store.missing(self.hashes)
 
-    def packed(self, tick: Callable[[int, int], None]) -> StoredRows:
+    def packed(self, progress: ProgressFn) -> StoredRows:
         """The images from the packed cache, which is completed first. Raises DataError when the disk is full."""
         files = self.files()
 
@@ -64,7 +65,7 @@ class Pixels:
             for start in range(0, len(missing), _BLOCK):
                 yield files.rows(torch.tensor(missing[start : start + _BLOCK])).numpy()
 
-        self.store.ensure(self.hashes, make, tick)
+        self.store.ensure(self.hashes, make, progress)
         return StoredRows(*self.store.read(self.hashes))
 
 

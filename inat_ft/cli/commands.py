@@ -15,7 +15,7 @@ COMMANDS = {
     "eval": ("evaluate:evaluate", "Evaluate a run on the test set: metrics with intervals, figures, predictions."),
     "compare": ("compare:compare", "Compare classifiers on their test images: intervals, paired tests, one sentence."),
     "predict": ("predict:predict", "Predict the classes of images that have no labels."),
-    "export": ("export:export", "Write a trained network as ONNX and check it against PyTorch."),
+    "export": ("export:export", "Write a trained network as ONNX or another format, and compare it with PyTorch."),
     "record": ("record:app", "Make a record from another program's results, for `inat-ft compare`."),
     "strategies": ("strategies:strategies", "List the installed strategies, or the options of one."),
     "cache": ("cache:cache", "List the caches with their sizes, or clear them."),

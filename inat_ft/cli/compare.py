@@ -10,7 +10,6 @@ from inat_ft.cli import options, render
 
 if TYPE_CHECKING:
     from inat_ft.evaluation.compare import Comparison
-    from inat_ft.evaluation.pairwise import PairwiseResult
     from inat_ft.evaluation.tables import Column
 
 _MAX_NOTES = 12
@@ -53,7 +52,9 @@ def compare(
 
         write_report(found, html)
     if json:
-        render.echo_json(_as_json(found))
+        from inat_ft.evaluation.tables import as_dict
+
+        render.echo_json(as_dict(found))
     else:
         _show(found)
         if html is not None:
@@ -104,44 +105,3 @@ def _show_table(found: "Comparison", title: str, columns: "Sequence[Column[Any]]
         right=[names[column] for column in shown if column.numeric],
         drop=[names[column] for column in dropped],
     )
-
-
-def _as_json(found: "Comparison") -> dict[str, Any]:
-    from inat_ft.evaluation.tables import CANDIDATE_COLUMNS
-
-    return {
-        "metric": found.metric,
-        "reference": found.reference,
-        "sentence": found.summary,
-        "entries": [
-            {
-                **{column.key: column.value(candidate) for column in CANDIDATE_COLUMNS},
-                "records": [file.as_posix() for file in candidate.files],
-                "score": candidate.score.model_dump() if candidate.score else None,
-                "deviation": candidate.std,
-                "remarks": [caveat.text for caveat in candidate.caveats],
-            }
-            for candidate in found.candidates
-        ],
-        "pairs": [_pair_as_json(pair) for pair in found.pairs],
-        "remarks": found.remarks,
-        "margin": found.margin,
-    }
-
-
-def _pair_as_json(pair: "PairwiseResult") -> dict[str, Any]:
-    return {
-        "first": pair.first,
-        "second": pair.second,
-        "difference": pair.difference.__dict__ if pair.difference else None,
-        "p": pair.p,
-        "p_holm": pair.p_holm,
-        "only_first": pair.n_first_only,
-        "only_second": pair.n_second_only,
-        "agreement": pair.agreement,
-        "same": pair.equivalent,
-        "reason": pair.not_comparable and pair.not_comparable.json_name,
-        "obstacle": pair.not_comparable.text if pair.not_comparable else "",
-        "different_images": pair.different_data,
-        "is_real": pair.is_significant,
-    }

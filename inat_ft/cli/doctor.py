@@ -1,4 +1,4 @@
-"""`inat-ft doctor`: whether this machine has what a run needs."""
+"""`inat-ft doctor`: check what a run needs."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from inat_ft.cli import options, render
 def doctor(
     runs_dir: options.RunsDir = Path("runs"), cache_dir: options.CacheDir = None, json: options.Json = False
 ) -> None:
-    """Look at versions, device, folders, weights and plugins, and say what to do; exit code 1 when runs would fail.
+    """Check versions, device, folders, weights and plugins, and show what to do. The exit code is 1 if runs would fail.
 
     [dim]inat-ft doctor[/dim]
     """

@@ -55,9 +55,9 @@ def evaluate(
     from inat_ft.evaluation.evaluate import evaluate_run
     from inat_ft.evaluation.predict import InferenceConfig
 
-    with render.progress(f"evaluating on {subset}") as tick:
+    with render.progress(f"evaluating on {subset}") as progress:
         inference = InferenceConfig(device, precision, tta, image_size)
-        found = evaluate_run(run, subset, inference, root=root, cam=cam, tick=tick)
+        found = evaluate_run(run, subset, inference, root=root, cam=cam, progress=progress)
     for error in found.errors:
         render.warn(f"{error.message}; skipped")
     if json:

@@ -1,4 +1,4 @@
-"""`inat-ft export`: write a trained network for programs without PyTorch."""
+"""`inat-ft export`: write a trained network for other programs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,20 +10,31 @@ from inat_ft.cli import options, render
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
-    out: Annotated[Path | None, typer.Option(help="The file to write.", show_default="RUN/model.onnx")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write.", show_default="RUN/model with the format's suffix")
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="onnx, torch-export, or the name of a plugin.", show_default="the suffix of --out decides, else onnx"
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
-    """Export a trained network as ONNX, with normalization and class names, and check it against PyTorch.
+    """Export a trained network, with normalization and class names, and compare its output with PyTorch.
 
     The weights are also in RUN/model.safetensors, which loads into the original torchvision model.
 
     [dim]inat-ft export runs/resnet50-head-1 --out model.onnx[/dim]
+    [dim]inat-ft export runs/resnet50-head-1 --format torch-export[/dim]
     """
-    from inat_ft.exporters.onnx import export_onnx
+    from inat_ft.exporters import export_run
 
-    file = out or run / "model.onnx"
-    error = export_onnx(run, file)
+    done = export_run(run, out, format)
     if json:
-        render.echo_json({"file": file.as_posix(), "largest_difference": error})
+        render.echo_json({"file": done.file.as_posix(), "largest_difference": done.largest_difference})
     else:
-        render.echo(f"{file}: with onnxruntime, probabilities differ from PyTorch by at most {error:.1e}")
+        render.echo(
+            f"{done.file}: format {done.format}; probabilities differ from PyTorch's by at most "
+            f"{done.largest_difference:.1e}"
+        )

@@ -1,4 +1,4 @@
-"""`inat-ft fetch`: bring a data set here."""
+"""`inat-ft fetch`: download a data set, or write an embedded one."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,20 +10,20 @@ from inat_ft.cli import options, render
 
 def fetch(
     name: Annotated[
-        Literal["inat12k", "digits"], typer.Argument(help="inat12k (3.8 GB download) or digits (embedded).")
+        Literal["inat12k", "digits"], typer.Argument(help="inat12k (3.8 GB download) or digits (no download).")
     ],
-    to: Annotated[Path, typer.Option(help="Folder to put it in; made when it is not there.")] = Path("data"),
+    to: Annotated[Path, typer.Option(help="Folder of the data set; created if it does not exist.")] = Path("data"),
     url: Annotated[
         str | None,
-        typer.Option(help="Fetch inat12k from a mirror, not from W&B's public bucket.", show_default=False),
+        typer.Option(help="Address of a mirror of the inat12k archive.", show_default="W&B's public bucket"),
     ] = None,
     sha256: Annotated[
-        str | None, typer.Option(help="Check the archive against this hash (64 hex digits).", show_default=False)
+        str | None, typer.Option(help="Expected SHA-256 of the archive, 64 hexadecimal digits.", show_default=False)
     ] = None,
-    keep_archive: Annotated[bool, typer.Option("--keep-archive", help="Do not remove the archive afterwards.")] = False,
+    keep_archive: Annotated[bool, typer.Option("--keep-archive", help="Keep the archive after unpacking it.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Fetch a data set. An interrupted download goes on where it stopped; a complete data set is left as it is.
+    """Fetch a data set. An interrupted download is resumed; a complete data set is not fetched again.
 
     [dim]inat-ft fetch inat12k --to data/[/dim]
     """
@@ -33,7 +33,7 @@ def fetch(
     if name == "digits":
         if url or sha256 or keep_archive:
             raise UsageError(
-                "the digits are embedded: there is no archive to fetch", "leave out --url, --sha256, --keep-archive"
+                "the digits are not downloaded: there is no archive", "remove --url, --sha256 and --keep-archive"
             )
         done = datasets.fetch_digits(to)
     else:
@@ -42,8 +42,8 @@ def fetch(
             datasets.INAT12K_URL if url is None else url,
             sha256=sha256,
             keep_archive=keep_archive,
-            say=render.info,
-            tick_for=render.progress,
+            log=render.info,
+            progress=render.progress,
         )
     if done.warning:
         render.warn(done.warning)

@@ -8,7 +8,7 @@ import typer
 from inat_ft.cli import options, render
 
 if TYPE_CHECKING:
-    from inat_ft.evaluation.inference import ImagePrediction
+    from inat_ft.evaluation.inference import Prediction
 
 _SHOWN = 30
 
@@ -44,8 +44,8 @@ def predict(
     from inat_ft.evaluation.inference import predict_images, write_csv
     from inat_ft.evaluation.predict import InferenceConfig
 
-    with render.progress("predicting") as tick:
-        answers, problems = predict_images(run, images, InferenceConfig(device, precision, tta, image_size), tick)
+    with render.progress("predicting") as progress:
+        answers, problems = predict_images(run, images, InferenceConfig(device, precision, tta, image_size), progress)
     for problem in problems:
         render.warn(f"{problem.message}; skipped")
     if not answers:
@@ -64,7 +64,7 @@ def predict(
         render.echo(f"predictions: {out}")
 
 
-def _as_json(answer: "ImagePrediction", top: int) -> dict[str, Any]:
+def _as_json(answer: "Prediction", top: int) -> dict[str, Any]:
     best = answer.top(top)
     return {
         "path": answer.path.as_posix(),

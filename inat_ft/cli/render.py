@@ -11,13 +11,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from inat_ft.errors import InatFtError
+from inat_ft.progress import ProgressFn, ignore_progress
 from inat_ft.text import escape_unprintable
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-Tick = Callable[[int, int], None]
-"""Called with (done, total) as work goes on."""
 
 _PLAIN_EVERY_S = 10.0
 _LONG = re.compile(r"(\S{200})\S{300,}(\S{100})")
@@ -81,6 +79,14 @@ def echo_json(value: Any) -> None:
     except UnicodeEncodeError:  # the terminal has another encoding, or a name is not UTF-8
         text = json.dumps(finite, indent=2, allow_nan=False)
     print(text, flush=True)
+
+
+def emit(as_json: bool, value: Any, show: Callable[[], object]) -> None:
+    """Print a result as JSON, or for a person by calling `show`."""
+    if as_json:
+        echo_json(value)
+    else:
+        show()
 
 
 def _finite(value: Any) -> Any:
@@ -160,19 +166,19 @@ def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], drop: Sequen
 
 
 @contextmanager
-def progress(what: str, unit: str = "images") -> Iterator[Tick]:
+def progress(what: str, unit: str = "images") -> Iterator[ProgressFn]:
     """A progress bar with rate and time left on a terminal, plain lines elsewhere, nothing when quiet."""
     if _quiet:
-        yield lambda done, total: None
+        yield ignore_progress
     elif sys.stderr.isatty():
-        with _bar(what, unit) as tick:
-            yield tick
+        with _bar(what, unit) as update:
+            yield update
     else:
         yield _plain_lines(what, unit)
 
 
 @contextmanager
-def _bar(what: str, unit: str) -> Iterator[Tick]:
+def _bar(what: str, unit: str) -> Iterator[ProgressFn]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -194,21 +200,21 @@ def _bar(what: str, unit: str) -> Iterator[Tick]:
     with Progress(*columns, console=console(stderr=True)) as bar:
         task = bar.add_task(_safe(what), total=None, rate="")
 
-        def tick(done: int, total: int) -> None:
+        def update(done: int, total: int) -> None:
             rate = f"{done / max(time.monotonic() - start, 1e-6):,.0f} {unit}/s"
             bar.update(task, completed=done, total=total, rate=rate)
 
-        yield tick
+        yield update
 
 
-def _plain_lines(what: str, unit: str) -> Tick:
+def _plain_lines(what: str, unit: str) -> ProgressFn:
     start = last = time.monotonic()
 
-    def tick(done: int, total: int) -> None:
+    def update(done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= _PLAIN_EVERY_S or (done == total and now - start > 1):
             last = now
             info(f"{what}: {done:,} of {total:,} {unit}, {done / max(now - start, 1e-6):,.0f}/s")
 
-    return tick
+    return update

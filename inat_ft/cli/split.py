@@ -1,53 +1,58 @@
-"""`inat-ft split`: scan a folder, split it, write the manifest, show it."""
+"""`inat-ft split`: split the images of a folder, write the manifest, and show the result."""
 
-import os
 import shlex
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from inat_ft.cli import options, render
 
 if TYPE_CHECKING:
-    from inat_ft.data.manifest import Manifest
-    from inat_ft.data.sources.base import Files
-    from inat_ft.data.split import Findings, Options
-    from inat_ft.images.scan import Scan
-
-_SHOWN = 5
+    from inat_ft.data.split_result import SplitResult
 
 
 def split(
     data: Annotated[
         Path | None,
-        typer.Argument(help="Folder of class folders, or with train/ and val/ or test/; or a CSV.", show_default=False),
+        typer.Argument(
+            help="Folder of class folders, or of train/ and val/ or test/ folders; or a CSV (path,label).",
+            show_default=False,
+        ),
     ] = None,
     val_fraction: Annotated[
-        float, typer.Option(min=0.01, max=0.9, help="Fraction of each class for validation.")
+        float, typer.Option(min=0.01, max=0.9, help="Fraction of each class used for validation.")
     ] = 0.2,
     test_fraction: Annotated[
         float | None,
         typer.Option(
             min=0.0,
             max=0.9,
-            help="Fraction of each class reserved for the test; 0: none. Default: 0.2, unless a test set is given.",
-            show_default=False,
+            help="Fraction of each class reserved for the test; 0 reserves none.",
+            show_default="0.2 unless the data has a test set",
         ),
     ] = None,
     seed: options.Seed = 0,
     out: Annotated[
-        Path | None, typer.Option(help="The manifest.", show_default="splits/NAME OF THE FOLDER.csv")
+        Path | None, typer.Option(help="Manifest file to write.", show_default="splits/NAME OF THE FOLDER.csv")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="Data source: image-folder, csv, or one of a plugin.", show_default="the first that recognizes DATA"
+        ),
     ] = None,
     group_by: Annotated[
         str | None,
         typer.Option(
-            help="Keep together: a regular expression on file names, or a CSV of path,group.", show_default=False
+            help="Images to keep in one subset: a regular expression on file names, or a CSV (path,group).",
+            show_default=False,
         ),
     ] = None,
     leakage: Annotated[
-        Literal["drop", "keep", "error"], typer.Option(help="TrainState images that are copies of test images.")
+        Literal["drop", "keep", "error"],
+        typer.Option(help="What to do with training images that are copies of test images."),
     ] = "drop",
     near: Annotated[
         bool,
@@ -58,7 +63,7 @@ def split(
     ] = True,
     classes_from: Annotated[
         Literal["kingdom", "phylum", "class", "order", "family", "genus", "species"] | None,
-        typer.Option(help="Classes by taxon, from folders named as iNaturalist 2021 does.", show_default=False),
+        typer.Option(help="Rank to use as class, for folders named as in iNaturalist 2021.", show_default=False),
     ] = None,
     exclude: Annotated[
         list[str] | None,
@@ -68,20 +73,24 @@ def split(
             show_default=False,
         ),
     ] = None,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Leave out larger images (width times height).")] = 178_956_970,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail when a file is not a usable image.")] = False,
-    workers: Annotated[int, typer.Option(min=0, max=256, help="Threads that decode; 0 is one a core.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace another manifest of that name.")] = False,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Leave out images with more pixels (width times height).")
+    ] = 178_956_970,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if a file is not a usable image.")] = False,
+    workers: Annotated[int, typer.Option(min=0, max=256, help="Decoding threads; 0 uses one per core.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace a different manifest of the same name.")] = False,
     check: Annotated[
         Path | None,
-        typer.Option(help="Compare a manifest with the disk instead.", metavar="MANIFEST", show_default=False),
+        typer.Option(
+            help="Compare a manifest with the files on disk, and exit.", metavar="MANIFEST", show_default=False
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:
     """Split images into train, validation and test, and write a manifest.
 
-    Each image is decoded once; files that are not images are left out, and copies stay in one subset. Without a test set,
-    20 % of each class are reserved for it.
+    Each image is decoded once. Files that are not images are left out, and duplicates stay in one subset. If the data has no
+    test set, 20 % of each class is reserved for it.
 
     [dim]inat-ft split data/inaturalist_12K[/dim]
     [dim]inat-ft split photos --test-fraction 0.2 --group-by '^[^_]+'[/dim]
@@ -90,194 +99,106 @@ def split(
     from inat_ft.errors import UsageError
 
     if (data is None) == (check is None):
-        raise UsageError("name a folder to split, or a manifest to --check", "inat-ft split DATA")
+        raise UsageError("pass either a folder to split, or a manifest to --check", "inat-ft split DATA")
     if check is not None:
         _check(check, json)
         return
     assert data is not None
-    from inat_ft.data.manifest import write_manifest
-    from inat_ft.data.sources.find import find_images
-    from inat_ft.data.split import Options, default_test_fraction
+    from inat_ft.data.split import SplitOptions, split_images
 
-    named = Path(os.path.abspath(data))  # as typed: a link keeps its name
-    place = out or Path("splits") / f"{named.stem if data.is_file() else named.name or 'images'}.csv"
-    _require_place(data, place)
-    if val_fraction + (test_fraction or 0) >= 1:
-        raise UsageError(
-            f"--val-fraction {val_fraction} and --test-fraction {test_fraction} leave nothing to train on", "lower one"
-        )
-    files = find_images(data, classes_from, skip=place, exclude=exclude or ())
-    reserved = default_test_fraction(files) if test_fraction is None else test_fraction
-    chosen = Options(val_fraction, reserved, seed, leakage, near, group_by)
-    manifest, findings = _split(files, chosen, place, max_pixels, workers, strict)
-    written = write_manifest(manifest, force)
+    chosen = SplitOptions(
+        val_fraction,
+        test_fraction,
+        seed,
+        leakage,
+        near,
+        group_by,
+        source,
+        classes_from,
+        tuple(exclude or ()),
+        max_pixels,
+        strict,
+        workers,
+    )
+    result = split_images(data, out, chosen, force=force, log=render.info, warn=render.warn, progress=render.progress)
     if json:
-        render.echo_json(_as_json(manifest, findings))
+        render.echo_json(result.to_dict())
     else:
-        _show(manifest, findings, written, by_default=test_fraction is None)
+        _show(result)
 
 
-def _require_place(data: Path, out: Path) -> None:
-    from inat_ft.data.manifest import require_place
-    from inat_ft.errors import UsageError
-
-    require_place(out)
-    if data.is_file() and out.exists() and out.samefile(data):
-        raise UsageError(f"the manifest would take the place of {data}", "name another file with --out")
-
-
-def _split(
-    files: "Files", chosen: "Options", out: Path, max_pixels: int, workers: int, strict: bool
-) -> "tuple[Manifest, Findings]":
-    from inat_ft.data.classes import check_classes
-    from inat_ft.data.groups import group_names
-    from inat_ft.data.split import check_fractions, make_manifest
-    from inat_ft.images.libjpeg_warnings import capture_decoder_warnings
-    from inat_ft.images.scan import scan
-    from inat_ft.threads import num_cores
-
-    check_fractions(files, chosen)
-    groups = group_names(files, chosen.group_by, render.info)
-    for warning in check_classes(files, chosen.test_fraction):
-        render.warn(warning)
-    import torchvision.io  # noqa: F401  takes a second, which is no part of scanning
-
-    with (
-        capture_decoder_warnings(),
-        render.progress("scanning") as tick,
-    ):  # in this order: a bar keeps the stderr that it finds
-        scanned = scan(files.root, files.paths, max_pixels, workers or num_cores(), chosen.near, tick)
-    _refuse(files, scanned, strict)
-    return make_manifest(files, scanned, chosen, out, groups)
-
-
-def _refuse(files: "Files", scanned: "Scan", strict: bool) -> None:
-    from inat_ft.data.sources.base import Reason
-    from inat_ft.errors import DataError
-
-    bad = [(path, why) for path, why in zip(files.paths, scanned.problems, strict=True) if why]
-    if len(bad) == len(files.paths):
-        raise DataError(
-            f"none of the {len(bad):,} files in {files.root / files.csv} is a usable image: {bad[0][0]} ({bad[0][1]})",
-            "allow larger ones: --max-pixels" if scanned.too_large else "",
-        )
-    bad += [(left.path, left.text) for left in files.left_out if left.reason is not Reason.EXCLUDED]
-    if strict and bad:
-        lines = [f"{path} ({why})" for path, why in bad[:_SHOWN]]
-        more = ["..."] if len(bad) > _SHOWN else []
-        raise DataError(
-            "\n".join([f"{len(bad):,} files are not usable images: {lines[0]}", *lines[1:], *more]),
-            "omit --strict to continue without them",
-        )
-
-
-def _as_json(manifest: "Manifest", findings: "Findings") -> dict[str, Any]:
-    return {
-        "manifest": manifest.path.as_posix(),
-        "fingerprint": manifest.fingerprint,
-        "seed": manifest.seed,
-        "layout": manifest.made["layout"],
-        "test_fraction": manifest.made["test_fraction"],
-        "classes": list(manifest.classes),
-        "counts": manifest.counts(),
-        "imbalance": _imbalance(manifest)[2],
-        "left_out": [{"path": left.path, "reason": left.text} for left in manifest.left_out],
-        "exact_copies": findings.exact_groups,
-        "near_copies": findings.near_groups,
-        "leaked": [{"train": train, "test": test} for train, test in findings.leaked],
-        "leaked_to_val": [{"train": train, "val": val} for train, val in findings.leaked_val],
-        "label_conflicts": findings.conflicts,
-        "near_label_conflicts": findings.near_conflicts,
-        "classes_without_test": findings.classes_without_test,
-    }
-
-
-def _show(manifest: "Manifest", findings: "Findings", written: bool, by_default: bool) -> None:
-    from inat_ft.data.manifest import SUBSETS
+def _show(result: "SplitResult") -> None:
     from inat_ft.text import escape_unprintable, few
 
-    counts = manifest.counts()
-    rows: list[list[object]] = [
-        [escape_unprintable(name), *(f"{row[subset]:,}" for subset in SUBSETS), f"{sum(row.values()):,}"]
-        for name, row in counts.items()
-    ]
-    sums = [sum(row[subset] for row in counts.values()) for subset in SUBSETS]
-    rows.append(["total", *(f"{number:,}" for number in sums), f"{sum(sums):,}"])
-    render.table("", ("class", *SUBSETS, "all"), rows, right=(*SUBSETS, "all"))
-    most, least, ratio = _imbalance(manifest)
-    advice = "; see train --balance" if ratio >= 2 else ""
-    more = (
-        f"{escape_unprintable(most)} has {ratio:.2f} times the training images of {escape_unprintable(least)}{advice}"
-    )
-    render.echo(f"imbalance: {more if ratio > 1 else 'none, every class has as many training images'}")
-    _show_copies(manifest, findings)
-    if manifest.made["near_copies"]:
-        render.info(
-            "near copies: resized, recompressed, greyscale and slightly brighter copies are searched for; most copies "
-            "that are cropped, rotated, mirrored or much brighter are not found"
-        )
-    kinds: dict[str, list[str]] = defaultdict(list)
-    for left in manifest.left_out:
-        kinds[left.text.partition(": ")[0]].append(left.path)
-    for kind, paths in sorted(kinds.items(), key=lambda item: -len(item[1])):
-        render.echo(f"left out: {len(paths):,} ({kind}): {few(paths)}")
+    manifest, findings = result.manifest, result.findings
+    table = result.table
+    render.table("", table.names, table.cells(), right=table.names[1:])
+    most, fewest, ratio = result.imbalance
+    if ratio > 1:
+        times = f"{escape_unprintable(most)} has {ratio:.2f} times the training images of {escape_unprintable(fewest)}"
+        render.echo(f"imbalance: {times}{'; see train --balance' if ratio >= 2 else ''}")
+    else:
+        render.echo("imbalance: none, every class has the same number of training images")
+    _show_duplicates(result)
+    _show_left_out(result)
     if findings.classes_without_test:
         render.warn(f"no test images of {few(findings.classes_without_test)}")
-    _show_test_set(manifest, sums[SUBSETS.index("test")], by_default)
-    render.echo(f"manifest: {manifest.path}{'' if written else ' (unchanged)'}")
+    if not len(manifest.rows("test")):
+        render.echo(
+            "no test set: `inat-ft eval` requires one; reserve it with --test-fraction 0.2, or add a test folder"
+        )
+    elif result.default_test_set:
+        fraction = manifest.made["test_fraction"]
+        render.echo(f"test set: {fraction:.0%} of each class reserved by default; for none: --test-fraction 0")
+    render.echo(f"manifest: {manifest.path}{'' if result.is_new else ' (unchanged)'}")
     is_found = manifest.path.parent == Path("splits")
     named = "" if is_found else f" --split {shlex.quote(str(manifest.path))}"
     render.info(f"next: inat-ft train --mode head{named}")
 
 
-def _show_test_set(manifest: "Manifest", num_test: int, by_default: bool) -> None:
-    fraction = manifest.made["test_fraction"]
-    if not num_test:
-        render.echo(
-            "no test set: `inat-ft eval` will need one; reserve it here with --test-fraction 0.2, or add a test folder"
-        )
-    elif fraction and by_default:
-        render.echo(
-            f"test set: {fraction:.0%} of each class reserved by default, since none is given; --test-fraction 0: none"
-        )
+def _show_left_out(result: "SplitResult") -> None:
+    from inat_ft.text import few
+
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for left in result.manifest.left_out:
+        reasons[(left.reason or "other").replace("_", " ")].append(f"{left.path} ({left.text})")
+    for reason, files in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        render.echo(f"left out: {len(files):,} ({reason}): {few(files)}")
 
 
-def _imbalance(manifest: "Manifest") -> tuple[str, str, float]:
-    """The classes with the most and the fewest training images, and how many times as many the first has."""
-    train = {name: row["train"] for name, row in manifest.counts().items()}
-    most, least = max(train, key=train.__getitem__), min(train, key=train.__getitem__)
-    return most, least, train[most] / train[least]
-
-
-def _show_copies(manifest: "Manifest", findings: "Findings") -> None:
+def _show_duplicates(result: "SplitResult") -> None:
     from inat_ft.text import escape_unprintable, few, pluralize
 
-    kept = set(manifest.paths)
-    one_side = "" if findings.leaked or findings.leaked_val else ", kept on one side"
-    for what, groups in (("equal files", findings.exact_groups), ("near copies", findings.near_groups)):
+    findings, kept = result.findings, set(result.manifest.paths)
+    together = "" if findings.leaked or findings.leaked_val else ", kept in the same subset"
+    for kind, groups in (("equal files", findings.exact_groups), ("near duplicates", findings.near_groups)):
         if groups:
-            render.echo(
-                f"{what}: {sum(map(len, groups)):,} images in {pluralize(len(groups), 'group')}{one_side}: {few(groups[0])}"
-            )
+            images = f"{sum(map(len, groups)):,} images in {pluralize(len(groups), 'group')}"
+            render.echo(f"{kind}: {images}{together}: {few(groups[0])}")
     for name, pairs in (("test", findings.leaked), ("validation", findings.leaked_val)):
-        for done, some in (
+        for action, some in (
             ("kept", [pair for pair in pairs if pair[0] in kept]),
-            ("left out", [pair for pair in pairs if pair[0] not in kept]),  # for that, or as a label conflict
+            ("left out", [pair for pair in pairs if pair[0] not in kept]),  # as a copy, or as a label conflict
         ):
             if some:
+                train, other = map(escape_unprintable, some[0])
                 render.echo(
-                    f"train and {name} overlap: {pluralize(len(some), 'image')} {done}, copies of {name} images or in one "
-                    f"group with them, such as {escape_unprintable(some[0][0])} with {escape_unprintable(some[0][1])}"
+                    f"train and {name} overlap: {pluralize(len(some), 'image')} {action}; copies of {name} images, or in a "
+                    f"group with one, such as {train} with {other}"
                 )
     in_test = any(path in kept for group in findings.conflicts for path in group)
-    for what, groups, done in (
-        ("equal files", findings.conflicts, f", left out{' save in the test set' * in_test}"),
-        ("near copies", findings.near_conflicts, one_side),
+    for kind, groups, action in (
+        ("equal files", findings.conflicts, f", left out{' except in the test set' * in_test}"),
+        ("near duplicates", findings.near_conflicts, together),
     ):
         if groups:
-            render.echo(
-                f"label conflicts: {pluralize(len(groups), 'time')} {what} have several labels{done}: {few(groups[0])}"
-            )
+            where = pluralize(len(groups), "group")
+            render.echo(f"label conflicts: {where} of {kind} with several labels{action}: {few(groups[0])}")
+    if result.manifest.made["near_copies"]:
+        render.info(
+            "near duplicates: resized, recompressed, greyscale and slightly brighter copies are found; most cropped, "
+            "rotated, mirrored or much brighter copies are not"
+        )
 
 
 def _check(path: Path, json: bool) -> None:
@@ -286,15 +207,16 @@ def _check(path: Path, json: bool) -> None:
     from inat_ft.text import few
 
     manifest = read_manifest(path)
-    with render.progress("checking", "files") as tick:
-        found = check_manifest(manifest, tick)
+    with render.progress("checking", "files") as update:
+        found = check_manifest(manifest, update)
+    kinds = {"missing": found.missing, "changed": found.changed, "new": found.new}
     if json:
-        render.echo_json({"missing": found.missing, "changed": found.changed, "new": found.new})
+        render.echo_json(kinds)
+    elif not found:
+        render.echo(f"all {len(manifest.paths):,} images match {path}")
     else:
-        for what, names in (("missing", found.missing), ("changed", found.changed), ("new", found.new)):
+        for kind, names in kinds.items():
             if names:
-                render.echo(f"{what}: {len(names):,}: {few(names)}")
-        if not found:
-            render.echo(f"{len(manifest.paths):,} images are as {path} says")
+                render.echo(f"{kind}: {len(names):,}: {few(names)}")
     if found:
         raise typer.Exit(1)

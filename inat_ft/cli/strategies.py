@@ -1,10 +1,13 @@
-"""`inat-ft strategies`: what is installed, and each one's options."""
+"""`inat-ft strategies`: list the installed strategies, or the options of one."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from inat_ft.cli import options, render
+
+if TYPE_CHECKING:
+    from inat_ft.registry import Plugin
 
 
 def strategies(
@@ -18,18 +21,9 @@ def strategies(
     from inat_ft.registry import STRATEGIES, get, plugins
 
     if name is not None:
-        shown = _one(get(STRATEGIES, name))
-        if json:
-            render.echo_json(shown)
-            return
-        render.echo(f"{name}: {shown['summary']}")
-        if not shown["options"]:
-            render.echo("it has no options")
-            return
-        cells = [(f"strategy.{each['name']}", each["type"], each["default"], each["help"]) for each in shown["options"]]
-        render.table("", ("key", "type", "default", "meaning"), cells)
+        _show_options(_describe(get(STRATEGIES, name)), json)
         return
-    found = [_listed(plugin) for claims in plugins(STRATEGIES).values() for plugin in claims]
+    found = [_list(plugin) for claims in plugins(STRATEGIES).values() for plugin in claims]
     if json:
         render.echo_json(found)
         return
@@ -40,28 +34,38 @@ def strategies(
             render.echo(f"broken: {each['problem']}")
 
 
-def _listed(plugin: Any) -> dict[str, Any]:
+def _show_options(strategy: dict[str, Any], json: bool) -> None:
+    if json:
+        render.echo_json(strategy)
+        return
+    render.echo(f"{strategy['name']}: {strategy['summary']}")
+    cells = [(f"strategy.{each['name']}", each["type"], each["default"], each["help"]) for each in strategy["options"]]
+    if cells:
+        render.table("", ("key", "type", "default", "meaning"), cells)
+    else:
+        render.echo("it has no options")
+
+
+def _list(plugin: "Plugin") -> dict[str, Any]:
     from inat_ft.errors import PluginError
     from inat_ft.registry import STRATEGIES, get
 
     try:
         chosen = get(STRATEGIES, plugin.name)
-        if chosen != plugin:
-            problem = f"{plugin}: the name is taken by package '{chosen.package}'"
-            return {"name": plugin.name, "package": plugin.package, "summary": "", "problem": problem}
-        return {**_one(plugin), "problem": None}
+        if chosen == plugin:
+            return {**_describe(plugin), "problem": None}
+        problem = f"{plugin}: the name is taken by package '{chosen.package}'"
     except PluginError as error:
-        return {"name": plugin.name, "package": plugin.package, "summary": "", "problem": error.message}
+        problem = error.message
+    return {"name": plugin.name, "package": plugin.package, "summary": "", "problem": problem}
 
 
-def _one(plugin: Any) -> dict[str, Any]:
-    from inat_ft.config import load_section_class
-
-    loaded = load_section_class(plugin)
+def _describe(plugin: "Plugin") -> dict[str, Any]:
+    loaded = plugin.load()
     return {
         "name": plugin.name,
         "package": plugin.package,
-        "summary": (loaded.__doc__ or "").strip().splitlines()[0] if loaded.__doc__ else "",
+        "summary": (loaded.__doc__ or "").strip().partition("\n")[0],
         "options": [
             {
                 "name": name,

@@ -1,13 +1,16 @@
 """What the commands of `inat-ft sweep` share: options, the sweep that is meant, and how a trial is trained."""
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inat_ft.cli import render
+from inat_ft.progress import ignore_log
 
 if TYPE_CHECKING:
+    from inat_ft.config import RunConfig
     from inat_ft.settings import Override
     from inat_ft.sweeps.study import Sweep
     from inat_ft.sweeps.worker import Objective
@@ -56,9 +59,9 @@ def objective(sweep: "Sweep", cache: Path, *extra: "Override") -> "Objective":
     from inat_ft.training import TrainCallbacks
 
     first = iter([render.info])
-    return training(
-        sweep.spec.metric.name,
-        cache,
-        lambda config: TrainCallbacks(say=next(first, lambda line: None), tick_for=render.progress),
-        extra,
-    )
+
+    def callbacks(config: "RunConfig") -> TrainCallbacks:
+        gc.freeze()  # the collection before the next trial skips the objects that are left
+        return TrainCallbacks(log=next(first, ignore_log), progress=render.progress)
+
+    return training(sweep.spec.metric.name, cache, callbacks, extra)

@@ -96,8 +96,8 @@ def _train(sweep: "Sweep", trial: "Trial", runs_dir: Path, cache_dir: Path | Non
 def _evaluate(sweep: "Sweep", directory: Path) -> "Evaluation":
     from inat_ft.evaluation.evaluate import evaluate_run
 
-    with render.progress("evaluating on test") as tick:
-        found = evaluate_run(directory, "test", tick=tick)
+    with render.progress("evaluating on test") as progress:
+        found = evaluate_run(directory, "test", progress=progress)
     sweep.study.set_user_attr("evaluated", [*sweep.study.user_attrs.get("evaluated", []), directory.as_posix()])
     return found.evaluation
 
@@ -121,8 +121,8 @@ def soup(
     from inat_ft.sweeps.soup import make_soup
 
     sweep = open_sweep(id, sweeps_dir, storage)
-    with render.progress("mixing", "runs") as tick:
-        made = make_soup(sweep, runs_dir, cache_folder(cache_dir), name, tick)
+    with render.progress("mixing", "runs") as progress:
+        made = make_soup(sweep, runs_dir, cache_folder(cache_dir), name, progress)
     if json:
         render.echo_json(sweep_show.soup_json(made))
     else:

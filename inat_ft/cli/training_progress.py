@@ -19,7 +19,7 @@ def callbacks(config: "RunConfig") -> "TrainCallbacks":
     from inat_ft.training import TrainCallbacks
 
     epochs = _Epochs(config.optim.epochs)
-    return TrainCallbacks(say=render.info, tick_for=render.progress, on_step=epochs.step, on_epoch=epochs.end)
+    return TrainCallbacks(log=render.info, progress=render.progress, on_step=epochs.step, on_epoch=epochs.end)
 
 
 class _Epochs:

@@ -1,4 +1,4 @@
-"""From rows of images or activations to batches on the device."""
+"""Batches on the device, from rows of images or activations."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ _AHEAD = 2
 _VARIATIONS = {"flip": augment.flip, "standard": augment.standard}
 
 
-class Source(Protocol):
-    """Rows that can be asked for by number, in any order."""
+class RowSource(Protocol):
+    """Rows with random access by number."""
 
     def __len__(self) -> int: ...
 
     def rows(self, numbers: Tensor) -> Tensor:
-        """The rows of these numbers (`[B]` int64, on the CPU), stacked."""
+        """Return the rows of these numbers, `[B]` int64 on the CPU, stacked."""
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files, decoded and resized when asked for: uint8 `[B, H, W, 3]`, RGB."""
+    """Image files, decoded and resized on access: uint8 `[B, H, W, 3]`, RGB."""
 
     paths: Sequence[Path]
     size: int
     pool: ThreadPoolExecutor
-    """Decodes side by side; decoders release Python's lock."""
+    """Threads that decode; decoders release the GIL."""
     problems: dict[int, DataError] | None = None
-    """Where to note what cannot be decoded, which is black then; without it, it is an error."""
+    """Receives the errors of images that cannot be decoded, which become black. None raises the error."""
     resizing: Resizing = SQUASH
     hashes: Sequence[str] | None = None
-    """SHA-256 that the bytes of each file must have, in hex; None does not check it."""
+    """Expected SHA-256 of each file, in hex; None does not check it."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def rows(self, numbers: Tensor) -> Tensor:
-        """Decode these images. Raises DataError naming the first that cannot be, unless problems are noted."""
+        """Decode these images. Raises DataError for the first that cannot be decoded, unless `problems` receives it."""
         return torch.from_numpy(np.stack(list(self.pool.map(self._load, numbers.tolist()))))
 
     def _load(self, number: int) -> NDArray[np.uint8]:
         sha256 = self.hashes[number] if self.hashes else None
-        if self.problems is None:  # images of a manifest, for which `split` has set a limit
+        if self.problems is None:  # images of a manifest: `split` has limited their size
             return load_image(self.paths[number], self.size, resizing=self.resizing, sha256=sha256)
         try:
             return load_image(self.paths[number], self.size, MAX_PIXELS, self.resizing, sha256)
@@ -65,25 +65,25 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows of a memory-mapped store; `positions` `[N]` says where each row of ours stands in it."""
+    """Rows of a memory-mapped store; `positions` `[N]` holds the place of each row in it."""
 
     mapped: np.ndarray
     positions: np.ndarray
     as_bfloat16: bool = False
-    """The store holds the bits of bfloat16, which numpy does not have, as uint16."""
+    """The store holds bfloat16 as uint16, because numpy has no bfloat16."""
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def rows(self, numbers: Tensor) -> Tensor:
-        """Copy these rows into memory."""
+        """Copy rows into memory."""
         rows = torch.from_numpy(np.ascontiguousarray(self.mapped[self.positions[numbers.numpy()]]))
         return rows.view(torch.bfloat16) if self.as_bfloat16 else rows
 
 
 @dataclass(frozen=True)
 class ResidentRows:
-    """Rows that stay on the device."""
+    """Rows that are kept on the device."""
 
     data: Tensor
 
@@ -91,35 +91,35 @@ class ResidentRows:
         return len(self.data)
 
     def rows(self, numbers: Tensor) -> Tensor:
-        """Gather these rows on the device."""
+        """Gather rows on the device."""
         return self.data[numbers.to(self.data.device, non_blocking=True)]
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Labelled rows, handed over in batches on the device.
+    """Labelled rows in batches on the device.
 
-    labels: int64 `[N]`, on the device. prepare(rows, numbers): from rows as stored, with their numbers, to what stage
-    number `start` takes; both on the device.
+    labels: int64 `[N]`, on the device. prepare(rows, numbers): converts stored rows, with their numbers, to the input of
+    stage number `start`; both on the device.
     """
 
-    source: Source
+    source: RowSource
     labels: Tensor
     batch_size: int
     prepare: Callable[[Tensor, Tensor], Tensor]
     start: int = 0
     min_batch: int = 2
-    """A last batch with fewer rows joins the one before: BatchNorm needs two, and each of several processes one."""
+    """A last batch with fewer rows joins the previous one: BatchNorm requires two rows, and each process one."""
     frozen: Callable[[Tensor], Tensor] | None = None
-    """From what stage `start` takes to what follows the frozen stages, where these are computed in a form of their own."""
+    """Computes the frozen stages from the input of stage `start`, if they are not run as ordinary stages."""
 
     @property
     def num_images(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return len(self.source)
 
     def numbers(self, order: Tensor | None = None) -> list[Tensor]:
-        """The numbers of the rows of each batch."""
+        """Return the row numbers of each batch."""
         order = torch.arange(self.num_images) if order is None else order
         parts = list(torch.split(order, self.batch_size))
         if len(parts) > 1 and len(parts[-1]) < min(self.min_batch, self.batch_size):
@@ -129,10 +129,10 @@ class Batches:
     def __call__(
         self, order: Tensor | None = None, share: Callable[[int], slice | Tensor] = slice
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of (input, labels) in an order `[M]` int64 on the CPU; None means each row once, as they stand.
+        """Yield batches of (input, labels) in an order `[M]` int64 on the CPU; None yields each row once, in order.
 
-        share(count): which of the rows of a batch are wanted. The rows of the next batches are fetched by a thread while
-        the caller computes.
+        share(count): returns which of the `count` rows of a batch to use. A thread fetches the next batches while the caller
+        computes.
         """
         device = self.labels.device
         orders = [numbers[share(len(numbers))] for numbers in self.numbers(order)]
@@ -141,7 +141,7 @@ class Batches:
             yield self.prepare(rows.to(device, non_blocking=True), numbers), self.labels[numbers]
 
 
-def _ahead(source: Source, orders: Sequence[Tensor], pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _ahead(source: RowSource, orders: Sequence[Tensor], pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
     if isinstance(source, ResidentRows):
         for numbers in orders:
             yield source.rows(numbers), numbers
@@ -167,19 +167,19 @@ def _ahead(source: Source, orders: Sequence[Tensor], pin: bool) -> Iterator[tupl
 
 @dataclass(frozen=True)
 class ImageInput:
-    """From uint8 images `[B, H, W, 3]` to the network's input `[B, 3, H, W]` float32, channels last in memory."""
+    """Convert uint8 images `[B, H, W, 3]` to the network's input `[B, 3, H, W]` float32, channels last in memory."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     augment: str = "none"
     draws: Tensor | None = None
-    """What augmentation does to each image of the source, `[N, 8]` on the device (augment.draw)."""
+    """Random numbers of the augmentation of each image, `[N, 8]` on the device (augment.draw)."""
 
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
-        """Vary the images if asked to, then (x / 255 - mean) / std, channel by channel."""
+        """Augment the images if `draws` is set, then return (x / 255 - mean) / std for each channel."""
         if self.draws is not None:
             images = _VARIATIONS[self.augment](images, self.draws[numbers])
-        # a row of pixels at a time: three numbers at a time would be a quarter as fast on a CPU
+        # broadcast over a row of pixels: four times as fast on a CPU as over three channels
         mean, std = (_row(each, images.shape[2], images.device) for each in (self.mean, self.std))
         rows = images.flatten(2).to(torch.float32).div(255).sub_(mean).div_(std)
         return rows.view(images.shape).permute(0, 3, 1, 2)

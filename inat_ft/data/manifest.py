@@ -1,8 +1,7 @@
-"""The manifest: which images there are, their labels and subsets, in one CSV that says how it came about.
+"""The manifest: a CSV of the images of a data set, with their labels and subsets.
 
-The first line is a comment with a JSON header; then come the columns `path,label,subset,sha256,group`. Paths are relative
-to the root, and the root to the manifest's own folder, so that both can move together. Training reads images only
-through a manifest.
+The first line is a comment with a JSON header; the columns `path,label,subset,sha256,group` follow. Paths are relative to the
+root, and the root is relative to the manifest's folder, so that both can move together.
 """
 
 from __future__ import annotations
@@ -31,15 +30,16 @@ SUBSETS = ("train", "val", "test")
 _MARK = "# inat-ft manifest "
 _COLUMNS = ("path", "label", "subset", "sha256", "group")
 _SCHEMA = 1
+_SPLIT_AGAIN = "create it again: inat-ft split DATA --force"
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Images in the order of their paths.
 
-    root: absolute; paths: relative to it, posix; labels: int64 `[N]`, into classes; subsets: uint8 `[N]`, into SUBSETS;
-    hashes: SHA-256 of each file in hex; groups: name of the group that an image must stay with, "" for none; left_out: files
-    that are not part of it; made: how it was made, from the header.
+    root: absolute; paths: relative to it, with forward slashes; labels: int64 `[N]`, indices of classes; subsets: uint8
+    `[N]`, indices of SUBSETS; hashes: SHA-256 of each file in hex; groups: images with the same group are in one subset, ""
+    for none; left_out: files that are not used; made: the other keys of the header, such as the options of `split`.
     """
 
     path: Path
@@ -54,18 +54,18 @@ class Manifest:
     seed: int = 0
     made: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
-    """SHA-256 in hex of the rows as the file holds them; independent of the root."""
+    """SHA-256 in hex of the rows of the file; it does not depend on the root."""
 
     def __post_init__(self) -> None:
         if not self.fingerprint:
             object.__setattr__(self, "fingerprint", hashlib.sha256(_rows_text(self).encode()).hexdigest())
 
     def rows(self, subset: str) -> NDArray[np.int64]:
-        """Numbers of the rows of a subset, int64, ascending."""
+        """Return the row numbers of a subset, int64, ascending."""
         return np.flatnonzero(self.subsets == SUBSETS.index(subset))
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images by class and subset."""
+        """Return the number of images by class and subset."""
         table = np.zeros((len(self.classes), len(SUBSETS)), np.int64)
         np.add.at(table, (self.labels, self.subsets), 1)
         return {
@@ -73,13 +73,13 @@ class Manifest:
         }
 
     def subset_fingerprint(self, subset: str) -> str:
-        """SHA-256 in hex of the subset's images and labels, whatever their order and paths."""
+        """Return the SHA-256 in hex of the images and labels of a subset, independent of order and paths."""
         pairs = sorted(f"{self.hashes[row]} {self.classes[self.labels[row]]}" for row in self.rows(subset).tolist())
         return hashlib.sha256("\n".join(pairs).encode()).hexdigest()
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """The manifest as its file holds it: the same images, seed and place give the same bytes on any machine."""
+    """Return the content of the file. The same images, options and location give the same bytes on any machine."""
     header = {
         "schema": _SCHEMA,
         "root": Path(os.path.relpath(manifest.root, manifest.path.parent.resolve())).as_posix(),
@@ -100,38 +100,39 @@ def _rows_text(manifest: Manifest) -> str:
     labels = (manifest.classes[label] for label in manifest.labels.tolist())
     subsets = (SUBSETS[subset] for subset in manifest.subsets.tolist())
     for row in zip(manifest.paths, labels, subsets, manifest.hashes, manifest.groups, strict=True):
-        has_return = "\r" in "".join(row)  # which Python before 3.13 writes without quotes
-        (quoting if has_return else writer).writerow(row)
+        (quoting if "\r" in "".join(row) else writer).writerow(
+            row
+        )  # Python before 3.13 does not quote a carriage return
     return out.getvalue()
 
 
-def require_place(path: Path) -> None:
-    """Raise UsageError when a manifest cannot be written there, before images are scanned for nothing."""
+def check_output(path: Path) -> None:
+    """Raise UsageError if a manifest cannot be written to a path."""
     if os.path.isdir(path):
-        raise UsageError(f"--out {path} is a folder", "name a file, such as splits/photos.csv")
+        raise UsageError(f"--out {path} is a folder", "choose a file, such as --out splits/photos.csv")
     if os.path.lexists(path) and not os.path.isfile(path):
-        raise UsageError(f"--out {path} is there already and is no file", "name another file with --out")
+        raise UsageError(f"--out {path} exists and is not a regular file", "choose another file with --out")
     folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     if not folder.is_dir():
-        raise UsageError(f"cannot write --out {path}: {folder} is a file", "name a file in a folder")
+        raise UsageError(f"cannot write --out {path}: {folder} is a file", "choose a file in a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot write --out {path}: {folder} is not writable", "name another file with --out")
+        raise UsageError(f"cannot write --out {path}: {folder} is not writable", "choose another file with --out")
 
 
 def write_manifest(manifest: Manifest, force: bool = False) -> bool:
-    """Write the file, atomically; False when it was there already, byte for byte.
+    """Write the file atomically; return False if the same file exists.
 
-    Raises UsageError when there is a different one, unless `force`.
+    Raises UsageError if a different one exists, unless `force`.
     """
     text = manifest_text(manifest).encode()
     if manifest.path.exists():
         if manifest.path.read_bytes() == text:
-            os.utime(manifest.path)  # now the newest, which `train` takes when it is not told otherwise
+            os.utime(manifest.path)  # `train` uses the newest manifest by default
             return False
         if not force:
             raise UsageError(
-                f"{manifest.path} exists already and is another split",
-                "name another file with --out, or replace it: --force",
+                f"{manifest.path} already contains a different split",
+                "replace it with --force, or choose another --out",
             )
     with atomic_write(manifest.path) as temporary:
         temporary.write_bytes(text)
@@ -139,44 +140,46 @@ def write_manifest(manifest: Manifest, force: bool = False) -> bool:
 
 
 def read_manifest(path: Path, root: Path | None = None) -> Manifest:
-    """Read a manifest. root: where the images are now, when they have moved. Raises UsageError or DataError."""
+    """Read a manifest. root: the folder of the images, if it has moved. Raises UsageError or DataError."""
     try:
         if not path.is_file():
-            raise UsageError(f"no such manifest: {path}", "make one: inat-ft split DATA")
+            raise UsageError(f"no such manifest: {path}", "create one: inat-ft split DATA")
         with path.open("rb") as raw:
             first = raw.readline().decode()
             if not first.startswith(_MARK):
-                raise DataError(f"{path} is no manifest of inat-ft", "make one: inat-ft split DATA")
+                raise DataError(f"{path} is not a manifest of inat-ft", "create one: inat-ft split DATA")
             header = json.loads(first.removeprefix(_MARK))
             start = raw.tell()
             fingerprint = hashlib.sha256()
             while block := raw.read(2**20):
                 fingerprint.update(block)
             if fingerprint.hexdigest() != header["fingerprint"]:
-                raise DataError(f"the manifest {path} was edited or damaged: its rows do not match its fingerprint")
+                raise DataError(
+                    f"the manifest {path} was edited or damaged: its rows do not match its fingerprint", _SPLIT_AGAIN
+                )
             raw.seek(start)
-            with io.TextIOWrapper(raw, encoding="utf-8", newline="") as text, _no_collection():
+            with io.TextIOWrapper(raw, encoding="utf-8", newline="") as text, _garbage_collection_off():
                 reader = csv.reader(text)
                 next(reader)
                 columns = list(zip(*reader, strict=True))
         manifest = _manifest(path, root, header, columns)
     except OSError as error:
-        raise DataError(f"cannot read the manifest {path}: {error.strerror}", "name one that can be read") from error
+        raise DataError(f"cannot read the manifest {path}: {error.strerror}", "check its permissions") from error
     except (UnicodeDecodeError, csv.Error, ValueError, KeyError, TypeError, StopIteration) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"the manifest {path} is damaged: {reason}", "make it again: inat-ft split DATA") from error
+        raise DataError(f"the manifest {path} is damaged: {reason}", _SPLIT_AGAIN) from error
     for file in manifest.paths:
         if (".." in file and ".." in file.split("/")) or os.path.isabs(file) or "\0" in file:
             raise DataError(
-                f"the manifest {path} names {file!r}, which lies outside the folder of the images",
-                "use manifests that `inat-ft split` wrote, and only from people you trust",
+                f"the manifest {path} lists {file!r}, which is outside the folder of the images",
+                "use only manifests that `inat-ft split` wrote, from people you trust",
             )
     return manifest
 
 
 def _manifest(path: Path, root: Path | None, header: dict[str, Any], columns: list[tuple[str, ...]]) -> Manifest:
     if header["schema"] != _SCHEMA:
-        raise DataError(f"{path} has schema {header['schema']}; this version reads {_SCHEMA}")
+        raise DataError(f"{path} has schema {header['schema']}; this version reads schema {_SCHEMA}", _SPLIT_AGAIN)
     _check_types(header)
     paths, labels, subsets, hashes, groups = columns or [()] * len(_COLUMNS)
     index = {name: number for number, name in enumerate(header["classes"])}
@@ -199,9 +202,16 @@ def _manifest(path: Path, root: Path | None, header: dict[str, Any], columns: li
 
 
 def _check_types(header: dict[str, Any]) -> None:
-    """Raise TypeError or ValueError when the header has values that no manifest has."""
+    """Raise TypeError or ValueError if a value of the header has the wrong type."""
     classes, exclude, left_out = header["classes"], header.get("exclude", []), header["left_out"]
-    texts = [header["root"], header.get("csv", ""), *exclude, *classes, *(text for left in left_out for text in left)]
+    texts = [
+        header["root"],
+        header.get("csv", ""),
+        header.get("source", ""),
+        *exclude,
+        *classes,
+        *(text for left in left_out for text in left),
+    ]
     if not all(isinstance(each, list) for each in (classes, exclude, left_out)):
         raise TypeError("classes, exclude and left_out must be lists")
     if not all(isinstance(text, str) for text in texts) or not isinstance(header["seed"], int):
@@ -211,8 +221,8 @@ def _check_types(header: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Millions of new rows make Python look for cycles again and again; here there are none."""
+def _garbage_collection_off() -> Iterator[None]:
+    """Turn off the search for reference cycles, which is slow while millions of rows are created."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -223,8 +233,8 @@ def _no_collection() -> Iterator[None]:
 
 
 def find_manifest(folder: Path = Path("splits")) -> Path:
-    """The manifest written last in a folder. Raises UsageError when there is none."""
+    """Return the newest manifest in a folder. Raises UsageError if there is none."""
     found = sorted(folder.glob("*.csv"), key=lambda file: file.stat().st_mtime_ns)
     if not found:
-        raise UsageError(f"there is no split in {folder}/ yet", "make one: inat-ft split DATA")
+        raise UsageError(f"no manifest in {folder}/", "create one: inat-ft split DATA")
     return found[-1]

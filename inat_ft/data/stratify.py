@@ -1,14 +1,14 @@
-"""A subset for each image: an exact share of every class, drawn by seed and path, groups in one piece.
+"""Assign a subset to each image: stratified by class, exact to one image, with groups kept together.
 
-Single images make the count of a class exact. Groups of images are drawn first, up to the share that they have of their
-classes, so that a subset is no more crowded with them than the whole is.
+Single images make the count of each class exact. Groups are assigned first, up to their share of the class, so that a subset
+contains no larger proportion of grouped images than the data set.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from inat_ft.data.manifest import SUBSETS
 from inat_ft.errors import DataError
-from inat_ft.text import escape_unprintable, pluralize
+from inat_ft.text import escape_unprintable
 
 TRAIN, VAL, TEST = range(len(SUBSETS))
 UNASSIGNED = 255
@@ -26,7 +26,7 @@ _Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SplitFractions:
-    """Fractions of each class's images, in 0..1: of all that are to be split for the test, of the rest to validate."""
+    """Fractions of each class, in 0..1: test of all images to be split, val of those that remain."""
 
     val: float
     test: float
@@ -38,151 +38,134 @@ def stratified_group_split(
     preset: NDArray[np.uint8],
     units: _Ints,
     classes: Sequence[str],
-    shares: SplitFractions,
+    fractions: SplitFractions,
     seed: int,
 ) -> NDArray[np.uint8]:
-    """The subset of each image, uint8 `[N]`.
+    """Return the subset of each image, uint8 `[N]`.
 
-    labels: `[N]`, into classes; given: TRAIN, VAL, TEST, or UNDECIDED; units: `[N]`, equal for images that must stay
-    together. What is given stays; only where nothing is undecided and no validation set is given, training images are
-    divided. Raises DataError naming a class that has too few images.
+    labels: `[N]`, indices of classes; preset: TRAIN, VAL or TEST, which are kept, or UNASSIGNED; units: `[N]`, equal for
+    images that must stay together. If there is no validation set and nothing is unassigned, training images are divided.
+    Raises DataError, which names a class that would have no training or validation images.
     """
     subsets = preset.copy()
     if not np.isin(subsets, (VAL, UNASSIGNED)).any():
         subsets[subsets == TRAIN] = UNASSIGNED
     subsets[(subsets == UNASSIGNED) & np.isin(units, units[subsets == TRAIN])] = TRAIN
-    totals = np.bincount(labels[subsets == UNASSIGNED], minlength=len(classes))
-    draw = _Allocation(subsets, labels, units, _shuffled(paths, seed), len(classes))
-    wanted = [(code, share) for code, share in ((TEST, shares.test), (VAL, shares.val)) if not (subsets == code).any()]
-    wanted = [(code, share) for code, share in wanted if share]
     has_train = np.bincount(labels[subsets == TRAIN], minlength=len(classes)) > 0
-    _require(totals, len(wanted) + 1 - has_train, classes)
-    for number, (code, share) in enumerate(wanted):
-        draw.allocate(code, share, leave=len(wanted) - number - has_train)
+    wanted = [(code, fraction) for code, fraction in ((TEST, fractions.test), (VAL, fractions.val)) if fraction]
+    wanted = [(code, fraction) for code, fraction in wanted if not (subsets == code).any()]
+    allocation = _Allocation(subsets, labels, units, _shuffled(paths, seed), len(classes))
+    for number, (code, fraction) in enumerate(wanted):
+        allocation.allocate(code, fraction, reserved=len(wanted) - number - has_train)
     subsets[subsets == UNASSIGNED] = TRAIN
-    _require_all(subsets, labels, classes, [TRAIN, VAL])
+    for code in (TRAIN, VAL):
+        _require_every_class(subsets, labels, classes, code)
     return subsets
 
 
-def _require(totals: _Ints, parts: _Ints, classes: Sequence[str]) -> None:
-    few = np.flatnonzero((totals > 0) & (totals < parts))
-    if len(few):
+def _require_every_class(subsets: NDArray[np.uint8], labels: _Ints, classes: Sequence[str], code: int) -> None:
+    counts = np.bincount(labels[subsets == code], minlength=len(classes))
+    if not counts.all():
+        name = escape_unprintable(classes[int(np.flatnonzero(counts == 0)[0])])
         raise DataError(
-            f"class '{escape_unprintable(classes[few[0]])}' has only {pluralize(int(totals[few[0]]), 'image')} to split: "
-            f"at least {parts[few[0]]} are needed",
-            "add images, leave the class out with --exclude, or reserve no test set: --test-fraction 0",
+            f"class '{name}' has too few images or groups: none would remain for {SUBSETS[code]}",
+            "add images, leave the class out with --exclude, reserve no test set with --test-fraction 0, "
+            "or do not group near duplicates: --no-near",
         )
 
 
-def _require_all(subsets: NDArray[np.uint8], labels: _Ints, classes: Sequence[str], codes: Sequence[int]) -> None:
-    for code in codes:
-        counts = np.bincount(labels[subsets == code], minlength=len(classes))
-        if not counts.all():
-            name = escape_unprintable(classes[int(np.flatnonzero(counts == 0)[0])])
-            raise DataError(
-                f"class '{name}' has too few images, or too few groups of them, for {SUBSETS[code]}: none would be left",
-                "add images, leave the class out with --exclude, choose other fractions (--test-fraction 0 reserves no test "
-                "set), or keep near copies apart with --no-near",
-            )
-
-
 def _shuffled(paths: Sequence[str], seed: int) -> _Ints:
-    """A random order that hangs on seed and paths alone."""
+    """Return a random order that depends on the seed and the paths only."""
     keys = [hashlib.sha256(f"{seed}\0{path}".encode()).digest() for path in paths]
     return np.fromiter(sorted(range(len(paths)), key=keys.__getitem__), np.int64, len(paths))
 
 
 @dataclass
 class _Group:
-    places: list[int]
+    rows: list[int]
     counts: Counter[int]
     """Images by class."""
 
+    def fits(self, limits: Sequence[int]) -> bool:
+        """Return whether no class exceeds its limit."""
+        return all(limits[label] >= count for label, count in self.counts.items())
+
+    def improves(self, wanted: Sequence[int]) -> bool:
+        """Return whether the counts come closer to what is wanted, summed over classes."""
+        return sum(abs(wanted[label] - count) - abs(wanted[label]) for label, count in self.counts.items()) < 0
+
 
 class _Allocation:
-    """Drawing from the undecided images, in a random order, in place."""
+    """Assign unassigned images to one subset after the other, in a random order. Changes `subsets` in place."""
 
     def __init__(self, subsets: NDArray[np.uint8], labels: _Ints, units: _Ints, order: _Ints, classes: int) -> None:
         self.subsets, self.labels, self.units, self.order, self.classes = subsets, labels, units, order, classes
 
-    def allocate(self, code: int, share: float, leave: _Ints) -> None:
-        """Give a share of what is undecided of every class to a subset; leave: `[C]`, images that must remain so."""
-        place = self.order[self.subsets[self.order] == UNASSIGNED]
-        spare = np.maximum(self._target_count(place) - leave, 0)
-        need = np.minimum(np.maximum(np.floor(self._target_count(place) * share + 0.5).astype(np.int64), 1), spare)
-        alone = np.bincount(self.units[place], minlength=len(self.units))[self.units[place]] == 1
-        singles, groups = place[alone], self._groups(place[~alone])
+    def allocate(self, code: int, fraction: float, reserved: _Ints) -> None:
+        """Assign a fraction of the unassigned images of each class; reserved: `[C]`, images that must remain unassigned."""
+        rows = self.order[self.subsets[self.order] == UNASSIGNED]
+        spare = np.maximum(self._count(rows) - reserved, 0)
+        need = np.minimum(np.maximum(self._share(rows, fraction), 1), spare)
+        alone = np.bincount(self.units[rows], minlength=len(self.units))[self.units[rows]] == 1
+        singles, groups = rows[alone], self._groups(rows[~alone])
         if groups:
-            in_groups = np.floor(self._target_count(place[~alone]) * share + 0.5).astype(np.int64)
-            got = self._allocate_groups(groups, code, np.minimum(in_groups, need), spare)
+            got = self._allocate_groups(groups, code, np.minimum(self._share(rows[~alone], fraction), need), spare)
             need, spare = need - got, spare - got
-        held = np.zeros_like(need)  # groups that remain, by class
-        for group in groups:
-            if self.subsets[group.places[0]] == UNASSIGNED:
-                held[list(group.counts)] += 1
-        free = np.maximum(self._target_count(singles) + held - leave, 0)  # a group cannot serve two subsets
+        remaining_groups = np.zeros_like(need)
+        for group in self._unassigned(groups):
+            remaining_groups[list(group.counts)] += 1
+        free = np.maximum(self._count(singles) + remaining_groups - reserved, 0)  # a group serves one subset only
         got = self._allocate_singles(singles, code, np.minimum(need, free))
         need, spare = need - got, spare - got
         if groups and (need > 0).any():
             got = self._allocate_groups(groups, code, need, spare)
             self._allocate_smallest(groups, code, spare - got)
 
-    def _target_count(self, places: _Ints) -> _Ints:
-        return np.bincount(self.labels[places], minlength=self.classes)
+    def _count(self, rows: _Ints) -> _Ints:
+        return np.bincount(self.labels[rows], minlength=self.classes)
 
-    def _groups(self, places: _Ints) -> list[_Group]:
+    def _share(self, rows: _Ints, fraction: float) -> _Ints:
+        share: _Ints = np.floor(self._count(rows) * fraction + 0.5).astype(np.int64)
+        return share
+
+    def _groups(self, rows: _Ints) -> list[_Group]:
         members: dict[int, list[int]] = {}
-        for place, unit in zip(places.tolist(), self.units[places].tolist(), strict=True):
-            members.setdefault(unit, []).append(place)
+        for row, unit in zip(rows.tolist(), self.units[rows].tolist(), strict=True):
+            members.setdefault(unit, []).append(row)
         return [_Group(group, Counter(self.labels[group].tolist())) for group in members.values()]
 
-    def _allocate_singles(self, places: _Ints, code: int, need: _Ints) -> _Ints:
-        labels = self.labels[places]
+    def _unassigned(self, groups: list[_Group]) -> list[_Group]:
+        return [group for group in groups if self.subsets[group.rows[0]] == UNASSIGNED]
+
+    def _allocate_singles(self, rows: _Ints, code: int, need: _Ints) -> _Ints:
+        labels = self.labels[rows]
         by_class = np.argsort(labels, kind="stable")
-        counts = self._target_count(places)
-        rank = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
-        chosen = places[by_class[rank < need[labels[by_class]]]]
+        counts = self._count(rows)
+        rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        chosen = rows[by_class[rank < need[labels[by_class]]]]
         self.subsets[chosen] = code
-        return self._target_count(chosen)
+        return self._count(chosen)
 
     def _allocate_groups(self, groups: list[_Group], code: int, need: _Ints, spare: _Ints) -> _Ints:
-        """First the groups that fit into what is needed, then those that still bring the counts nearer to it."""
+        """Assign first the groups that fit into what is needed, then those that bring the counts closer to it."""
         wanted, left = need.tolist(), spare.tolist()
-        got = np.zeros_like(need)
-
-        def fits(counts: Counter[int]) -> bool:
-            return all(wanted[label] >= number for label, number in counts.items())
-
-        def helps(counts: Counter[int]) -> bool:
-            change = sum(abs(wanted[label] - number) - abs(wanted[label]) for label, number in counts.items())
-            return bool(change < 0)
-
-        rules: tuple[Callable[[Counter[int]], bool], ...] = (fits, helps)
-        for good in rules:
-            for group in groups:
-                free = self.subsets[group.places[0]] == UNASSIGNED
-                if free and good(group.counts) and all(left[label] >= n for label, n in group.counts.items()):
-                    self.subsets[group.places] = code
-                    for label, number in group.counts.items():
-                        wanted[label] -= number
-                        left[label] -= number
-                        got[label] += number
+        for rule in (_Group.fits, _Group.improves):
+            for group in self._unassigned(groups):
+                if rule(group, wanted) and group.fits(left):
+                    self.subsets[group.rows] = code
+                    for label, count in group.counts.items():
+                        wanted[label] -= count
+                        left[label] -= count
+        got: _Ints = need - np.array(wanted, np.int64)
         return got
 
     def _allocate_smallest(self, groups: list[_Group], code: int, spare: _Ints) -> None:
-        """Give each class that has nothing in the subset yet its smallest group."""
+        """Assign its smallest group to each class that has no image in the subset yet."""
         left = spare.tolist()
-        empty = np.flatnonzero(self._target_count(np.flatnonzero(self.subsets == code)) == 0)
-        for label in empty.tolist():
-            able = [
-                group
-                for group in groups
-                if label in group.counts
-                and self.subsets[group.places[0]] == UNASSIGNED
-                and all(left[other] >= number for other, number in group.counts.items())
-            ]
-            if able:
-                group = min(able, key=lambda each: len(each.places))
-                self.subsets[group.places] = code
-                for other, number in group.counts.items():
-                    left[other] -= number
+        for label in np.flatnonzero(self._count(np.flatnonzero(self.subsets == code)) == 0).tolist():
+            fitting = [group for group in self._unassigned(groups) if label in group.counts and group.fits(left)]
+            if fitting:
+                group = min(fitting, key=lambda each: len(each.rows))
+                self.subsets[group.rows] = code
+                for other, count in group.counts.items():
+                    left[other] -= count

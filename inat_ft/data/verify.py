@@ -1,10 +1,12 @@
-"""A manifest held against the disk."""
+"""Compare the image files on disk with a manifest."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,20 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inat_ft.data.manifest import Manifest
-from inat_ft.data.sources.base import Files, LeftOut, Reason
+from inat_ft.data.sources.base import Exclusions, ImageList, ReadOptions, Reason
 from inat_ft.data.sources.find import find_images
 from inat_ft.errors import DataError, InatFtError
 from inat_ft.images.decode import MAX_PIXELS, sha256_of
 from inat_ft.images.scan import scan
+from inat_ft.progress import ProgressBar, ProgressFn, ignore_progress
+from inat_ft.records import atomic_write
+from inat_ft.text import few, pluralize
 from inat_ft.threads import num_cores
 
 _THREADS = 8
-_DECODABLE = (Reason.TOO_LARGE, Reason.COPY, Reason.GROUP, Reason.LABEL_CONFLICT)
+_STATS = 3
+_MAY_BECOME_USABLE = (Reason.UNUSABLE, Reason.PLACE, Reason.NAME, Reason.EXCLUDED)
 
 
 @dataclass(frozen=True)
 class ManifestDiff:
-    """Paths, relative to the root, that are not as the manifest says."""
+    """Files that differ from the manifest, by path relative to the root."""
 
     missing: list[str]
     changed: list[str]
@@ -35,71 +41,138 @@ class ManifestDiff:
         return bool(self.missing or self.changed or self.new)
 
 
-def check_manifest(manifest: Manifest, tick: Callable[[int, int], None]) -> ManifestDiff:
-    """Compare every image with the disk, and labels with the CSV that they came from.
+def check_manifest(manifest: Manifest, progress: ProgressFn) -> ManifestDiff:
+    """Compare every image with the disk, and labels with the file that lists them.
 
-    New images are looked for, too, among them files that were unusable and are not any more. Raises DataError when the
-    folder of the images is gone.
+    Files that were left out as unusable and are usable now count as new. Raises DataError if the folder of the images is
+    missing.
     """
-    check_root(manifest)
-    changed = changed_rows(manifest, np.arange(len(manifest.paths)), tick)
+    _check_root(manifest)
+    changed = _changed_rows(manifest, np.arange(len(manifest.paths)), progress)
     differing = [manifest.paths[row] for row in changed]
-    missing = [path for path in differing if not os.path.isfile(manifest.root / path)]  # nor where none may look
-    gone = set(missing)
-    files, left_out = _present(manifest), {left.path: left for left in manifest.left_out}
-    present = files.paths if files else []
-    if files and files.csv:
-        labels = dict(zip(files.paths, files.labels, strict=True))
-        own = zip(manifest.paths, manifest.labels.tolist(), strict=True)
-        differing += [
-            path for path, label in own if labels.get(path, manifest.classes[label]) != manifest.classes[label]
-        ]
-    known = {*manifest.paths, *left_out}
-    mended = _usable(manifest, [path for path in present if path in left_out], left_out)
-    new = [path for path in present if path not in known or path in mended]
-    return ManifestDiff(missing, [path for path in dict.fromkeys(differing) if path not in gone], new)
+    missing = [path for path in differing if not os.path.isfile(manifest.root / path)]
+    images = _read_again(manifest)
+    if images.listing:
+        labels = {row.path: row.label for row in images.rows}
+        for path, label in zip(manifest.paths, manifest.labels.tolist(), strict=True):
+            if labels.get(path, manifest.classes[label]) != manifest.classes[label]:
+                differing.append(path)
+    reasons = {left.path: left.reason for left in manifest.left_out}
+    retried = [path for path in images.paths if reasons.get(path) in _MAY_BECOME_USABLE]
+    scanned = scan(manifest.root, retried, MAX_PIXELS, num_cores(), False, ignore_progress)
+    usable = {path for path, why in zip(retried, scanned.problems, strict=True) if not why}
+    known = {*manifest.paths, *reasons} - usable
+    skipped = set(missing)
+    return ManifestDiff(
+        missing,
+        [path for path in dict.fromkeys(differing) if path not in skipped],
+        [path for path in images.paths if path not in known],
+    )
 
 
-def _present(manifest: Manifest) -> Files | None:
-    """What is there to be split now, as far as that can be told."""
-    if manifest.made.get("layout") == "CSV" and "csv" not in manifest.made:  # written before its name was kept
-        return None
+def _read_again(manifest: Manifest) -> ImageList:
+    """Return the images that a split of the same data set lists now; none if it cannot be read any more."""
+    made = manifest.made
+    listing = Path(made.get("csv", "")).name  # without folders: a manifest can come from someone else
+    options = ReadOptions(Exclusions(made.get("exclude", ())), manifest.path)
     try:
-        listing = Path(manifest.made.get("csv", "")).name  # a name and no more: manifests come from other people, too
-        return find_images(manifest.root / listing, skip=manifest.path, exclude=manifest.made.get("exclude", ()))
-    except InatFtError:  # with its images missing it need not look like a data set any more
-        return None
+        return find_images(manifest.root / listing, made.get("source"), options)
+    except InatFtError:  # such as a class folder that is empty now
+        return ImageList(manifest.root, "")
 
 
-def _usable(manifest: Manifest, paths: list[str], reasons: dict[str, LeftOut]) -> set[str]:
-    """Those of these left-out files that were unusable and are usable now."""
-    again = [path for path in paths if reasons[path].reason not in (None, *_DECODABLE)]
-    found = scan(manifest.root, again, MAX_PIXELS, num_cores(), False, lambda done, total: None)
-    return {path for path, why in zip(again, found.problems, strict=True) if not why}
+def verify_hashes(
+    manifest: Manifest, subsets: Sequence[str], cache: Path | None, policy: str, progress: ProgressBar
+) -> Sequence[str]:
+    """Return the SHA-256 of every image of the manifest, in hex; those of these subsets are checked against the files.
+
+    A file is hashed once; after that it counts as unchanged while its size, mtime and ctime stay the same, as in git.
+    cache: folder that stores these times; None hashes every file. policy: error raises DataError if files are missing or
+    changed; ignore returns the present hash of a changed file, and the one in the manifest for a missing file.
+    """
+    if policy == "error":
+        _check_root(manifest)
+    name = hashlib.sha256(f"{manifest.fingerprint} {manifest.root}".encode()).hexdigest()[:24]
+    file = cache and cache / "verified" / f"{name}.npy"
+    rows = np.concatenate([manifest.rows(subset) for subset in subsets])
+    seen = _load_stats(file, len(manifest.paths))
+    now = _stats(manifest, rows)
+    unverified = rows[(now != seen[rows]).any(1) | (now[:, 1] == 0)]
+    if not len(unverified):
+        return manifest.hashes
+    with progress("checking files", "files") as update:
+        changed = _changed_rows(manifest, unverified, update)
+    if changed and policy == "error":
+        raise _changed_error(manifest, changed)
+    if file:
+        seen[rows] = now
+        seen[list(changed)] = 0
+        with suppress(InatFtError), atomic_write(file) as temporary, temporary.open("wb") as out:
+            np.save(out, seen)  # if this fails, the next run hashes the files again
+    hashes = list(manifest.hashes)
+    for row, sha256 in changed.items():
+        hashes[row] = sha256 or hashes[row]
+    return hashes
 
 
-def check_root(manifest: Manifest) -> None:
-    """Raise DataError when the folder of the images is gone."""
+def _check_root(manifest: Manifest) -> None:
     if not manifest.root.is_dir():
         raise DataError(
-            f"the folder of the images, {manifest.root}, is gone",
-            f"bring it back, or move {manifest.path} along with it: the way from one to the other is in the manifest",
+            f"the folder of the images does not exist: {manifest.root}",
+            f"restore it; if it was moved, move {manifest.path} too, because the manifest stores a relative path to it",
         )
 
 
-def changed_rows(manifest: Manifest, rows: NDArray[np.int64], tick: Callable[[int, int], None]) -> dict[int, str]:
-    """Those of these rows whose file is not what was split: its SHA-256 in hex now, "" where it is gone or unreadable."""
+def _changed_rows(manifest: Manifest, rows: NDArray[np.int64], progress: ProgressFn) -> dict[int, str]:
+    """Return the rows whose file changed, with its SHA-256 in hex, or "" for a missing or unreadable file."""
 
-    def content(row: int) -> str:
+    def sha256(row: int) -> str:
         try:
             return sha256_of(manifest.root / manifest.paths[row])
         except OSError:
             return ""
 
     changed = {}
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as pool:  # hashing releases Python's lock
-        for done, (row, now) in enumerate(zip(rows.tolist(), pool.map(content, rows.tolist()), strict=True), 1):
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as pool:  # hashing releases the GIL
+        for done, (row, now) in enumerate(zip(rows.tolist(), pool.map(sha256, rows.tolist()), strict=True), 1):
             if now != manifest.hashes[row]:
                 changed[row] = now
-            tick(done, len(rows))
+            progress(done, len(rows))
     return changed
+
+
+def _changed_error(manifest: Manifest, changed: dict[int, str]) -> DataError:
+    missing = sum(not sha256 for sha256 in changed.values())
+    counts = ((missing, "missing or unreadable"), (len(changed) - missing, "changed"))
+    summary = ", ".join(f"{pluralize(number, 'image')} {what}" for number, what in counts if number)
+    hint = f"list them: inat-ft split --check {manifest.path}\nrestore the files, or split again: inat-ft split DATA"
+    if not missing:
+        hint += "\nor train on the changed images: inat-ft train --set data.changed=ignore"
+    names = few([manifest.paths[row] for row in changed])
+    return DataError(f"{summary} since {manifest.path} was written: {names}", hint)
+
+
+def _stats(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return size in bytes, mtime and ctime in ns of each file, `[N, 3]`; zeros for a missing file.
+
+    The ctime changes with the content even if a program restores the mtime.
+    """
+    found = np.zeros((len(rows), _STATS), np.int64)
+    for number, row in enumerate(rows):
+        with suppress(OSError):
+            stat = os.stat(manifest.root / manifest.paths[row])
+            found[number] = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return found
+
+
+def _load_stats(file: Path | None, count: int) -> NDArray[np.int64]:
+    empty = np.zeros((count, _STATS), np.int64)
+    if not file:
+        return empty
+    try:
+        with file.open("rb") as opened:
+            stored = np.load(opened, allow_pickle=False)
+    except Exception:  # numpy raises various errors for a damaged file
+        return empty
+    is_valid = isinstance(stored, np.ndarray) and stored.shape == empty.shape and stored.dtype == empty.dtype
+    return stored if is_valid else empty

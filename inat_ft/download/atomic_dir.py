@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all, made by one process at a time."""
+"""Folders that exist completely or not at all, written by one process at a time."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from inat_ft.locks import FileLock, Timeout
 
 @contextmanager
 def file_lock(target: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Keep other processes from making `target`, a file or folder; its parent folder is made.
+    """Keep other processes from writing `target`, a file or folder, and create its parent folder.
 
-    A parent that was made here is removed again when the block fails and has left nothing in it. on_wait is called when
-    another process holds the lock. Raises UsageError when the parent is a file, DataError when it cannot be written.
+    If the block fails, a parent that was created here is removed if it is empty. on_wait is called if another process holds
+    the lock. Raises UsageError if the parent is a file, DataError if it cannot be written.
     """
-    made = [parent for parent in target.parents if not os.path.lexists(parent)]
+    created = [parent for parent in target.parents if not os.path.lexists(parent)]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(target.with_name(f".{target.name}.lock"))
@@ -29,20 +29,21 @@ def file_lock(target: Path, on_wait: Callable[[], None] = lambda: None) -> Itera
             on_wait()
             lock.acquire()
     except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"{target.parent} is not a folder", "name a folder") from None
+        raise UsageError(f"{target.parent} is not a folder", "choose a folder") from None
     except OSError as error:
-        raise DataError(f"cannot write to {target.parent}: {error.strerror or error}", "name another folder") from error
+        hint = "choose another folder, or check its permissions"
+        raise DataError(f"cannot write to {target.parent}: {error.strerror or error}", hint) from error
     try:
         yield
     except BaseException:
-        _remove_empty(made)
+        _remove_empty(created)
         raise
     finally:
         lock.release()
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders, the innermost first, as long as they contain nothing but locks."""
+    """Remove folders, the innermost first, until one contains more than lock files."""
     with suppress(OSError):
         for folder in folders:
             entries = list(folder.iterdir())
@@ -55,13 +56,13 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target` that becomes it when the block ends well, and is gone when it does not.
+    """Yield an empty folder that is renamed to `target` after the block, or removed if the block fails.
 
-    Call it under `locked(target)`: what a killed process left is cleared away first. Raises DataError when `target`
-    exists and is not an empty folder, and OSError when the disk will not take it.
+    Call it under `file_lock(target)`. Raises DataError if `target` exists and is not an empty folder, and OSError if the
+    folder cannot be written.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f"{target} exists already", "remove it, or name another place with --to")
+        raise DataError(f"{target} already exists", "remove it, or choose another place with --to")
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.with_name(f".{target.name}.unfinished")
     shutil.rmtree(work, ignore_errors=True)

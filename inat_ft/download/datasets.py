@@ -1,19 +1,18 @@
-"""The data sets that can be fetched by name: where they come from, and what they look like when they are complete."""
+"""The data sets that `inat-ft fetch` downloads or writes, and the checks that they are complete."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from inat_ft.download import digits
 from inat_ft.download.atomic_dir import file_lock
-from inat_ft.download.http import Tick, download, require_request
+from inat_ft.download.http import download, require_request
 from inat_ft.download.unzip import ArchiveError, unpack
 from inat_ft.errors import DataError
+from inat_ft.progress import Log, ProgressBar, ignore_log, no_progress
 
 INAT12K_URL = "https://storage.googleapis.com/wandb_datasets/nature_12K.zip"
 INAT12K_CLASSES = (
@@ -22,12 +21,8 @@ INAT12K_CLASSES = (
 )
 _INSIDE = "inaturalist_12K"
 _NOTE = ".fetched.json"
-"""In the folder: how many images there were when it was complete."""
-_JUNK = ("thumbs.db", "desktop.ini")
-
-Say = Callable[[str], None]
-TickFor = Callable[[str, str], AbstractContextManager[Tick]]
-"""Called with what is done and in which unit."""
+"""File in the folder with the number of images in the archive."""
+_NOT_IMAGES = ("thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
@@ -37,25 +32,16 @@ class FetchResult:
     folder: Path
     num_images: int
     new: bool
-    """False when it was there already."""
+    """False if it existed before."""
     warning: str = ""
-    """What is unusual about it."""
-
-
-def _silent(text: str) -> None:
-    pass
-
-
-def _uncounted(what: str, unit: str) -> AbstractContextManager[Tick]:
-    return nullcontext(lambda done, total: None)
 
 
 def fetch_digits(to: Path) -> FetchResult:
-    """Write the embedded digits to `to/digits`, unless they are there."""
+    """Write the embedded digits to `to/digits`, unless they exist."""
     folder = to / "digits"
-    there = digits.is_complete(folder)
+    exists = digits.is_complete(folder)
     digits.write_digits(folder)
-    return FetchResult(folder, sum(_counts(folder).values()), not there)
+    return FetchResult(folder, _counts(folder).total(), not exists)
 
 
 def fetch_inat12k(
@@ -64,87 +50,86 @@ def fetch_inat12k(
     *,
     sha256: str | None = None,
     keep_archive: bool = False,
-    say: Say = _silent,
-    tick_for: TickFor = _uncounted,
+    log: Log = ignore_log,
+    progress: ProgressBar = no_progress,
 ) -> FetchResult:
-    """Download iNaturalist-12K and unpack it to `to/inaturalist_12K`, unless it is there.
+    """Download iNaturalist-12K and unpack it to `to/inaturalist_12K`, unless it exists.
 
-    The archive is removed in the end unless keep_archive says otherwise; one that was in `to` before is used as it is. say
-    gets remarks for a person. Raises DataError when the archive cannot be had, is not what it should be, or the disk is full.
+    An archive `to/nature_12K.zip` is used if it exists. It is removed after unpacking, unless keep_archive is true. Raises
+    DataError if the download or the archive is not valid, or if the disk is full.
     """
     require_request(url, sha256)
     folder, archive = to / _INSIDE, to / "nature_12K.zip"
-    if (counts := _counts(folder)) and sum(counts.values()) == _expected_count(
-        folder
-    ):  # even where nothing may be written
-        return FetchResult(folder, sum(counts.values()), False, _other_classes(counts))
-    if (folder.is_symlink() and not folder.exists()) or (folder.exists() and not folder.is_dir()):
-        raise DataError(f"{folder} is no folder", "remove it, or name another place with --to")
-    with file_lock(folder, lambda: say(f"another process is fetching {folder}: waiting for it")):
-        new = not folder.is_dir() or not any(folder.iterdir())
-        number = sum(_counts(folder).values())
-        if new:
-            _download_and_extract(url, archive, folder, sha256, say, tick_for)
-        elif empty := _subsets_without_images(folder):
-            raise DataError(
-                f"{folder} is no complete iNaturalist-12K: {empty} no class folders with images",
-                f"remove {folder} and fetch again",
-            )
-        elif number < (whole := _expected_count(folder)):
-            raise DataError(
-                f"{folder} is not complete any more: {number:,} of {whole:,} images are there",
-                f"remove {folder} and fetch again",
-            )
-        if new and not keep_archive:
-            archive.unlink(missing_ok=True)
-    counts = _counts(folder)
-    return FetchResult(folder, sum(counts.values()), new, _other_classes(counts))
+    new = False
+    if not (counts := _counts(folder)) or counts.total() != _expected_count(folder):
+        if (folder.is_symlink() and not folder.exists()) or (folder.exists() and not folder.is_dir()):
+            raise DataError(f"{folder} is not a folder", "remove it, or choose another place with --to")
+        with file_lock(folder, lambda: log(f"waiting for another process that is fetching {folder}")):
+            new = not folder.is_dir() or not any(folder.iterdir())
+            if new:
+                _download_and_extract(url, archive, folder, sha256, log, progress)
+                if not keep_archive:
+                    archive.unlink(missing_ok=True)
+            else:
+                _require_complete(folder)
+        counts = _counts(folder)
+    return FetchResult(folder, counts.total(), new, _other_classes(counts))
 
 
 def _download_and_extract(
-    url: str, archive: Path, folder: Path, sha256: str | None, say: Say, tick_for: TickFor
+    url: str, archive: Path, folder: Path, sha256: str | None, log: Log, progress: ProgressBar
 ) -> None:
-    was_there, part = archive.exists(), archive.with_name(f"{archive.name}.part")
-    if was_there:
-        say(f"{archive} is there already")
+    existed, part = archive.exists(), archive.with_name(f"{archive.name}.part")
+    if existed:
+        log(f"using the existing archive {archive}")
     elif part.exists():
-        say(f"{part.stat().st_size / 1e6:,.0f} MB are there from an earlier download")
-    with tick_for("fetching", "MB") as tick:
-        download(url, archive, sha256=sha256, tick=lambda done, total: tick(done // 10**6, total // 10**6))
+        log(f"resuming an earlier download: {part.stat().st_size / 1e6:,.0f} MB exist")
+    with progress("fetching", "MB") as update:
+        download(url, archive, sha256=sha256, progress=lambda done, total: update(done // 10**6, total // 10**6))
     try:
-        with tick_for("unpacking", "files") as tick:
-            unpack(archive, folder, _INSIDE, tick, check=_require_subsets)
+        with progress("unpacking", "files") as update:
+            unpack(archive, folder, _INSIDE, update, check=_check_unpacked)
     except ArchiveError as error:
-        if was_there:
+        if existed:
             raise DataError(error.message, f"remove {archive} and fetch again") from error
         archive.unlink()
         raise DataError(
-            f"what {url} sent is not the data set: {error.message}", "it has been removed; use another mirror"
+            f"{url} is not the data set: {error.message}", "the archive was removed; use another mirror"
         ) from error
 
 
 def _counts(folder: Path) -> Counter[tuple[str, str]]:
-    """Images by (subset, class folder); hidden files and what Windows leaves are no images."""
+    """Return the number of images by (subset, class folder)."""
     files = (file for file in folder.glob("*/*/*") if not file.name.startswith(".") and file.is_file())
-    return Counter((file.parts[-3], file.parts[-2]) for file in files if file.name.lower() not in _JUNK)
+    return Counter((file.parts[-3], file.parts[-2]) for file in files if file.name.lower() not in _NOT_IMAGES)
 
 
 def _subsets_without_images(folder: Path) -> str:
-    counts = _counts(folder)
-    empty = [subset for subset in ("train", "val") if not any(part == subset for part, _ in counts)]
-    return f"{' and '.join(f'{subset}/' for subset in empty)} {'have' if len(empty) > 1 else 'has'}" if empty else ""
+    subsets = {subset for subset, _ in _counts(folder)}
+    return " and ".join(f"{subset}/" for subset in ("train", "val") if subset not in subsets)
 
 
-def _require_subsets(folder: Path) -> None:
+def _check_unpacked(folder: Path) -> None:
     if empty := _subsets_without_images(folder):
-        raise ArchiveError(f"{empty} no class folders with images")
+        raise ArchiveError(f"no class folders with images in {empty}")
     if (folder / _NOTE).is_dir():
-        raise ArchiveError(f"it holds a folder {_NOTE}")
-    (folder / _NOTE).write_text(json.dumps({"images": sum(_counts(folder).values())}) + "\n")
+        raise ArchiveError(f"it contains a folder {_NOTE}")
+    (folder / _NOTE).write_text(json.dumps({"images": _counts(folder).total()}) + "\n")
+
+
+def _require_complete(folder: Path) -> None:
+    number, expected = _counts(folder).total(), _expected_count(folder)
+    problem = ""
+    if empty := _subsets_without_images(folder):
+        problem = f"no class folders with images in {empty}"
+    elif number < expected:
+        problem = f"only {number:,} of {expected:,} images exist"
+    if problem:
+        raise DataError(f"{folder} is not complete: {problem}", f"remove {folder} and fetch again")
 
 
 def _expected_count(folder: Path) -> int:
-    """How many images were unpacked, 0 where nobody noted it."""
+    """Return the number of images in the archive, 0 if it is unknown."""
     try:
         return int(json.loads((folder / _NOTE).read_text())["images"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -152,12 +137,12 @@ def _expected_count(folder: Path) -> int:
 
 
 def _other_classes(counts: Counter[tuple[str, str]]) -> str:
-    """A warning when train or val has other classes than the ten: a mirror may hold less on purpose."""
+    """Return a warning if the classes are not the ten of iNaturalist-12K; a mirror can have a part of them on purpose."""
     for subset in ("train", "val"):
         found = {name for part, name in counts if part == subset}
         missing = ", ".join(name for name in INAT12K_CLASSES if name not in found)
         more = ", ".join(sorted(found.difference(INAT12K_CLASSES)))
         if missing or more:
-            told = "; ".join(part for part in (missing and f"missing: {missing}", more and f"more: {more}") if part)
-            return f"{subset}/ has {len(found)} class folders, not the 10 of iNaturalist-12K ({told})"
+            differences = [f"missing: {missing}"] * bool(missing) + [f"more: {more}"] * bool(more)
+            return f"{subset}/ has {len(found)} class folders, not the 10 of iNaturalist-12K ({'; '.join(differences)})"
     return ""

@@ -1,4 +1,4 @@
-"""Downloads that go on after an interruption and never leave half a file under the final name."""
+"""Download a file over HTTP, resuming after an interruption. The final name never holds a partial file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,43 +17,99 @@ from urllib.parse import urlsplit
 from inat_ft import __version__
 from inat_ft.download.atomic_dir import file_lock
 from inat_ft.errors import DataError, InatFtError, UsageError
+from inat_ft.progress import ProgressFn, ignore_progress
 from inat_ft.records import write_text
-
-Tick = Callable[[int, int], None]
 
 _BLOCK = 2**20
 _TRIES_WITHOUT_PROGRESS = 4
 _TRIES = 1000
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
+_RETRIED = (408, 425, 429, 500, 502, 503, 504)
 _RANGE_NOT_SATISFIABLE = 416
-_PART_HINT = "what has arrived is kept, and only the rest is fetched then if the server can send a part"
+_PART_HINT = "the received part is kept; the next attempt requests only the rest, if the server supports it"
+_ADDRESS_HINT = "check the address, or use another mirror"
 
 
 class _Interrupted(Exception):
-    """The transfer broke off; what has arrived is kept."""
+    """The transfer broke off; the received part is kept."""
 
 
 @dataclass(frozen=True)
 class _Version:
-    """What a server says of the file it sends, so that parts of two versions are never joined."""
+    """What identifies a version of a file on a server, so that parts of two versions are never joined."""
 
     url: str
     tag: str = ""
     modified: str = ""
     total: int = -1
-    """Bytes of the whole file, -1 when not said."""
+    """Bytes of the whole file, -1 if unknown."""
 
     @property
     def condition(self) -> str:
-        """For If-Range, which takes no weak tags (RFC 9110, 13.1.5)."""
+        """The value of If-Range, which does not allow weak tags (RFC 9110, 13.1.5)."""
         return self.tag if self.tag and not self.tag.startswith("W/") else self.modified
 
     def contradicts(self, other: _Version) -> bool:
-        """Whether both say something that differs; an answer with a part of the file may say less than one with all."""
-        return any(
-            (mine not in ("", -1)) and (theirs not in ("", -1)) and mine != theirs
-            for mine, theirs in zip(asdict(self).values(), asdict(other).values(), strict=True)
+        """Return whether a value that both have differs; a partial response can have fewer values than a whole one."""
+        pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
+        return any(mine != theirs for mine, theirs in pairs if mine not in ("", -1) and theirs not in ("", -1))
+
+
+def download(
+    url: str,
+    to: Path,
+    *,
+    sha256: str | None = None,
+    sha256_prefix: str | None = None,
+    size: int | None = None,
+    progress: ProgressFn = ignore_progress,
+    timeout_s: float = 15.0,
+    pause_s: float = 0.5,
+) -> Path:
+    """Download a URL to the file `to`, unless the file exists with the right hash and size.
+
+    sha256 (or its first digits) and size in bytes are checked if given. An interrupted download is kept beside the target, as
+    `.part`; the next one resumes it if the server still has the same version (by ETag, else Last-Modified, else length).
+    progress is called with (done, total) in bytes. timeout_s: of one read; pause_s: before the first retry, doubled for each
+    further one. Raises DataError if the download fails, and UsageError for an address or a hash that is not valid.
+    """
+    given = sha256 if sha256 is not None else sha256_prefix
+    require_request(url, given)
+    wanted = (given or "").lower()
+    if to.is_dir():
+        raise UsageError(f"{to} is a folder, not a file to download to", "choose a file name")
+    if _is_complete(to, wanted, size):  # checked before locking, because the folder may be read-only
+        return to
+    with file_lock(to):
+        if _is_complete(to, wanted, size):
+            return to
+        task = _Download(url, to, size, bool(wanted or size is not None), timeout_s, pause_s, progress)
+        resumed = task.part.exists()
+        task.run()
+        if resumed and _problem(task.part, wanted, size):  # the part of an earlier run may be the wrong one
+            task.discard()
+            task.run()
+        if problem := _problem(task.part, wanted, size):
+            task.discard()
+            raise DataError(f"{url} is not the expected file: {problem}", "use another mirror")
+        task.part.replace(to)
+        task.notes.unlink(missing_ok=True)
+    return to
+
+
+def require_request(url: str, sha256: str | None) -> None:
+    """Raise UsageError for an address or a hash that is not valid."""
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        (parts.hostname or "").encode("idna")
+    except ValueError:
+        valid = False
+    if not valid or not url.isascii() or re.search(r"[\s\x00-\x1f\x7f]", url):
+        raise UsageError(
+            f"{url!r} is not an http or https address", "use the form https://host/path, with special characters as %xx"
         )
+    if sha256 is not None and not re.fullmatch(r"[0-9a-f]{8,64}", sha256.lower()):
+        raise UsageError(f"'{sha256}' is not a SHA-256", "pass its 64 hexadecimal digits, or at least the first 8")
 
 
 @dataclass(frozen=True)
@@ -62,11 +117,11 @@ class _Download:
     url: str
     target: Path
     size: int | None
-    vouched: bool
-    """A size or hash is known, by which the file is judged in the end."""
+    is_verified: bool
+    """Whether the file is checked by size or hash in the end."""
     timeout_s: float
     pause_s: float
-    tick: Tick
+    progress: ProgressFn
 
     @property
     def part(self) -> Path:
@@ -74,109 +129,99 @@ class _Download:
 
     @property
     def notes(self) -> Path:
-        """The _Version that the part belongs to."""
+        """The file with the _Version of the part."""
         return self.target.with_name(f"{self.target.name}.part.json")
 
     def run(self) -> None:
-        """Fetch the rest of the file, trying again as long as something arrives."""
-        failures, most, since = 0, self._arrived(), time.monotonic()
+        """Download the rest of the file; retry as long as bytes arrive."""
+        failures, most, since = 0, self._received(), time.monotonic()
         for _ in range(_TRIES):
             try:
                 self._transfer()
                 return
             except _Interrupted as interruption:
                 why = str(interruption)
-            if self._arrived() > most:
-                failures, most, since = 0, self._arrived(), time.monotonic()
+            if self._received() > most:
+                failures, most, since = 0, self._received(), time.monotonic()
             failures += 1
             if failures >= _TRIES_WITHOUT_PROGRESS or time.monotonic() - since > 2 * self.timeout_s:
                 break
             time.sleep(self.pause_s * 2**failures)
-        hint = _PART_HINT if self._arrived() else "or use another mirror"
+        hint = _PART_HINT if self._received() else "or use another mirror"
         raise DataError(f"cannot fetch {self.url}: {why}", f"check the network and try again; {hint}")
 
-    def start_again(self) -> None:
-        """Forget what has arrived. The part goes before its notes: notes without a part do no harm."""
+    def discard(self) -> None:
+        """Delete the received part. It is deleted before its notes, which do no harm without it."""
         self.part.unlink(missing_ok=True)
         self.notes.unlink(missing_ok=True)
 
-    def _arrived(self) -> int:
+    def _received(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def _transfer(self) -> None:
-        known, start = self._known(), self._arrived()
-        if known and start and known.total == start:  # killed between the last byte and the renaming
+        known, start = self._known(), self._received()
+        if known and start and known.total == start:  # the process ended before the file was renamed
             return
         headers = {"User-Agent": f"inat-ft/{__version__}", "Accept-Encoding": "identity"}
         if known and start:
             headers["Range"] = f"bytes={start}-"
             headers |= {"If-Range": known.condition} if known.condition else {}
-        request = urllib.request.Request(self.url, headers=headers)
         try:
-            with self._answer(request) as answer:
-                version, start = self._begin(answer, known, start)
-                self._receive(answer, version.total, start)
+            with _open(urllib.request.Request(self.url, headers=headers), self.timeout_s) as response:
+                version, start = self._begin(response, known, start)
+                self._receive(response, version.total, start)
         except urllib.error.HTTPError as error:
             error.close()
-            self._refused(error.code, str(error.reason).partition("\n")[0])  # of a loop urllib tells over several lines
+            if error.code == _RANGE_NOT_SATISFIABLE:
+                self.discard()
+            answer = f"the server answered {error.code} {str(error.reason).partition(chr(10))[0]}"
+            if error.code in (*_RETRIED, _RANGE_NOT_SATISFIABLE):
+                raise _Interrupted(answer) from None
+            raise DataError(f"cannot fetch {self.url}: {answer}", _ADDRESS_HINT) from None
         except urllib.error.URLError as error:
             raise _Interrupted(f"no connection ({_reason(error.reason)})") from None
         except (http.client.HTTPException, OSError) as error:
             raise _Interrupted(f"the connection broke off ({_reason(error)})") from None
-
-    def _answer(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        try:
-            answer: http.client.HTTPResponse = _opener().open(request, timeout=self.timeout_s)
-        except ValueError as error:  # a UnicodeError is one
+        except ValueError as error:  # from urllib, among them UnicodeError
             raise DataError(
-                f"cannot fetch {self.url}: the server sent on to an address, or a length, that is none ({_reason(error)})",
-                "check the address, or use another mirror",
+                f"cannot fetch {self.url}: the server sent an address or a length that is not valid ({_reason(error)})",
+                _ADDRESS_HINT,
             ) from None
-        return answer
 
-    def _refused(self, code: int, reason: str) -> None:
-        if code == _RANGE_NOT_SATISFIABLE:
-            self.start_again()
-            raise _Interrupted("the server has less of it than it said (416)")
-        if code in _PASSING:
-            raise _Interrupted(f"the server answered {code} {reason}")
-        raise DataError(
-            f"cannot fetch {self.url}: the server answered {code} {reason}", "check the address, or use another mirror"
-        )
-
-    def _begin(self, answer: http.client.HTTPResponse, known: _Version | None, start: int) -> tuple[_Version, int]:
-        """What the answer holds, and from which byte on. The part and its notes are made to fit it."""
-        tag, modified = answer.headers.get("ETag") or "", answer.headers.get("Last-Modified") or ""
-        if answer.status == http.HTTPStatus.PARTIAL_CONTENT:
-            span = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", answer.headers.get("Content-Range", "").strip())
+    def _begin(self, response: http.client.HTTPResponse, known: _Version | None, start: int) -> tuple[_Version, int]:
+        """Return the version of the response and its first byte; discard a part that does not fit."""
+        tag, modified = response.headers.get("ETag") or "", response.headers.get("Last-Modified") or ""
+        if response.status == http.HTTPStatus.PARTIAL_CONTENT:
+            sent = response.headers.get("Content-Range", "").strip()
+            span = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", sent)
             version = _Version(self.url, tag, modified, _number(span and span[2]))
             if not known or not span or int(span[1]) != start or version.contradicts(known):
-                self.start_again()
-                raise _Interrupted("the server sent a part of another version, or another part than was asked for")
+                self.discard()
+                raise _Interrupted("the server sent a part of another version, or not the requested part")
             return _Version(self.url, tag, modified, max(version.total, known.total)), start
-        version = _Version(self.url, tag, modified, _number(answer.headers.get("Content-Length")))
+        version = _Version(self.url, tag, modified, _number(response.headers.get("Content-Length")))
         if self.size is not None and version.total not in (-1, self.size):
             raise DataError(
                 f"{self.url} has {version.total:,} bytes instead of {self.size:,}",
-                "it is not the file that was expected: use another mirror",
+                "it is not the expected file: use another mirror",
             )
-        self.start_again()
+        self.discard()
         try:
             write_text(self.notes, json.dumps(asdict(version)))
         except InatFtError as error:
             raise DataError(error.message, error.hint) from error
         return version, 0
 
-    def _receive(self, answer: http.client.HTTPResponse, total: int, start: int) -> None:
-        if not self.vouched:
-            answer.length = None  # read on to the end of the connection, which tells when the length was too short
+    def _receive(self, response: http.client.HTTPResponse, total: int, start: int) -> None:
+        if not self.is_verified:
+            response.length = None  # read to the end of the connection, to notice a length that is too short
         done = start
         try:
             with self.part.open("ab") as file:
-                while block := _read(answer, complete=done == total):
+                while block := _read(response, complete=done == total):
                     file.write(block)
                     done += len(block)
-                    self.tick(done, max(total, done))
+                    self.progress(done, max(total, done))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -184,7 +229,7 @@ class _Download:
                 f"cannot write {self.part}: {error.strerror or error}", f"free some space and try again; {_PART_HINT}"
             ) from error
         if 0 <= total < done:
-            self.start_again()
+            self.discard()
             raise _Interrupted(f"the server sent more than the {total:,} bytes it announced")
         if done < total:
             raise _Interrupted(f"only {done:,} of {total:,} bytes arrived")
@@ -197,71 +242,8 @@ class _Download:
         return known if known.url == self.url and (known.condition or known.total >= 0) else None
 
 
-def download(
-    url: str,
-    to: Path,
-    *,
-    sha256: str | None = None,
-    sha256_prefix: str | None = None,
-    size: int | None = None,
-    tick: Tick = lambda done, total: None,
-    timeout_s: float = 15.0,
-    pause_s: float = 0.5,
-) -> Path:
-    """Fetch a URL into the file `to`; nothing happens when it is there already, with the right hash and size.
-
-    sha256 (or the first digits of it) and size in bytes are checked when given. An interrupted download is kept beside the
-    target, as `.part`, and goes on next time if the server still has the same version (by ETag, else Last-Modified, else
-    length); tick gets (done, total) in bytes.
-    timeout_s: of one read; pause_s: before the first retry, doubled each time. Raises DataError saying what went wrong,
-    soon when there is no network, and UsageError for an address or a hash that cannot be one.
-    """
-    given = sha256 if sha256 is not None else sha256_prefix
-    require_request(url, given)
-    wanted = (given or "").lower()
-    if to.is_dir():
-        raise UsageError(f"{to} is a folder, not a file to download into", "name a file")
-    if _is_right(to, wanted, size):  # asked before locking too: the folder may be one that cannot be written
-        return to
-    with file_lock(to):
-        if _is_right(to, wanted, size):
-            return to
-        task = _Download(url, to, size, bool(wanted or size is not None), timeout_s, pause_s, tick)
-        resumed = task.part.exists()
-        task.run()
-        if resumed and _problem(task.part, wanted, size):  # the fault may lie in the part that an earlier run left
-            task.start_again()
-            task.run()
-        if problem := _problem(task.part, wanted, size):
-            task.start_again()
-            raise DataError(f"what {url} sent is not the file that was expected: {problem}", "use another mirror")
-        task.part.replace(to)
-        task.notes.unlink(missing_ok=True)
-    return to
-
-
-def require_request(url: str, sha256: str | None) -> None:
-    """Raise UsageError for an address or a hash that cannot be one, before anything is written."""
-    _require_address(url)
-    if sha256 is not None and not re.fullmatch(r"[0-9a-f]{8,64}", sha256.lower()):
-        raise UsageError(f"'{sha256}' is not a SHA-256", "give its 64 hexadecimal digits, or at least the first 8")
-
-
-def _require_address(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        (parts.hostname or "").encode("idna")
-    except ValueError:
-        good = False
-    if not good or not url.isascii() or re.search(r"[\s\x00-\x1f\x7f]", url):
-        raise UsageError(
-            f"{url!r} is no http or https address", "it looks like https://host/path, with special characters as %xx"
-        )
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Opens http and https alone, through the environment's proxies: a redirection cannot lead to a file or to FTP."""
+def _open(request: urllib.request.Request, timeout_s: float) -> http.client.HTTPResponse:
+    """Send a request through the proxies of the environment. Redirections to a file or to FTP are not followed."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -273,28 +255,29 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.HTTPErrorProcessor,
     ):
         opener.add_handler(handler())
-    return opener
+    response: http.client.HTTPResponse = opener.open(request, timeout=timeout_s)
+    return response
 
 
-def _read(answer: http.client.HTTPResponse, complete: bool) -> bytes:
+def _read(response: http.client.HTTPResponse, complete: bool) -> bytes:
     try:
-        return answer.read1(_BLOCK)
+        return response.read1(_BLOCK)
     except (http.client.HTTPException, OSError) as error:
-        if complete:  # it is all here; only the connection was not closed in good order
+        if complete:  # only the connection was not closed properly
             return b""
         raise _Interrupted(f"the connection broke off ({_reason(error)})") from None
 
 
 def _reason(error: object) -> str:
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]  # what a server sent may be in it
-    return getattr(error, "strerror", None) or said.strip()
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]  # the text can come from the server
+    return getattr(error, "strerror", None) or first_line.strip()
 
 
 def _number(text: str | None) -> int:
     return int(text) if text and re.fullmatch("[0-9]{1,18}", text) else -1
 
 
-def _is_right(file: Path, sha256: str, size: int | None) -> bool:
+def _is_complete(file: Path, sha256: str, size: int | None) -> bool:
     return file.exists() and _problem(file, sha256, size) is None
 
 

@@ -1,6 +1,4 @@
-"""A training on disk: what is needed to go on from the last epoch. Holds tensors and plain values, never code."""
-
-from __future__ import annotations
+"""The checkpoint of a training, saved after every epoch. It holds tensors and plain values, no code."""
 
 from pathlib import Path
 
@@ -11,73 +9,68 @@ from inat_ft.engine.fit import TrainState, restore
 from inat_ft.engine.optimizer import make_optimizer
 from inat_ft.engine.plan import TrainingPlan
 from inat_ft.errors import InatFtError
-from inat_ft.models.net import Net
 from inat_ft.records import Epoch, atomic_write
 
 _VERSION = 2
-
-
-def save_training(file: Path, training: TrainState, net: Net, plan: TrainingPlan, identity: str) -> None:
-    """Write the training atomically. identity: of everything that the run's numbers depend on."""
-    if training.optimizer is None:
-        raise ValueError("a training without an epoch has nothing to save")
-    state = net.state_dict()
-    content = {
-        "version": _VERSION,
-        "identity": identity,
-        "epoch": training.epoch,
-        "steps": training.steps,
-        "weights": training.raw_weights or {name: state[name] for name in plan.trainable_state_names()},
-        "average": training.average,
-        "optimizer": training.optimizer.state_dict(),
-        "history": [epoch.model_dump() for epoch in training.history],
-        "stop": {"best": training.stop.best, "waited": training.stop.num_bad_epochs},
-        "best": training.best,
-        "best_epoch": training.best_epoch,
-        "best_logits": training.best_logits,
-        "stopped": training.stop_reason,
-    }
-    with (
-        atomic_write(file) as temporary,
-        temporary.open("wb") as out,
-    ):  # opened here, so that a full disk is told as such
-        torch.save(content, out)
+_NEW_RUN = "start a new run with another --name"
 
 
 class CheckpointError(InatFtError):
-    """There is no going on from a checkpoint."""
+    """A checkpoint cannot be resumed."""
 
 
-def load_training(
-    file: Path, training: TrainState, net: Net, plan: TrainingPlan, config: OptimConfig, identity: str
-) -> None:
-    """Bring network and training to where the file says they were. Nothing happens when there is no such file.
+def save_checkpoint(file: Path, state: TrainState, plan: TrainingPlan, identity: str) -> None:
+    """Write a checkpoint atomically. identity: hash of everything that decides the numbers of the run."""
+    if state.optimizer is None:
+        raise ValueError("no epoch has been trained")
+    tensors = plan.net.state_dict()
+    stopping = state.early_stopping
+    content = {
+        "version": _VERSION,
+        "identity": identity,
+        "epoch": state.epoch,
+        "steps": state.steps,
+        "weights": state.raw_weights or {name: tensors[name] for name in plan.trainable_state_names()},
+        "average": state.average_state,
+        "optimizer": state.optimizer.state_dict(),
+        "history": [epoch.model_dump() for epoch in state.history],
+        "stop": {"best": stopping.best, "waited": stopping.num_bad_epochs},
+        "best": state.best_weights,
+        "best_epoch": state.best_epoch,
+        "best_logits": state.best_logits,
+        "stopped": state.stop_reason,
+    }
+    with atomic_write(file) as temporary, temporary.open("wb") as out:  # an open file, so that a full disk is reported
+        torch.save(content, out)
 
-    Raises CheckpointError when the file is damaged or belongs to a run with other settings, data or weights.
+
+def load_checkpoint(file: Path, state: TrainState, plan: TrainingPlan, config: OptimConfig, identity: str) -> None:
+    """Load a checkpoint into the state and the network, if the file exists.
+
+    Raises CheckpointError when the file is damaged or belongs to a run with other settings, images or weights.
     """
     if not file.exists():
         return
     try:
-        content = torch.load(file, map_location=next(net.parameters()).device, weights_only=True)
-        known = content["identity"]
-    except Exception as error:  # unpicklers raise what they like on a damaged file
-        cause = str(error) or "it is not whole"
+        device = next(plan.net.parameters()).device
+        content = torch.load(file, map_location=device, weights_only=True)
+        version, saved_identity = content["version"], content["identity"]
+    except Exception as error:  # a damaged file may raise anything
         raise CheckpointError(
-            f"cannot read the checkpoint {file}: {cause}", "start again under another --name"
+            f"cannot read the checkpoint {file}: {str(error) or 'the file is not complete'}", _NEW_RUN
         ) from error
-    if content["version"] != _VERSION or known != identity:
-        raise CheckpointError(
-            f"{file} was made with other settings, images or weights than the run has now",
-            "start again under another --name",
-        )
-    restore(net, content["weights"])
-    training.average = {name: tensor if tensor.ndim else tensor.cpu() for name, tensor in content["average"].items()}
-    training.epoch, training.steps = content["epoch"], content["steps"]
-    learning = plan.epochs[training.epoch - 1]
-    net.set_trainable(learning.parameters)
-    training.optimizer = make_optimizer(learning, config)
-    training.optimizer.load_state_dict(content["optimizer"])
-    training.history = [Epoch.model_validate(epoch) for epoch in content["history"]]
-    training.stop.best, training.stop.num_bad_epochs = tuple(content["stop"]["best"]), content["stop"]["waited"]
-    training.best, training.best_epoch = content["best"], content["best_epoch"]
-    training.best_logits, training.stop_reason = content["best_logits"].cpu(), content["stopped"]
+    if version != _VERSION or saved_identity != identity:
+        raise CheckpointError(f"{file} was saved with other settings, images or weights than the run has now", _NEW_RUN)
+    restore(plan.net, content["weights"])
+    average = content["average"].items()
+    state.average_state = {name: tensor if tensor.ndim else tensor.cpu() for name, tensor in average}
+    state.epoch, state.steps = content["epoch"], content["steps"]
+    trainable = plan.epochs[state.epoch - 1]
+    plan.net.set_trainable(trainable.scales)
+    state.optimizer = make_optimizer(trainable, config)
+    state.optimizer.load_state_dict(content["optimizer"])
+    state.history = [Epoch.model_validate(epoch) for epoch in content["history"]]
+    stopping = state.early_stopping
+    stopping.best, stopping.num_bad_epochs = tuple(content["stop"]["best"]), content["stop"]["waited"]
+    state.best_weights, state.best_epoch = content["best"], content["best_epoch"]
+    state.best_logits, state.stop_reason = content["best_logits"].cpu(), content["stopped"]

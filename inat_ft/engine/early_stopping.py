@@ -1,6 +1,4 @@
-"""Which epoch is best, and early stopping."""
-
-from __future__ import annotations
+"""Early stopping, and the comparison that decides which epoch is best."""
 
 import math
 from dataclasses import dataclass
@@ -10,10 +8,10 @@ from inat_ft.records import Epoch
 
 @dataclass
 class EarlyStopping:
-    """Stops when the monitored metric has not improved for `patience` epochs.
+    """Stop when the monitored metric has not improved for `patience` epochs; 0 never stops.
 
-    An improvement is a change by more than `min_delta` in the right direction; with a min_delta of 0 also the same value
-    at a lower validation loss. A metric that is not finite is never better; a patience of 0 never stops.
+    An improvement is a change by more than `min_delta` in the right direction. With a min_delta of 0, an equal metric with
+    a lower validation loss is an improvement too. A value that is not finite is worse than all others.
     """
 
     patience: int
@@ -24,13 +22,12 @@ class EarlyStopping:
     num_bad_epochs: int = 0
 
     def score(self, epoch: Epoch) -> tuple[float, float]:
-        """Return how good an epoch is, for comparison: by the monitored metric, then by the validation loss."""
+        """Return a tuple that is higher for better epochs: the monitored metric, then the validation loss."""
         sign = -1 if self.monitor.endswith("loss") else 1
-        value, loss = getattr(epoch, self.monitor), epoch.val_loss
-        return _or_worst(value and sign * value), _or_worst(loss and -loss)
+        return _finite(getattr(epoch, self.monitor), sign), _finite(epoch.val_loss, -1)
 
     def step(self, epoch: Epoch) -> bool:
-        """Take an epoch into account; return whether it is time to stop."""
+        """Record an epoch and return whether to stop."""
         score = self.score(epoch)
         if score[0] > self.best[0] + self.min_delta or (self.min_delta == 0 and score > self.best):
             self.best, self.num_bad_epochs = score, 0
@@ -39,9 +36,9 @@ class EarlyStopping:
         return 0 < self.patience <= self.num_bad_epochs
 
     def reset(self) -> None:
-        """Reset the number of epochs without improvement, since something else learns from now on."""
+        """Set the number of epochs without improvement to 0."""
         self.num_bad_epochs = 0
 
 
-def _or_worst(value: float | None) -> float:
-    return -math.inf if value is None or not math.isfinite(value) else value
+def _finite(value: float | None, sign: int) -> float:
+    return -math.inf if value is None or not math.isfinite(value) else sign * value

@@ -1,12 +1,10 @@
-"""What a record says of the machine: enough to repeat a run, and nothing about who ran it."""
-
-from __future__ import annotations
+"""The software and hardware of a run, for its record: enough to repeat it, without personal data."""
 
 import platform
 import resource
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -19,26 +17,21 @@ _PACKAGES = ("torchvision", "numpy", "pillow", "timm")
 
 
 def environment(compute: Compute) -> dict[str, Any]:
-    """Versions, platform, device and the commit of the working directory, if it is a git repository."""
+    """Return package versions, platform, device and the git commit of the working directory, if there is one."""
     found: dict[str, Any] = {"inat_ft": __version__, "python": platform.python_version(), "torch": torch.__version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
-        except ModuleNotFoundError:
+        except PackageNotFoundError:
             continue
-    found |= {
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": compute.describe(),
-        "cores": num_cores(),
-        "git": _git_state(),
-    }
-    return found
+    system = f"{platform.system()} {platform.machine()}"
+    return found | {"system": system, "device": compute.describe(), "cores": num_cores(), "git": _git_commit()}
 
 
-def _git_state() -> str | None:
-    """Commit, with `-dirty` when tracked files differ from it; None outside a repository."""
+def _git_commit() -> str | None:
+    """Return the commit, with `-dirty` if tracked files differ from it; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -46,7 +39,7 @@ def _git_state() -> str | None:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory held so far: of the GPU where one is used, otherwise of this process."""
+    """Return the peak memory of the GPU, or of this process when training on a CPU."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,6 +1,4 @@
-"""The training loop. There is one, under every strategy, on every device, cached or not."""
-
-from __future__ import annotations
+"""The training loop of all strategies."""
 
 import hashlib
 import math
@@ -13,82 +11,83 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from inat_ft.config import OptimConfig
 from inat_ft.data.batches import Batches
 from inat_ft.engine.device import Compute
 from inat_ft.engine.early_stopping import EarlyStopping
-from inat_ft.engine.loops import Forward, OnStep, StepConfig, evaluate, train_one_epoch, update_bn
-from inat_ft.engine.optimizer import Rate, make_optimizer
+from inat_ft.engine.loops import Forward, OnStep, StepConfig, evaluate, ignore_step, train_one_epoch, update_bn
+from inat_ft.engine.optimizer import LRScheduler, make_optimizer
 from inat_ft.engine.plan import TrainingPlan
 from inat_ft.engine.weight_averaging import WeightAverage, make_average
 from inat_ft.models.net import Net
+from inat_ft.progress import Log
 from inat_ft.records import Epoch
 
 
 class Data(Protocol):
-    """Where the engine gets its batches: ready for the stage that follows a frozen prefix."""
+    """The data loaders of a training: batches for the stage after a frozen prefix."""
 
     def train(self, prefix: int, epoch: int) -> Batches:
-        """Training batches of an epoch (counted from 0) whose first `prefix` stages are frozen."""
+        """Return the training batches of an epoch, counted from 0, in which the first `prefix` stages are frozen."""
 
     def val(self, prefix: int, epoch: int) -> Batches:
-        """Validation batches, likewise."""
+        """Return the validation batches of such an epoch."""
 
     def sample_order(self, generator: torch.Generator) -> Tensor:
-        """Numbers of the training images in the order of an epoch, `[M]` int64."""
+        """Return the numbers of the training images in the order of an epoch, `[M]` int64."""
 
 
 @dataclass
 class TrainState:
-    """Where a training stands between two epochs: with the weights, all that is needed to go on from there."""
+    """The state between two epochs. Together with the weights, it is all that a resumed training needs."""
 
-    stop: EarlyStopping
+    early_stopping: EarlyStopping
     epoch: int = 0
-    """Epochs done."""
+    """Number of finished epochs."""
     steps: int = 0
-    """Optimizer steps done."""
+    """Number of optimizer steps."""
     optimizer: Optimizer | None = None
     history: list[Epoch] = field(default_factory=list)
-    average: dict[str, Tensor] = field(default_factory=dict)
-    """What an average of weights must remember (averages.py)."""
+    average_state: dict[str, Tensor] = field(default_factory=dict)
+    """State of the average of weights."""
     raw_weights: dict[str, Tensor] = field(default_factory=dict)
-    """The weights to go on from, while the network holds averaged ones; empty while it holds these themselves."""
+    """The weights to continue from while the network holds averaged ones, otherwise empty."""
     best_epoch: int = 0
-    best: dict[str, Tensor] = field(default_factory=dict)
-    """Copies of all that training may change, as after the best epoch, by name in the network's state."""
+    """Number of the best epoch, counted from 1."""
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    """Copies of all trainable tensors after the best epoch, by name in the state dict of the network."""
     best_logits: Tensor | None = None
     """Validation logits `[N, C]` float32 after the best epoch, on the CPU."""
     stop_reason: str = ""
-    """Why training ended before the last epoch: patience, or asked; empty when it did not."""
+    """Why training stopped before the last epoch: `patience` or `asked`; otherwise empty."""
 
 
 def fit(
-    net: Net,
     data: Data,
     plan: TrainingPlan,
     step_config: StepConfig,
     compute: Compute,
-    seed: int,
     state: TrainState,
-    on_step: OnStep = lambda done, total, loss, accuracy: None,
+    on_step: OnStep = ignore_step,
     on_epoch: Callable[[Epoch], bool | None] = lambda epoch: None,
     save: Callable[[TrainState], None] = lambda state: None,
 ) -> TrainState:
-    """Train until the last epoch, until patience is at its end or `on_epoch` says so, then restore the best weights.
+    """Train the network of the plan in place, restore the weights of the best epoch, and return the state.
 
-    The best epoch is the first of those with the best monitored metric and, among these, the lowest validation loss.
-    `save` is called after every epoch with all that is needed to resume. Raises InatFtError when the training loss is not
-    finite.
+    Training ends after the last epoch, when `patience` is exhausted, or when `on_epoch` returns True. The best epoch is the
+    first with the best monitored metric; ties are broken by the lower validation loss. `save` is called after every epoch.
+    Raises InatFtError when the training loss is not finite.
     """
-    names = plan.trainable_state_names()
-    ahead = epochs(net, data, plan, step_config, compute, seed, state, on_step)
+    net, names = plan.net, plan.trainable_state_names()
+    ahead = epochs(data, plan, step_config, compute, state, on_step)
     for epoch, logits in ahead if not state.stop_reason else ():
         best = state.history[state.best_epoch - 1] if state.best_epoch else None
         state.history.append(epoch)
         if plan.starts_phase(epoch.epoch - 1):
-            state.stop.reset()
-        if best is None or state.stop.score(epoch) > state.stop.score(best):
-            state.best, state.best_epoch, state.best_logits = copies(net, names), epoch.epoch, logits.cpu()
-        if state.stop.step(epoch):
+            state.early_stopping.reset()
+        if best is None or state.early_stopping.score(epoch) > state.early_stopping.score(best):
+            state.best_weights, state.best_epoch, state.best_logits = copies(net, names), epoch.epoch, logits.cpu()
+        if state.early_stopping.step(epoch):
             state.stop_reason = "patience"
         if compute.process_group.broadcast(on_epoch(epoch)) and not state.stop_reason:
             state.stop_reason = "asked"
@@ -97,44 +96,41 @@ def fit(
         save(state)
         if state.stop_reason:
             break
-    restore(net, state.best)
+    restore(net, state.best_weights)
     return state
 
 
 def copies(net: Net, names: list[str]) -> dict[str, Tensor]:
-    """Copies of tensors of the network's state."""
+    """Return copies of tensors of the state dict."""
     state = net.state_dict()
     return {name: state[name].detach().clone() for name in names}
 
 
 @torch.no_grad()
 def restore(net: Net, weights: dict[str, Tensor]) -> None:
-    """Write tensors back into the network's state, in place."""
+    """Copy tensors into the state dict, in place."""
     state = net.state_dict()
     for name, tensor in weights.items():
         state[name].copy_(tensor)
 
 
 def epochs(
-    net: Net,
     data: Data,
     plan: TrainingPlan,
     step_config: StepConfig,
     compute: Compute,
-    seed: int,
     state: TrainState,
-    on_step: OnStep = lambda done, total, loss, accuracy: None,
+    on_step: OnStep = ignore_step,
 ) -> Iterator[tuple[Epoch, Tensor]]:
-    """Train in place; after each epoch yield its figures and the validation logits `[N, C]` float32 on the device.
+    """Train in place; after each epoch, yield its record and the validation logits `[N, C]` float32 on the device.
 
-    Leaving the loop leaves a usable network, of averaged weights where the recipe asks for them. What is random in an
-    epoch hangs on seed and epoch alone, so a training that goes on from `training` does what an uninterrupted one would.
-    Raises InatFtError when the loss is not finite.
+    Between epochs the network holds the averaged weights, if any. Random numbers depend on the seed and the number of the
+    epoch only, so a resumed training gives the same result as an uninterrupted one.
     """
-    config = step_config.config
-    average = make_average(plan, config, state.average)
+    net, config, seed = plan.net, step_config.config, step_config.seed
+    average = make_average(plan, config, state.average_state)
 
-    def after(done: int, total: int, loss: float | None, accuracy: float | None) -> None:
+    def after_step(done: int, total: int, loss: float | None, accuracy: float | None) -> None:
         average.after_step()
         state.steps += 1
         on_step(done, total, loss, accuracy)
@@ -143,64 +139,67 @@ def epochs(
         started, number = time.perf_counter(), state.epoch
         restore(net, state.raw_weights)
         state.raw_weights = {}
-        # averaged weights differ from those that learned before, also where they are frozen by now
-        learning, prefix = plan.epochs[number], plan.frozen_prefix(number, since_start=config.average != "none")
-        net.set_trainable(learning.parameters)
-        if state.optimizer is None or plan.starts_phase(number):
-            state.optimizer = make_optimizer(learning, config, state.optimizer)
+        # averages also change stages that were trained earlier and are frozen now
+        prefix = plan.frozen_prefix(number, since_start=config.average != "none")
+        scheduler = _scheduler(plan, config, state)
         average.before_epoch(number)
         seed_layers(seed, number)
-        forward = Forward(
-            net, data.train(prefix, number), prefix, compute, compiled_tail=step_config.compiled_tail(net, prefix)
-        )
-        val = data.val(prefix, number)
+        tail = step_config.compiled_tail(net, prefix)
+        forward, val = Forward(net, data.train(prefix, number), prefix, compute, tail), data.val(prefix, number)
         order = data.sample_order(epoch_generator(seed, number, "order"))
-        first, last = plan.phase(number) if config.restart else (0, config.epochs)
-        rate = Rate(state.optimizer, config, number - first, last - first)
-        loss, accuracy = train_one_epoch(forward, step_config, state.optimizer, order, rate, after)
-        _take_average(net, plan, average, state, forward)
+        loss, accuracy = train_one_epoch(forward, step_config, scheduler, order, after_step)
+        _use_average(plan, average, state, forward)
         val_loss, val_accuracy, logits = evaluate(net, val, compute, prefix)
         state.epoch += 1
-        if not math.isfinite(val_loss):
-            step_config.say(
-                f"warning: the validation loss is {val_loss} after epoch {state.epoch}, so the network's output is not "
-                "finite; try a lower learning rate: --lr"
-            )
-        yield (
-            Epoch(
-                epoch=state.epoch,
-                train_loss=loss,
-                train_accuracy=accuracy,
-                val_loss=val_loss if math.isfinite(val_loss) else None,
-                val_accuracy=val_accuracy,
-                lr=rate.lr,
-                seconds=time.perf_counter() - started,
-            ),
-            logits,
+        epoch = Epoch(
+            epoch=state.epoch,
+            train_loss=loss,
+            train_accuracy=accuracy,
+            val_loss=_finite(val_loss, state.epoch, step_config.log),
+            val_accuracy=val_accuracy,
+            lr=scheduler.lr,
+            seconds=time.perf_counter() - started,
         )
+        yield epoch, logits
 
 
-def _take_average(net: Net, plan: TrainingPlan, average: WeightAverage, state: TrainState, forward: Forward) -> None:
-    """Put averaged weights, if there are any, into the network, and remember those that training goes on from."""
+def _finite(val_loss: float, epoch: int, log: Log) -> float | None:
+    """Return a validation loss, or None with a warning if it is not finite."""
+    if math.isfinite(val_loss):
+        return val_loss
+    log(
+        f"warning: the validation loss is {val_loss} after epoch {epoch}, so the network's output is not finite; "
+        "try a lower learning rate: --lr"
+    )
+    return None
+
+
+def _scheduler(plan: TrainingPlan, config: OptimConfig, state: TrainState) -> LRScheduler:
+    """Freeze and unfreeze layers for the next epoch; return the schedule, with a new optimizer if a phase starts."""
+    trainable = plan.epochs[state.epoch]
+    plan.net.set_trainable(trainable.scales)
+    if state.optimizer is None or plan.starts_phase(state.epoch):
+        state.optimizer = make_optimizer(trainable, config, state.optimizer)
+    first, last = plan.phase(state.epoch) if config.restart else (0, config.epochs)
+    return LRScheduler(state.optimizer, config, state.epoch - first, last - first)
+
+
+def _use_average(plan: TrainingPlan, average: WeightAverage, state: TrainState, forward: Forward) -> None:
+    """Load the averaged weights, if any, into the network and keep the raw ones in the state."""
     averaged = average.after_epoch(state.epoch)
     if averaged:
-        state.raw_weights = copies(net, plan.trainable_state_names())
-        restore(net, averaged)
-        if average.refreshes_norms:
+        state.raw_weights = copies(plan.net, plan.trainable_state_names())
+        restore(plan.net, averaged)
+        if average.needs_update_bn:
             update_bn(forward)
 
 
-def epoch_generator(seed: int, epoch: int, what: str) -> torch.Generator:
-    """A generator on the CPU for one purpose in one epoch."""
-    return torch.Generator().manual_seed(_mix(seed, epoch, what))
+def epoch_generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
+    """Return a random generator on the CPU for one purpose in one epoch."""
+    digest = hashlib.sha256(f"{seed} {epoch} {purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def seed_layers(seed: int, epoch: int) -> None:
-    """Seed what layers draw in an epoch, such as dropout."""
-    torch.manual_seed(_mix(seed, epoch, "layers"))
-
-
-def _mix(seed: int, epoch: int, what: str) -> int:
-    """A seed of its own for each epoch and purpose."""
-    digest = hashlib.sha256(f"{seed} {epoch} {what}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    """Seed the random layers of an epoch, such as dropout."""
+    torch.manual_seed(epoch_generator(seed, epoch, "layers").initial_seed())

@@ -1,6 +1,4 @@
-"""How strongly new images pull at each weight of a pretrained network."""
-
-from __future__ import annotations
+"""The relative gradient norms of a pretrained network on new images (RGN, Lee et al. 2023, arXiv 2210.11466)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,27 +21,27 @@ _BATCH = 32
 def relative_gradient_norms(
     net: Net, paths: Sequence[Path], labels: Tensor, preprocess: Preprocess, compute: Compute
 ) -> dict[str, float]:
-    """For each parameter, by its name in the classifier, the norm of its gradient over its own norm.
+    """Return the norm of the gradient divided by the norm of the weights, by the original name of each parameter.
 
-    The gradient is that of the mean cross-entropy over at most 512 of the (training) images, evenly chosen, with the
-    network in eval mode. Lee et al. 2023, arXiv 2210.11466. The network is left as it was.
+    The gradient is that of the mean cross-entropy over at most 512 evenly spaced images, in eval mode. labels: `[N]` int64.
+    The network is not changed.
     """
     chosen = torch.linspace(0, len(paths) - 1, min(MAX_IMAGES, len(paths))).long()
-    learned = [parameter.requires_grad for parameter in net.parameters()]
+    trainable = [parameter.requires_grad for parameter in net.parameters()]
     net.eval().requires_grad_(True).zero_grad(set_to_none=True)
     with decoders() as pool:
         source = ImageFiles(paths, preprocess.image_size, pool, resizing=preprocess.resizing)
         batches = Batches(source, labels.to(compute.device), _BATCH, ImageInput(preprocess.mean, preprocess.std))
-        for inputs, wanted in batches(chosen):
-            net.eval()  # once more: some layers keep a tensor in evaluation, and its graph with it
-            loss = F.cross_entropy(net(inputs), wanted, reduction="sum") / len(chosen)
+        for inputs, targets in batches(chosen):
+            net.eval()  # in every batch: some layers keep a tensor, and its graph, in eval mode
+            loss = F.cross_entropy(net(inputs), targets, reduction="sum") / len(chosen)
             torch.autograd.backward(loss)
-    ratios = {
+    norms = {
         net.original_name(name): float(parameter.grad.norm() / parameter.detach().norm().clamp(min=1e-12))
         for name, parameter in net.named_parameters()
         if parameter.grad is not None
     }
     net.zero_grad(set_to_none=True)
-    for parameter, requires in zip(net.parameters(), learned, strict=True):
-        parameter.requires_grad_(requires)
-    return ratios
+    for parameter, requires_grad in zip(net.parameters(), trainable, strict=True):
+        parameter.requires_grad_(requires_grad)
+    return norms

@@ -1,85 +1,87 @@
-"""The optimiser and its learning rate."""
-
-from __future__ import annotations
+"""The optimizer of one phase of training and its learning-rate schedule."""
 
 import math
 from dataclasses import dataclass
 from itertools import groupby
-from typing import assert_never
+from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from inat_ft.config import OptimConfig
+from inat_ft.config import OptimConfig, build_optimizer
 from inat_ft.engine.plan import Trainable
+from inat_ft.errors import PluginError
+from inat_ft.optim.base import Optimizer as OptimizerPlugin
+from inat_ft.registry import OPTIMIZERS, call_plugin, plugin_label
 
 _ROUNDING = 1e-9
 
 
-def make_optimizer(learning: Trainable, config: OptimConfig, before: Optimizer | None = None) -> Optimizer:
-    """Return an optimizer of just what learns, with one parameter group per learning rate and kind of decay.
+def make_optimizer(
+    trainable: Trainable,
+    config: OptimConfig,
+    previous: Optimizer | None = None,
+    plugin: OptimizerPlugin | None = None,
+) -> Optimizer:
+    """Return an optimizer of the trainable parameters, in one group per learning rate and weight decay.
 
-    The state of parameters that already learned with `before` is taken over. Weight decay spares biases, normalization
-    (He et al. 2018, arXiv 1812.01187), embeddings of positions and tokens, and layer scales, as timm's does.
+    previous: the optimizer of the previous phase; its state is kept for parameters that are still trainable. plugin:
+    default is the one that the configuration names. Biases, normalization (He et al. 2018, arXiv 1812.01187), position
+    embeddings, tokens and layer scales have no weight decay, as in timm. Raises PluginError when the plugin breaks its
+    contract.
     """
 
     def kind(pair: tuple[nn.Parameter, float]) -> tuple[float, bool]:
-        return pair[1], id(pair[0]) not in learning.no_weight_decay
+        return pair[1], pair[0] not in trainable.no_weight_decay
 
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
             "params": [parameter for parameter, _ in pairs],
             "lr_scale": scale,
             "weight_decay": config.weight_decay if decays else 0.0,
         }
-        for (scale, decays), pairs in groupby(sorted(learning.scales, key=kind), key=kind)
+        for (scale, decays), pairs in groupby(sorted(trainable.scales.items(), key=kind), key=kind)
     ]
-    optimizer = _make(groups, config)
-    if before is not None:
-        known = set(map(id, learning.parameters))
-        optimizer.state.update(
-            {parameter: state for parameter, state in before.state.items() if id(parameter) in known}
-        )
+    expected = [_describe(group) for group in groups]
+    plugin = plugin or build_optimizer(config)
+    optimizer = call_plugin(plugin.build, groups, config)
+    name = plugin_label(OPTIMIZERS, type(plugin))
+    if not isinstance(optimizer, Optimizer):
+        raise PluginError(f"{name} breaks the contract: build() must return a torch.optim.Optimizer, not {optimizer!r}")
+    if [_describe(group) for group in optimizer.param_groups] != expected:
+        raise PluginError(f"{name} breaks the contract: build() must keep the parameter groups as they are")
+    if previous is not None:
+        optimizer.state.update({p: state for p, state in previous.state.items() if p in trainable.scales})
     return optimizer
 
 
-def _make(groups: list[dict[str, object]], config: OptimConfig) -> Optimizer:
-    match config.optimizer:
-        case "adam":
-            return torch.optim.Adam(groups, lr=config.lr, fused=True)
-        case "adamw":
-            return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-        case "sgd":
-            nesterov = config.momentum > 0
-            return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
-        case unknown:
-            assert_never(unknown)
+def _describe(group: dict[str, Any]) -> tuple[list[int], Any, Any]:
+    return list(map(id, group["params"])), group.get("lr_scale"), group.get("weight_decay")
 
 
 @dataclass
-class Rate:
-    """Sets the learning rate through an epoch that begins `since` epochs into a schedule of `epochs`."""
+class LRScheduler:
+    """Set the learning rate before each step of an epoch that starts `since` epochs into a schedule of `epochs`."""
 
     optimizer: Optimizer
     config: OptimConfig
     since: int
     epochs: int
     lr: float = 0.0
-    """The run's rate as last set."""
+    """The learning rate of the last step, before `lr_scale`."""
 
     def __call__(self, step: int, steps: int) -> None:
-        """Set each group's rate for a step of an epoch of `steps`, counted from 0."""
+        """Set the learning rate of each group for a step, counted from 0, of an epoch of `steps` steps."""
         self.lr = self.config.lr * lr_factor(self.config, self.since + step / steps, self.epochs, 1 / steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["lr_scale"]
 
 
 def lr_factor(config: OptimConfig, epoch: float, epochs: int, step: float) -> float:
-    """Return the share of the full learning rate for the step that begins at `epoch` and takes `step` epochs.
+    """Return the factor, above 0 and at most 1, on the learning rate of the step that starts at `epoch`.
 
-    A linear warm-up, whose last step has the full rate; then constant, or a half cosine that starts at 1 and would be 0
-    after the last step, as in torch and Hugging Face's transformers. No step has a rate of 0.
+    step: length of the step in epochs. A linear warm-up reaches 1 at its last step. After it, the factor is constant or
+    follows half a cosine that would reach 0 after the last step, as in torch and Hugging Face Transformers.
     """
     warmup = min(config.warmup_epochs, epochs)
     if epoch < warmup - _ROUNDING:

@@ -1,122 +1,102 @@
-"""What learns when: a strategy asked ahead for all epochs, and everything the engine derives from its answers."""
-
-from __future__ import annotations
+"""The training plan: what is trainable in each epoch, as the strategy answers before training."""
 
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from operator import itemgetter
 
 from torch import nn
 
 from inat_ft.errors import PluginError
 from inat_ft.models.net import Net
-from inat_ft.registry import STRATEGIES, plugin_errors, plugin_label
+from inat_ft.registry import STRATEGIES, call_plugin, plugin_label
 from inat_ft.strategies.base import Group, Strategy
 
 
 @dataclass(frozen=True)
 class Trainable:
-    """What learns in one epoch: parameters and, for each, its multiple of the learning rate.
+    """The trainable parameters of one epoch with their factors on the learning rate, and those without weight decay."""
 
-    no_weight_decay: ids of the parameters that weight decay spares.
-    """
-
-    scales: tuple[tuple[nn.Parameter, float], ...]
-    no_weight_decay: frozenset[int] = frozenset()
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The parameters that learn."""
-        return [parameter for parameter, _ in self.scales]
-
-    def same_as(self, other: Trainable) -> bool:
-        """Whether the same parameters learn at the same rates."""
-        return self._ids() == other._ids()
-
-    def _ids(self) -> dict[int, float]:
-        return {id(parameter): scale for parameter, scale in self.scales}
+    scales: Mapping[nn.Parameter, float]
+    no_weight_decay: frozenset[nn.Parameter] = frozenset()
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The strategy's answers for all epochs."""
+    """What is trainable in each epoch. Epochs are counted from 0."""
 
     net: Net
     epochs: tuple[Trainable, ...]
 
     @cached_property
     def trainable_ids(self) -> frozenset[int]:
-        """Ids of the parameters that learn in at least one epoch."""
-        return frozenset(id(parameter) for epoch in self.epochs for parameter in epoch.parameters)
+        """Ids of the parameters that are trained in at least one epoch."""
+        return frozenset(id(parameter) for epoch in self.epochs for parameter in epoch.scales)
 
     @cached_property
     def num_trainable(self) -> int:
-        """How many numbers learn in at least one epoch."""
+        """Number of values in these parameters."""
         return sum(parameter.numel() for parameter in self.net.parameters() if id(parameter) in self.trainable_ids)
 
     @cached_property
     def _prefixes(self) -> list[int]:
-        """Number of leading stages in which nothing learns, by epoch."""
-        stages: dict[int, int] = {}
+        """Number of leading frozen stages, by epoch."""
+        stages: dict[nn.Parameter, int] = {}
         for number, stage in enumerate(self.net.stages.values()):
             for parameter in stage.parameters():
-                stages.setdefault(id(parameter), number)
+                stages.setdefault(parameter, number)
         num_stages = len(self.net.stages)
-        return [min(stages.get(id(p), num_stages) for p in epoch.parameters) for epoch in self.epochs]
+        return [min(stages.get(parameter, num_stages) for parameter in epoch.scales) for epoch in self.epochs]
 
     @cached_property
     def _shortest_prefixes(self) -> list[int]:
-        """The shortest of the prefixes so far, by epoch."""
         return list(accumulate(self._prefixes, min))
 
     @cached_property
     def _last_trained_epoch(self) -> list[list[int]]:
-        """By epoch, then by length of the prefix: the last epoch before it in which something in the prefix learned."""
+        """Answers of `last_trained_epoch` by epoch, then by length of the prefix."""
         rows = [[0] * (len(self.net.stages) + 1)]
         for number, first in enumerate(self._prefixes, 1):
             rows.append([number if first < length else last for length, last in enumerate(rows[-1])])
         return rows
 
     @cached_property
-    def _phases(self) -> list[int]:
-        """The epochs in which something else begins to learn, the first included."""
-        changed = [
-            number for number in range(1, len(self.epochs)) if not self.epochs[number].same_as(self.epochs[number - 1])
-        ]
-        return [0, *changed]
+    def phases(self) -> list[tuple[int, int]]:
+        """First and last (excluded) epoch of each series of epochs with the same trainable parameters and rates."""
+        changed = (number for number, (before, after) in enumerate(pairwise(self.epochs), 1) if before != after)
+        return list(pairwise([0, *changed, len(self.epochs)]))
 
     def frozen_prefix(self, epoch: int, since_start: bool = False) -> int:
-        """Return the number of leading stages in which nothing learns in this epoch; since_start: nor in any before it."""
+        """Return the number of leading stages that are frozen in an epoch; since_start: and in all epochs before it."""
         return self._shortest_prefixes[epoch] if since_start else self._prefixes[epoch]
 
     def last_trained_epoch(self, prefix: int, epoch: int) -> int:
-        """Return the last epoch before this one, counted from 1, in which something in the prefix learned; 0: none.
+        """Return the last epoch before this one, counted from 1, that trains a part of the prefix; 0 if there is none.
 
-        What a frozen prefix computes for an image stays the same as long as this does.
+        While this number stays the same, a frozen prefix returns the same output for an image.
         """
         return self._last_trained_epoch[epoch][prefix]
 
     def epochs_until_thaw(self, epoch: int) -> int:
-        """Return for how many epochs from this one on, itself included, at least as long a prefix stays frozen."""
+        """Return for how many epochs, including this one, the frozen prefix is at least as long as in this one."""
         prefix, last = self.frozen_prefix(epoch), epoch
         while last < len(self.epochs) and self.frozen_prefix(last) >= prefix:
             last += 1
         return last - epoch
 
     def starts_phase(self, epoch: int) -> bool:
-        """Return whether something else learns in this epoch than in the one before."""
+        """Return whether other parameters or learning rates are used than in the epoch before."""
         return epoch > 0 and self.phase(epoch)[0] == epoch
 
     def phase(self, epoch: int) -> tuple[int, int]:
-        """Return the first and the last (excluded) of the epochs around this one in which the same learns."""
-        place = bisect_right(self._phases, epoch)
-        return self._phases[place - 1], (*self._phases, len(self.epochs))[place]
+        """Return the phase of an epoch."""
+        return self.phases[bisect_right(self.phases, epoch, key=itemgetter(0)) - 1]
 
     def trainable_state_names(self) -> list[str]:
-        """Names, in the network's own state, of every tensor that training may change."""
+        """Return the names, in the state dict of the network, of all tensors that training may change."""
         names = {name for name, parameter in self.net.named_parameters() if id(parameter) in self.trainable_ids}
         for path, module in self.net.named_modules():
             if any(id(parameter) in self.trainable_ids for parameter in module.parameters(recurse=False)):
@@ -125,28 +105,25 @@ class TrainingPlan:
 
 
 def make_plan(strategy: Strategy, net: Net, epochs: int, layer_decay: float = 1.0) -> TrainingPlan:
-    """Ask the strategy for all epochs.
+    """Ask the strategy for the parameter groups of all epochs.
 
-    layer_decay: factor on the learning rate for each layer further from the head, where a layer is a block, as in timm.
-    Raises PluginError naming the strategy when it breaks the contract.
+    layer_decay: factor on the learning rate for each layer (block) further from the head, as in timm. Raises PluginError
+    that names the strategy when it breaks its contract.
     """
-    factors = {key: layer_decay**depth for key, depth in _depths(net).items()} if layer_decay < 1 else {}
-    spared = frozenset(
-        id(parameter)
+    last = max(net.layer_ids.values(), default=0)
+    factors = {p: layer_decay ** (last - _layer(net, net.original_name(name))) for name, p in net.named_parameters()}
+    no_weight_decay = frozenset(
+        parameter
         for name, parameter in net.named_parameters()
         if parameter.ndim <= 1 or net.original_name(name) in net.no_weight_decay
     )
-    return TrainingPlan(net, tuple(_learning(strategy, net, epoch, factors, spared) for epoch in range(epochs)))
-
-
-def _depths(net: Net) -> dict[int, int]:
-    """Return for each parameter, by id, how many layers come after its own."""
-    last = max(net.layer_ids.values())
-    return {id(parameter): last - _layer(net, net.original_name(name)) for name, parameter in net.named_parameters()}
+    return TrainingPlan(
+        net, tuple(Trainable(_scales(strategy, net, epoch, factors), no_weight_decay) for epoch in range(epochs))
+    )
 
 
 def _layer(net: Net, name: str) -> int:
-    """Return the layer of a parameter; one that a strategy added, such as an adapter's, belongs to the module it is in."""
+    """Return the layer of a parameter. Parameters that a strategy adds, such as adapters, belong to their module's layer."""
     if name in net.layer_ids:
         return net.layer_ids[name]
     module = name.rpartition(".")[0]
@@ -154,26 +131,24 @@ def _layer(net: Net, name: str) -> int:
     return max(near) if near else _layer(net, module) if module else 0
 
 
-def _learning(
-    strategy: Strategy, net: Net, epoch: int, factors: Mapping[int, float], spared: frozenset[int]
-) -> Trainable:
+def _scales(
+    strategy: Strategy, net: Net, epoch: int, factors: Mapping[nn.Parameter, float]
+) -> dict[nn.Parameter, float]:
+    """Return the trainable parameters of an epoch and their factors, in the order of the network."""
     name = plugin_label(STRATEGIES, type(strategy))
-    with plugin_errors(STRATEGIES, type(strategy), f"groups(epoch={epoch})"):
-        groups = strategy.groups(net, epoch)
+    groups = call_plugin(strategy.groups, net, epoch)
     if not isinstance(groups, Sequence) or not all(isinstance(group, Group) for group in groups):
         raise PluginError(f"{name} breaks the contract: groups() must return a list of Group, not {groups!r}")
-    known = {id(parameter) for parameter in net.parameters()}
-    scales: dict[int, tuple[nn.Parameter, float]] = {}
+    scales: dict[nn.Parameter, float] = {}
     for group in groups:
         if not (math.isfinite(group.lr_scale) and group.lr_scale >= 0):
             raise PluginError(f"{name} breaks the contract: lr_scale must be 0 or more, not {group.lr_scale}")
         for parameter in group.parameters:
-            if id(parameter) not in known:
-                raise PluginError(f"{name} breaks the contract: it returned a parameter that is not the network's")
-            if id(parameter) in scales:
+            if parameter not in factors:
+                raise PluginError(f"{name} breaks the contract: it returned a parameter that the network does not have")
+            if parameter in scales:
                 raise PluginError(f"{name} breaks the contract: it returned a parameter in two groups")
-            scales[id(parameter)] = (parameter, group.lr_scale * factors.get(id(parameter), 1.0))
+            scales[parameter] = group.lr_scale * factors[parameter]
     if not scales:
-        raise PluginError(f"{name} lets nothing learn in epoch {epoch + 1}")
-    order = {id(parameter): place for place, parameter in enumerate(net.parameters())}
-    return Trainable(tuple(sorted(scales.values(), key=lambda pair: order[id(pair[0])])), spared)
+        raise PluginError(f"{name} returned no trainable parameters for epoch {epoch + 1}")
+    return {parameter: scales[parameter] for parameter in net.parameters() if parameter in scales}

@@ -1,11 +1,10 @@
-"""Weights that are validated and kept instead of those of the last step: averages over time, or with the start."""
+"""Averages of weights that are validated and saved in place of the weights of the last step."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from inat_ft.config import OptimConfig
 from inat_ft.engine.plan import TrainingPlan
@@ -15,107 +14,105 @@ _COUNT = "number averaged"
 
 
 class WeightAverage:
-    """No average: the weights as trained.
+    """No average: keep the weights of the last step.
 
-    held: tensors that a checkpoint must keep, by name; changed in place.
+    state: tensors by name, updated in place; a checkpoint must save them.
     """
 
-    refreshes_norms = False
-    """Whether the statistics of BatchNorm must be measured anew for the averaged weights."""
+    needs_update_bn = False
+    """Whether the BatchNorm statistics must be computed again for the averaged weights."""
 
-    def __init__(self, plan: TrainingPlan, config: OptimConfig, held: dict[str, Tensor]) -> None:
-        self.plan, self.config, self.held = plan, config, held
-        self.names = plan.trainable_state_names()
+    def __init__(self, plan: TrainingPlan, config: OptimConfig, state: dict[str, Tensor]) -> None:
+        self.plan, self.config, self.state = plan, config, state
+        tensors = plan.net.state_dict()
+        self.current = {name: tensors[name].detach() for name in plan.trainable_state_names()}
 
     def before_epoch(self, epoch: int) -> None:
-        """Called before an epoch, counted from 0."""
+        """Prepare an epoch, counted from 0."""
 
     def after_step(self) -> None:
-        """Called after each step."""
+        """Update the average after a step."""
 
     def after_epoch(self, epoch: int) -> dict[str, Tensor]:
-        """The averaged tensors by their names in the network's state; none where there is nothing to average."""
+        """Return the averaged tensors by name after `epoch` epochs, or an empty dictionary if there is no average."""
         return {}
 
-    def _now(self, names: Iterable[str]) -> dict[str, Tensor]:
-        state = self.plan.net.state_dict()
-        return {name: state[name].detach() for name in names}
-
     def _count(self) -> int:
-        """How many have been averaged, this one included."""
-        count = self.held.setdefault(_COUNT, torch.zeros((), dtype=torch.int64))
+        """Return how many weights are in the average, including the current ones."""
+        count = self.state.setdefault(_COUNT, torch.zeros((), dtype=torch.int64))
         count += 1
         return int(count)
 
-    def _mix(self, share: float) -> None:
-        """Move what is held towards the present weights by a share in 0..1. What is no fraction is taken over."""
-        for name, now in self._now(self.names).items():
-            if name not in self.held:
-                self.held[name] = now.clone()
-            elif now.is_floating_point():
-                self.held[name].lerp_(now, share)
-            else:
-                self.held[name].copy_(now)
+    def _update(self, average: Callable[..., None], num_averaged: int) -> None:
+        """Add the current weights to the average; copy tensors that are not floating-point, such as counters."""
+        new = {name: tensor.clone() for name, tensor in self.current.items() if name not in self.state}
+        self.state.update(new)
+        pairs = [(self.state[name], tensor) for name, tensor in self.current.items()]
+        floats = [pair for pair in pairs if pair[1].is_floating_point()]
+        average([old for old, _ in floats], [now for _, now in floats], num_averaged)
+        for old, now in pairs:
+            if not now.is_floating_point():
+                old.copy_(now)
 
     def _averaged(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self.held.items() if name != _COUNT}
+        return {name: tensor for name, tensor in self.state.items() if name != _COUNT}
 
 
 class Ema(WeightAverage):
-    """Exponential moving mean over steps; it forgets faster in the first steps, (1 + t) / (10 + t)."""
+    """Exponential moving average over steps, with a decay of at most (1 + t) / (10 + t) in step t."""
 
     def after_step(self) -> None:
-        """Take in the present weights."""
+        """Add the weights of this step."""
         count = self._count()
-        self._mix(1 - min(self.config.ema_decay, (1 + count) / (10 + count)))
+        decay = min(self.config.ema_decay, (1 + count) / (10 + count))
+        self._update(get_ema_multi_avg_fn(decay), count - 1)  # type: ignore[no-untyped-call]
 
     def after_epoch(self, epoch: int) -> dict[str, Tensor]:
-        """The mean so far."""
+        """Return the average over all steps so far."""
         return self._averaged()
 
 
 class Swa(WeightAverage):
-    """The mean of the weights after each of the last epochs, two at least. Izmailov et al. 2018, arXiv 1803.05407."""
+    """Mean of the weights after each of the last epochs, at least two. Izmailov et al. 2018, arXiv 1803.05407."""
 
-    refreshes_norms = True
+    needs_update_bn = True
 
     def after_epoch(self, epoch: int) -> dict[str, Tensor]:
-        """The mean so far, from the first of those epochs on."""
-        first = min(int(self.config.swa_from * self.config.epochs), self.config.epochs - 2)
-        if epoch < first:
+        """Add the weights of this epoch and return the mean, from the first of the last epochs on."""
+        if epoch < min(int(self.config.swa_from * self.config.epochs), self.config.epochs - 2):
             return {}
-        self._mix(1 / self._count())
+        self._update(get_swa_multi_avg_fn(), self._count() - 1)  # type: ignore[no-untyped-call]
         return self._averaged()
 
 
 class WiseFt(WeightAverage):
-    """A mix of the weights with those from before the backbone learned. Wortsman et al. 2022, arXiv 2109.01903.
+    """Interpolation of the weights before and after fine-tuning the backbone. Wortsman et al. 2022, arXiv 2109.01903.
 
-    A head that had not learned by then started from nothing, and is kept as it is.
+    The head is interpolated only if it was trained before the backbone.
     """
 
     def before_epoch(self, epoch: int) -> None:
-        """Remember the start, once the backbone begins to learn."""
-        if self.held or self.plan.frozen_prefix(epoch) == len(self.plan.net.stages):
+        """Save the weights before the first epoch that trains the backbone."""
+        if self.state or self.plan.frozen_prefix(epoch) == len(self.plan.net.stages):
             return
-        names = self.names if epoch else [name for name in self.names if not name.startswith("head.")]
-        self.held.update({name: tensor.clone() for name, tensor in self._now(names).items()})
+        start = {name: tensor for name, tensor in self.current.items() if epoch or not name.startswith("head.")}
+        self.state.update({name: tensor.clone() for name, tensor in start.items()})
 
     def after_epoch(self, epoch: int) -> dict[str, Tensor]:
-        """Start and end mixed: alpha of the end."""
-        now = self._now(self.held)
+        """Return the interpolated weights: `alpha` is the share of the fine-tuned ones."""
         return {
-            name: start.lerp(now[name], self.config.alpha) if start.is_floating_point() else now[name]
-            for name, start in self.held.items()
+            name: start.lerp(self.current[name], self.config.alpha) if start.is_floating_point() else self.current[name]
+            for name, start in self.state.items()
         }
 
 
-def make_average(plan: TrainingPlan, config: OptimConfig, held: dict[str, Tensor]) -> WeightAverage:
-    """The average that the configuration names. Raises UsageError when there is nothing to average."""
-    kinds: dict[str, type[WeightAverage]] = {"none": WeightAverage, "ema": Ema, "swa": Swa, "wise-ft": WiseFt}
+def make_average(plan: TrainingPlan, config: OptimConfig, state: dict[str, Tensor]) -> WeightAverage:
+    """Return the average that the configuration names. Raises UsageError if wise-ft has no backbone to average."""
+    classes: dict[str, type[WeightAverage]] = {"none": WeightAverage, "ema": Ema, "swa": Swa, "wise-ft": WiseFt}
     stages = len(plan.net.stages)
     if config.average == "wise-ft" and all(plan.frozen_prefix(epoch) == stages for epoch in range(len(plan.epochs))):
         raise UsageError(
-            "--average wise-ft mixes the backbone with its start, and here only the head learns", "try: --mode lp-ft"
+            "--average wise-ft averages the backbone with its pretrained weights, but only the head is trained",
+            "train the backbone too: --mode lp-ft",
         )
-    return kinds[config.average](plan, config, held)
+    return classes[config.average](plan, config, state)

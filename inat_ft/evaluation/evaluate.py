@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from inat_ft.evaluation.scores import confusion, score
 from inat_ft.metrics.builtin import LogLoss
 from inat_ft.metrics.calibration import Ece, fit_temperature, temperature_scale
 from inat_ft.metrics.predictions import Predictions
+from inat_ft.progress import ProgressFn, ignore_progress
 from inat_ft.records import Evaluation, MetricValue, RunRecord, read_record, write_record
 
 
@@ -37,7 +37,7 @@ def evaluate_run(
     *,
     root: Path | None = None,
     cam: bool = False,
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    progress: ProgressFn = ignore_progress,
 ) -> EvaluationResult:
     """Evaluate a run (its directory or record.json) on a subset, and write the results beside its record.
 
@@ -49,7 +49,7 @@ def evaluate_run(
     trained = load_model(directory / "model.safetensors", inference)
     if cam:
         check_cam(trained)  # before the test set is evaluated
-    predictions, manifest = predict_subset(trained, record, directory, subset, inference.tta, root, tick)
+    predictions, manifest = predict_subset(trained, record, directory, subset, inference.tta, root, progress)
     fingerprint = manifest.subset_fingerprint(subset)
     count = None
     if subset == "test":

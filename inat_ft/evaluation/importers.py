@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from inat_ft.config import format_validation_error
-from inat_ft.errors import RecordError, UsageError
+from inat_ft.errors import PluginError, RecordError, UsageError
 from inat_ft.evaluation.predictions import read_predictions
 from inat_ft.evaluation.scores import confusion, score
 from inat_ft.evaluation.tabular import read_csv, read_objects
 from inat_ft.records import Epoch, Evaluation, RunRecord
+from inat_ft.validation import format_validation_error
 
 Object = dict[str, Any]
 
@@ -36,10 +36,17 @@ _TRAINER_NAMES = {
 }
 
 
-def from_predictions(file: Path, name: str, out: Path) -> RunRecord:
-    """Return a record that refers to a predictions CSV by its path relative to `out`. Raises RecordError."""
+def from_predictions(
+    file: Path, name: str, out: Path, warn: Callable[[PluginError], None] = lambda error: None
+) -> RunRecord:
+    """Return a record that refers to a predictions CSV by its path relative to `out`.
+
+    warn: called with the error of each metric plugin that failed and is left out. Raises RecordError.
+    """
     predictions = read_predictions(file)
     scores = score(predictions)
+    for error in scores.errors:
+        warn(error)
     path = Path(os.path.relpath(file.resolve(), out.resolve().parent)).as_posix()
     test = Evaluation(
         subset="test",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from inat_ft.data.sources.base import is_ignored
 from inat_ft.errors import DataError, UsageError
 from inat_ft.evaluation.predict import InferenceConfig, load_model, predict_files
 from inat_ft.evaluation.tabular import write_csv as write_rows
+from inat_ft.progress import ProgressFn, ignore_progress
 
 
 @dataclass(frozen=True)
-class ImagePrediction:
+class Prediction:
     """The prediction for one image. probabilities: float64 `[C]`, in the order of the classes."""
 
     path: Path
@@ -33,8 +34,8 @@ def predict_images(
     run: Path,
     images: Sequence[Path],
     inference: InferenceConfig = InferenceConfig(),
-    tick: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[list[ImagePrediction], list[DataError]]:
+    progress: ProgressFn = ignore_progress,
+) -> tuple[list[Prediction], list[DataError]]:
     """Return the predictions of a run's model for images, and the errors of images that cannot be read.
 
     run: a run directory, its record.json, or a model.safetensors. images: files, or folders that are searched recursively.
@@ -43,16 +44,14 @@ def predict_images(
     paths = [path for given in images for path in _files(given)]
     trained = load_model(run if run.suffix == ".safetensors" else _folder(run) / "model.safetensors", inference)
     problems: dict[int, DataError] = {}
-    shares = predict_files(trained, paths, inference.tta, tick, problems).numpy()
+    shares = predict_files(trained, paths, inference.tta, progress, problems).numpy()
     answers = [
-        ImagePrediction(path, trained.classes, shares[number])
-        for number, path in enumerate(paths)
-        if number not in problems
+        Prediction(path, trained.classes, shares[number]) for number, path in enumerate(paths) if number not in problems
     ]
     return answers, [problems[number] for number in sorted(problems)]
 
 
-def write_csv(answers: Sequence[ImagePrediction], file: Path) -> None:
+def write_csv(answers: Sequence[Prediction], file: Path) -> None:
     """Write `path,predicted,p_<class>...` as CSV, atomically."""
     header = ["path", "predicted", *(f"p_{name}" for name in answers[0].classes)]
     write_rows(file, header, ([a.path.as_posix(), a.top(1)[0][0], *a.probabilities.tolist()] for a in answers))

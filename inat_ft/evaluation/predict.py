@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from inat_ft.cache.loaders import no_progress
 from inat_ft.config import ModelConfig
 from inat_ft.data.batches import Batches, ImageFiles, ImageInput
-from inat_ft.data.file_hashes import verify_hashes
 from inat_ft.data.manifest import Manifest, read_manifest
+from inat_ft.data.verify import verify_hashes
 from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.loops import evaluate
 from inat_ft.errors import DataError, RecordError, UsageError, WeightsError
@@ -23,6 +22,7 @@ from inat_ft.models.base import Preprocess
 from inat_ft.models.build import build_net, check_input_size
 from inat_ft.models.net import Net
 from inat_ft.models.weights import read_metadata, read_state
+from inat_ft.progress import ProgressFn, ignore_progress, no_progress
 from inat_ft.records import RunRecord
 from inat_ft.settings import expand_user
 from inat_ft.threads import decoders
@@ -54,30 +54,48 @@ class LoadedModel:
     compute: Compute
 
 
-def load_trained_model(file: Path, compute: Compute, image_size: int | None = None) -> LoadedModel:
-    """Read a model.safetensors that training wrote. image_size: replaces the model's evaluation size.
+@dataclass(frozen=True)
+class SavedModel:
+    """The content of a model.safetensors: weights by their original names, and what is needed to use them."""
 
-    Raises RecordError when it is missing, WeightsError when it is not a trained model, ConfigError when the network does not
-    accept images of that size.
-    """
+    state: dict[str, Tensor]
+    config: ModelConfig
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+
+
+def read_model(file: Path) -> SavedModel:
+    """Read a model.safetensors. Raises RecordError if it is missing, WeightsError if it cannot be used."""
     if not file.is_file():
-        raise RecordError(f"{file} is missing", "train the run again, or restore the file")
+        raise RecordError(f"the run has no {file.name}: {file} is missing", "train it again, or restore the file")
     state, metadata = read_state(file), read_metadata(file)
     try:
-        config = ModelConfig.model_validate_json(metadata["model"])
-        preprocess = Preprocess.model_validate_json(metadata["preprocess"])
-        classes = tuple(json.loads(metadata["classes"]))
+        return SavedModel(
+            state,
+            ModelConfig.model_validate_json(metadata["model"]),
+            Preprocess.model_validate_json(metadata["preprocess"]),
+            tuple(json.loads(metadata["classes"])),
+        )
     except (KeyError, ValueError) as error:
         raise WeightsError(
-            f"the metadata of {file} do not describe its network: {error}", "name the model.safetensors of a run"
+            f"{file} does not describe its network: {error}", "name the model.safetensors of a run"
         ) from error
-    net = build_net(config, len(classes), preprocess.image_size, seed=0)
-    net.load_original_state_dict(state, str(file))
+
+
+def load_trained_model(file: Path, compute: Compute, image_size: int | None = None) -> LoadedModel:
+    """Return the network of a model.safetensors; image_size overrides its image size for evaluation.
+
+    Raises RecordError or WeightsError as `read_model` does, ConfigError when the network does not support the size.
+    """
+    saved = read_model(file)
+    preprocess = saved.preprocess
+    net = build_net(saved.config, len(saved.classes), preprocess.image_size, seed=0)
+    net.load_original_state_dict(saved.state, str(file))
     net.eval().to(compute.device).to(memory_format=torch.channels_last)
     if image_size is not None:
         check_input_size(net, image_size, preprocess.image_size)
         preprocess = preprocess.model_copy(update={"eval_image_size": image_size})
-    return LoadedModel(net, classes, preprocess, compute)
+    return LoadedModel(net, saved.classes, preprocess, compute)
 
 
 def load_model(file: Path, inference: InferenceConfig) -> LoadedModel:
@@ -89,7 +107,7 @@ def predict_files(
     trained: LoadedModel,
     paths: Sequence[Path],
     tta: str,
-    tick: Callable[[int, int], None],
+    progress: ProgressFn,
     problems: dict[int, DataError] | None = None,
     hashes: Sequence[str] | None = None,
 ) -> Tensor:
@@ -105,7 +123,7 @@ def predict_files(
     def prepare_and_count(rows: Tensor, numbers: Tensor) -> Tensor:
         nonlocal done
         done += len(rows)
-        tick(done, len(paths))
+        progress(done, len(paths))
         return prepare(rows, numbers)
 
     with decoders() as pool:
@@ -136,7 +154,7 @@ def predict_subset(
     subset: str,
     tta: str = "none",
     root: Path | None = None,
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    progress: ProgressFn = ignore_progress,
 ) -> tuple[Predictions, Manifest]:
     """Return a run's predictions on a subset of its manifest, and the manifest with the current hashes.
 
@@ -153,7 +171,7 @@ def predict_subset(
     hashes_now = verify_hashes(manifest, (subset,), None, changes_allowed(record), no_progress)
     manifest = replace(manifest, hashes=hashes_now)
     paths, hashes = ([column[row] for row in rows] for column in (manifest.paths, manifest.hashes))
-    shares = predict_files(trained, [manifest.root / path for path in paths], tta, tick, hashes=hashes)
+    shares = predict_files(trained, [manifest.root / path for path in paths], tta, progress, hashes=hashes)
     return from_probabilities(trained.classes, paths, hashes, manifest.labels[rows], shares.numpy()), manifest
 
 

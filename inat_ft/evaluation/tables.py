@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from inat_ft.evaluation.candidates import Candidate
 from inat_ft.evaluation.pairwise import PairwiseResult
 from inat_ft.records import RunRecord
+
+if TYPE_CHECKING:
+    from inat_ft.evaluation.compare import Comparison
 
 T = TypeVar("T", Candidate, PairwiseResult)
 _IGNORED = ("name", "seed", "track", "compute", "data.root")
@@ -90,6 +93,41 @@ PAIR_COLUMNS: tuple[Column[PairwiseResult], ...] = (
     Column("agreement", "agreement", lambda p: p.agreement, "{:.1%}".format, rank=1),
     Column("result", "result", _result, numeric=False),
 )  # fmt: skip
+
+
+def as_dict(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison as `inat-ft compare --json` prints it."""
+    return {
+        "metric": comparison.metric,
+        "reference": comparison.reference,
+        "sentence": comparison.summary,
+        "entries": [
+            {
+                **{column.key: column.value(candidate) for column in CANDIDATE_COLUMNS},
+                "records": [file.as_posix() for file in candidate.files],
+                "score": candidate.score.model_dump() if candidate.score else None,
+                "deviation": candidate.std,
+                "remarks": [caveat.text for caveat in candidate.caveats],
+            }
+            for candidate in comparison.candidates
+        ],
+        "pairs": [
+            {
+                **{column.key: column.value(pair) for column in PAIR_COLUMNS},
+                "first": pair.first,
+                "difference": pair.difference.__dict__ if pair.difference else None,
+                "p": pair.p,
+                "same": pair.equivalent,
+                "reason": pair.not_comparable and pair.not_comparable.json_name,
+                "obstacle": pair.not_comparable.text if pair.not_comparable else "",
+                "different_images": pair.different_data,
+                "is_real": pair.is_significant,
+            }
+            for pair in comparison.pairs
+        ],
+        "remarks": comparison.remarks,
+        "margin": comparison.margin,
+    }
 
 
 def differing_settings(records: Sequence[RunRecord]) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""One image file to pixels, in the one way that every run sees them."""
+"""Decode an image file to pixels, the same way for every run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inat_ft.errors import DataError
-from inat_ft.images.opening import ImageProblem, TooLarge, describe_problem, open_header, without_pixel_limit
+from inat_ft.images.opening import ImageProblem, ProblemKind, decoder_problem, open_header, without_pixel_limit
 from inat_ft.images.resizing import SQUASH, Resizing, to_square
 
 if TYPE_CHECKING:
@@ -24,13 +24,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PIXELS_VERSION = "4"
-"""Part of every cache key; changes whenever the same file would give other pixels."""
+"""Part of every cache key. Change it when the same file gives different pixels."""
 
 MAX_PIXELS = 178_956_970
-"""Largest width times height that is decoded, unless told otherwise: what fits into 512 MiB as RGB."""
+"""Default limit on width times height: an image that needs 512 MiB as RGB."""
 
-
-_TURNED = {
+_ORIENTATIONS = {
     2: (False, (2,)),
     3: (False, (1, 2)),
     4: (False, (1,)),
@@ -39,45 +38,37 @@ _TURNED = {
     7: (True, (1, 2)),
     8: (True, (1,)),
 }
-"""For each orientation of EXIF but the upright: whether rows and columns change places, and which are mirrored then.
+"""EXIF orientation to (transpose rows and columns, then flip these dimensions of `[3, H, W]`)."""
 
-In dimensions of `[3, H, W]`."""
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR_CONFIGURATION = 258, 262, 284
+_WHITE_IS_ZERO, _SEPARATE_PLANES = 0, 2
+"""TIFF tags and values."""
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANES = 258, 262, 284
-_WHITE_IS_ZERO, _SEPARATE = 0, 2
-"""Tags of TIFF, and values."""
 _MAX_BYTES = 2**30
-_NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-"""Opening a pipe would wait for ever."""
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0)
+"""Without this flag, opening a named pipe would block."""
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex. Raises OSError where there is no regular file: a pipe would be waited for."""
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no regular file", str(path))
+    """Return the SHA-256 of a file's bytes, in hex. Raises OSError when it is not a regular file."""
+    if not path.is_file():  # reading a named pipe would block
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_file(file: Path) -> bytes:
-    """The bytes of a regular file of at most 1 GiB. Raises ImageProblem for anything else."""
+    """Return the bytes of a regular file of at most 1 GiB. Raises ImageProblem for anything else."""
     try:
-        handle = os.open(file, os.O_RDONLY | _NO_WAITING)
-        try:
-            status = os.fstat(handle)
+        with open(file, "rb", opener=lambda path, flags: os.open(path, flags | _NO_WAITING)) as opened:
+            status = os.fstat(opened.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise ImageProblem("no regular file")
+                raise ImageProblem(ProblemKind.NOT_A_FILE)
             if status.st_size > _MAX_BYTES:
-                raise ImageProblem(f"more than {_MAX_BYTES // 2**20:,} MiB")
-            parts, missing = [], status.st_size
-            while missing > 0 and (part := os.read(handle, missing)):
-                parts.append(part)
-                missing -= len(part)
-            return b"".join(parts)
-        finally:
-            os.close(handle)
+                raise ImageProblem(ProblemKind.TOO_LARGE, f"more than {_MAX_BYTES // 2**20:,} MiB")
+            return opened.read(status.st_size)
     except OSError as error:
-        raise ImageProblem(f"cannot be read: {error.strerror}") from None
+        raise ImageProblem(ProblemKind.UNREADABLE, error.strerror or str(error)) from None
 
 
 def load_image(
@@ -85,141 +76,140 @@ def load_image(
 ) -> NDArray[np.uint8]:
     """Return an image as uint8 `[size, size, 3]` RGB, resized with antialiasing.
 
-    Without a limit of pixels, since `split` has set one for the images of a manifest. sha256: what the bytes that are decoded
-    must have, in hex. Raises DataError naming the file when it cannot be decoded or has other content.
+    The default is no limit on pixels, since `split` has applied one to the images of a manifest. sha256: the expected hash of
+    the file, in hex. Raises DataError with the path when the image cannot be decoded or has another hash.
     """
     try:
         data = read_file(path)
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             raise DataError(
                 f"the image {path} changed after it was checked: its SHA-256 is not {sha256[:12]}...",
-                "run the command again, which checks the files anew; to split again: inat-ft split DATA",
+                "run the command again to check all files; to split again: inat-ft split DATA",
             )
         pixels = decode(data, max_pixels)
     except ImageProblem as problem:
+        reason = problem.detail if problem.kind is ProblemKind.UNREADABLE else str(problem)
         raise DataError(
-            f"cannot read the image {path}: {str(problem).removeprefix('cannot be read: ')}",
-            "split again to leave it out: inat-ft split DATA",
+            f"cannot read the image {path}: {reason}", "split again to leave it out: inat-ft split DATA"
         ) from None
     array: NDArray[np.uint8] = to_square(pixels, size, resizing).permute(1, 2, 0).contiguous().numpy()
     return array
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """The picture that a browser would show, uint8 `[3, H, W]` RGB, channels last in memory.
+    """Return the image that a browser would show, uint8 `[3, H, W]` RGB, channels last in memory.
 
-    EXIF rotation is applied, transparency laid on white, 16 bits reduced to 8, of animations the first frame taken;
-    colour profiles are ignored. Raises ImageProblem for anything that is not a whole image of at most `max_pixels`.
+    EXIF rotation is applied, transparency is composited on white, 16 bits are reduced to 8, and an animation gives its first
+    frame. Color profiles are ignored. Raises ImageProblem for anything but a complete image of at most `max_pixels`.
     """
-    import PIL.Image
     import torch
-    from torchvision.io import ImageReadMode, decode_jpeg
 
     if not data:
-        raise ImageProblem("the file is empty")
+        raise ImageProblem(ProblemKind.EMPTY)
     image = open_header(data)
     width, height = image.size
     if width * height > max_pixels:
-        raise TooLarge(f"more than {max_pixels:,} pixels: {width} x {height}")
+        raise ImageProblem(ProblemKind.TOO_LARGE, f"{width} x {height} is more than {max_pixels:,} pixels")
     try:
-        if image.format in ("JPEG", "MPO"):
-            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            # libjpeg directly: three times as fast as through Pillow, within one grey level
-            pixels: Tensor = decode_jpeg(buffer, ImageReadMode.RGB)
-        else:
-            if image.format == "PNG":
-                open_header(data).verify()  # Pillow decodes on where checksums are wrong
-            limit = PIL.Image.MAX_IMAGE_PIXELS
-            with without_pixel_limit() if limit is None or width * height > limit else nullcontext():
-                picture = _to_rgb(image, data)
-            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        array = _decode_array(image, data)
     except (ImageProblem, MemoryError):
         raise
-    except Exception as error:  # Pillow's decoders raise what they like on damaged files
-        if "can't allocate memory" in str(error):  # torch's way to say it
-            raise MemoryError from None
-        raise describe_problem(error) from None
-    return _upright(pixels, image.info.get("exif"))
+    except Exception as error:  # Pillow's decoders raise exceptions of any type for damaged files
+        raise decoder_problem(error) from None
+    return _apply_orientation(torch.from_numpy(array).permute(2, 0, 1), image.info.get("exif"))
 
 
-def _upright(pixels: Tensor, exif: bytes | None) -> Tensor:
-    """Pixels `[3, H, W]` turned as EXIF says. XMP, which Pillow asks where EXIF is silent, does not count in browsers."""
+def _decode_array(image: ImageFile, data: bytes) -> NDArray[np.uint8]:
+    """Return the pixels as stored, uint8 `[H, W, 3]` RGB."""
+    import PIL.Image
+
+    from inat_ft.images.jpeg import decode_jpeg
+
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    with without_pixel_limit() if limit is None or image.width * image.height > limit else nullcontext():
+        if image.format in ("JPEG", "MPO"):
+            return decode_jpeg(image, data)
+        if image.format == "PNG":
+            open_header(data).verify()  # Pillow decodes images with wrong checksums
+        return np.array(_to_rgb(image, data))
+
+
+def _apply_orientation(pixels: Tensor, exif: bytes | None) -> Tensor:
+    """Rotate or mirror pixels `[3, H, W]` as EXIF specifies. XMP, which Pillow reads too, is ignored, as in browsers."""
     from PIL import ExifTags, Image
 
     if not exif:
         return pixels
-    said = Image.Exif()
+    tags = Image.Exif()
     try:
-        said.load(exif)
-        swapped, mirrored = _TURNED[said[ExifTags.Base.Orientation]]
-    except Exception:  # none, upright, or damaged, of which Pillow raises what it likes
+        tags.load(exif)
+        transposed, flipped = _ORIENTATIONS[tags[ExifTags.Base.Orientation]]
+    except Exception:  # no orientation, upright, or damaged: Pillow then raises exceptions of any type
         return pixels
-    return (pixels.transpose(1, 2) if swapped else pixels).flip(mirrored)
+    return (pixels.transpose(1, 2) if transposed else pixels).flip(flipped)
 
 
 def _to_rgb(image: ImageFile, data: bytes) -> Image:
     from PIL import Image
 
     if image.format == "TIFF" and _is_misread(image):
-        raise ImageProblem("TIFF of 16 bits in separate planes is not understood")
-    image.info.pop("xmp", None)  # a TIFF is turned by Pillow itself, which must not ask XMP
-    covered = image.tile[0][1] if image.format == "GIF" and image.tile else None
+        raise ImageProblem(ProblemKind.UNSUPPORTED, "TIFF with 16 bits in separate planes")
+    image.info.pop("xmp", None)  # Pillow rotates a TIFF itself, and would use XMP
+    first_frame = image.tile[0][1] if image.format == "GIF" and image.tile else None
     image.load()
-    picture = _on_white(image, data)
-    if covered:  # outside its first frame, Pillow fills an animation with the first colour of its palette
-        frame, picture = picture.crop(covered), Image.new("RGB", image.size, "white")
-        picture.paste(frame, covered)
-    return picture
+    rgb = _on_white(image, data)
+    if first_frame:  # Pillow fills the rest with the first palette color
+        frame, rgb = rgb.crop(first_frame), Image.new("RGB", image.size, "white")
+        rgb.paste(frame, first_frame)
+    return rgb
 
 
-def _is_misread(image: ImageFile) -> bool:
-    """Whether Pillow would take 16 bits for 8."""
+def _is_misread(tiff: ImageFile) -> bool:
+    """Return whether Pillow would read 16 bits as 8."""
     from PIL.TiffImagePlugin import TiffImageFile
 
-    assert isinstance(image, TiffImageFile)
-    is_wide = max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8
-    return is_wide and image.tag_v2.get(_PLANES) == _SEPARATE and image.tile[0][0] == "raw"
+    assert isinstance(tiff, TiffImageFile)
+    is_wide = max(tiff.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8
+    return is_wide and tiff.tag_v2.get(_PLANAR_CONFIGURATION) == _SEPARATE_PLANES and tiff.tile[0][0] == "raw"
 
 
 def _on_white(image: Image, data: bytes) -> Image:
     from PIL import Image
 
     if image.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(image)).convert("RGB")
+        return Image.fromarray(_to_8_bits(image)).convert("RGB")
     if image.mode == "F":
-        raise ImageProblem("floating-point pixels have no agreed brightness")
+        raise ImageProblem(ProblemKind.UNSUPPORTED, "floating-point pixels, whose range is not defined")
     if image.format == "PNG":
-        _scale_key(image, bits=data[24])
+        _scale_transparent_color(image, bits=data[24])
     if image.format == "BMP" and image.mode == "RGBA" and not np.asarray(image)[..., 3].any():
-        return image.convert("RGB")  # some programs leave the bytes for transparency empty
+        return image.convert("RGB")  # some programs leave the alpha bytes empty
     if image.has_transparency_data:
-        coloured = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def _eight_bits(image: Image) -> NDArray[np.uint8]:
-    """Grey of 12 or 16 bits in 8, to which Pillow would clip it instead of scaling."""
+def _to_8_bits(image: Image) -> NDArray[np.uint8]:
+    """Scale 12 or 16-bit grey to 8 bits. Pillow would clip it."""
     from PIL.TiffImagePlugin import TiffImageFile
 
-    wide = np.asarray(image).astype(np.int64)
+    grey = np.asarray(image).astype(np.int64)
     white, inverted = 65535, False
     if isinstance(image, TiffImageFile):
         if image.mode == "I":
-            raise ImageProblem("grey pixels that are signed or have 32 bits have no agreed brightness")
-        white, inverted = (
-            2 ** image.tag_v2[_BITS_PER_SAMPLE][0] - 1,
-            image.tag_v2.get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO,
-        )
-    wide[wide == image.info.get("transparency", -1)] = white
-    grey = (np.clip(wide, 0, white) * 255 // white).astype(np.uint8)
-    return 255 - grey if inverted else grey
+            raise ImageProblem(ProblemKind.UNSUPPORTED, "signed or 32-bit grey pixels, whose range is not defined")
+        white = 2 ** image.tag_v2[_BITS_PER_SAMPLE][0] - 1
+        inverted = image.tag_v2.get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
+    grey[grey == image.info.get("transparency", -1)] = white
+    scaled = (np.clip(grey, 0, white) * 255 // white).astype(np.uint8)
+    return 255 - scaled if inverted else scaled
 
 
-def _scale_key(image: Image, bits: int) -> None:
-    """The colour of a PNG that is transparent, as its pixels have been scaled to 8 bits."""
-    key = image.info.get("transparency")
-    if image.mode == "L" and isinstance(key, int):
-        image.info["transparency"] = key * 255 // (2**bits - 1)
-    elif image.mode == "RGB" and bits == 16 and key:
-        image.info["transparency"] = tuple(sample >> 8 for sample in key)
+def _scale_transparent_color(png: Image, bits: int) -> None:
+    """Scale the transparent color of a PNG to 8 bits, as Pillow has scaled its pixels."""
+    color = png.info.get("transparency")
+    if png.mode == "L" and isinstance(color, int):
+        png.info["transparency"] = color * 255 // (2**bits - 1)
+    elif png.mode == "RGB" and bits == 16 and color:
+        png.info["transparency"] = tuple(sample >> 8 for sample in color)

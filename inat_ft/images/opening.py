@@ -1,4 +1,4 @@
-"""The header of an image file: its format and size, or why it is not a usable image."""
+"""Open an image file: read its header, or report why it is not a usable image."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -13,69 +14,77 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-_FORMS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
-"""What is tried, in this order: Pillow knows more, but some take any bytes for an image, one starts Ghostscript, and ICO
-decodes the picture in it before it tells how large that is."""
-
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
+"""Formats to try, in this order. Pillow reads more, but some of its plugins accept any bytes, one starts Ghostscript, and ICO
+decodes its image before it reports the size."""
 
 _WEBP_ANIMATED, _WEBP_ALPHA = 0x02, 0x10
-"""Flags in the header of a WebP."""
-
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-"""What an HEIC names itself in its first box; `mif1` and `msf1` are shared with AVIF, which Pillow reads."""
+"""Brands in the first box of an HEIC file. AVIF, which Pillow reads, shares `mif1` and `msf1`."""
 
-
-_IN_PLAIN_WORDS = {
+_CLEARER = {
     "could not create decoder object": "its header cannot be read",
     "Decompressed data too large for PngImagePlugin.MAX_TEXT_CHUNK": "a comment in it is larger than 1 MiB",
 }
-"""Of what decoders say."""
-
 _LIMIT_LOCK = threading.Lock()
 
 
+class ProblemKind(Enum):
+    """Why a file is not a usable image."""
+
+    UNREADABLE = "cannot be read"
+    NOT_A_FILE = "not a regular file"
+    EMPTY = "the file is empty"
+    NOT_AN_IMAGE = "not an image"
+    DAMAGED = "truncated or damaged"
+    TOO_LARGE = "too large"
+    UNSUPPORTED = "not supported"
+
+
 class ImageProblem(Exception):
-    """Why a file is not a usable image, in a few words."""
+    """A file is not a usable image. `str()` gives "kind: detail", or "kind" where there is no detail."""
 
-
-class TooLarge(ImageProblem):
-    """The image has more pixels than the limit."""
+    def __init__(self, kind: ProblemKind, detail: str = "") -> None:
+        super().__init__(f"{kind.value}: {detail}"[:200] if detail else kind.value)
+        self.kind = kind
+        self.detail = detail
 
 
 def open_header(data: bytes) -> ImageFile:
-    """Read the header of an image.
+    """Read the header of an image, without decoding its pixels.
 
-    Calls Pillow's plugins as `Image.open` does, without its limit of pixels: that is a setting of the whole process, and the
-    size is checked by the caller right after the header has been read.
+    Call Pillow's plugins as `Image.open` does, but without its global limit on pixels: the caller checks the size.
+    Raises ImageProblem.
     """
     from PIL import Image
 
     if data[12:16] == b"VP8X" and len(data) > 20 and data[20] & _WEBP_ANIMATED:
-        data = data[:20] + bytes([data[20] | _WEBP_ALPHA]) + data[21:]  # or what its frame leaves free would be black
-    begins_as = ""
-    for form in _forms_of(data):
-        factory, accept = Image.OPEN[form]
+        # without the flag for alpha, pixels that the first frame does not cover would be black
+        data = data[:20] + bytes([data[20] | _WEBP_ALPHA]) + data[21:]
+    recognized = ""
+    for name in _formats_to_try(data):
+        factory, accept = Image.OPEN[name]
         accepted = accept is None or accept(data[:16])
-        if not accepted or isinstance(accepted, str):  # a string says why Pillow cannot read it
+        if not accepted or isinstance(accepted, str):  # a string explains why Pillow cannot read the file
             continue
         try:
             try:
-                image = factory(BytesIO(data), "")
-            except Image.DecompressionBombError:  # of the plugin for WebP
+                return factory(BytesIO(data), "")
+            except Image.DecompressionBombError:  # the WebP plugin checks the limit itself
                 with without_pixel_limit():
-                    image = factory(BytesIO(data), "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # how plugins say that it is another format
-            begins_as = begins_as or (form if accept else "")
-        except Exception as error:  # as above
-            raise describe_problem(error) from None
-        else:
-            return image
-    raise damaged(f"it only begins as {begins_as}") if begins_as else ImageProblem("no image")
+                    return factory(BytesIO(data), "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # a plugin rejects another format with these
+            recognized = recognized or (name if accept else "")
+        except Exception as error:
+            raise decoder_problem(error) from None
+    if recognized:
+        raise ImageProblem(ProblemKind.DAMAGED, f"only its first bytes are {recognized}")
+    raise ImageProblem(ProblemKind.NOT_AN_IMAGE)
 
 
 @contextmanager
 def without_pixel_limit() -> Iterator[None]:
-    """Lift Pillow's limit of pixels, which is one of the whole process, for an image larger than that."""
+    """Lift Pillow's limit on pixels, and restore it afterwards. The limit is global, so one thread at a time does so."""
     from PIL import Image
 
     with _LIMIT_LOCK:
@@ -86,36 +95,28 @@ def without_pixel_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _forms_of(data: bytes) -> list[str]:
-    """The formats to try."""
+def _formats_to_try(data: bytes) -> list[str]:
     if not (data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS) or b"avif" in data[16:64]:
-        return _forms()
+        return _installed_formats()
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
-        raise ImageProblem("HEIC needs the extra heif, pip install 'inat-ft[heif]'") from None
+        raise ImageProblem(
+            ProblemKind.UNSUPPORTED, "HEIC requires the extra heif, pip install 'inat-ft[heif]'"
+        ) from None
     register_heif_opener()
     return ["HEIF"]
 
 
 @cache
-def _forms() -> list[str]:
+def _installed_formats() -> list[str]:
     from PIL import Image
 
     Image.init()
-    return [form for form in _FORMS if form in Image.OPEN]
+    return [name for name in _FORMATS if name in Image.OPEN]
 
 
-def describe_problem(error: Exception) -> ImageProblem:
-    """What a decoder says, without what hangs on its build: it goes into manifests."""
-    words = (str(error).splitlines() or ["its data make no sense"])[0]
-    if ".cpp:" in words:  # function, file and line stand before what torchvision has to say
-        words = words.partition(".cpp:")[2].partition(", ")[2]
-    if any(word in words.lower() for word in ("truncated", "premature", "incomplete")):
-        return ImageProblem("truncated")
-    return damaged(_IN_PLAIN_WORDS.get(words, words))
-
-
-def damaged(what: str) -> ImageProblem:
-    """The problem of a file that is an image but not a whole one."""
-    return ImageProblem(f"truncated or damaged: {what}"[:200])
+def decoder_problem(error: Exception) -> ImageProblem:
+    """Return the problem for an exception of a decoder, with the first line of its message."""
+    message = (str(error).splitlines() or ["its data cannot be decoded"])[0]
+    return ImageProblem(ProblemKind.DAMAGED, _CLEARER.get(message, message))

@@ -12,7 +12,7 @@ from inat_ft.metrics.bounds import Contributions
 from inat_ft.metrics.jackknife import jackknife
 from inat_ft.metrics.predictions import Floats, Predictions
 from inat_ft.records import MetricValue
-from inat_ft.registry import METRICS, get, plugin_errors, plugins
+from inat_ft.registry import METRICS, call_plugin, get, plugin_label, plugins
 
 
 class Metric(ABC):
@@ -77,12 +77,7 @@ def get_metric(name: str) -> Metric:
 
     Raises ConfigError when there is none, PluginError when its package is broken.
     """
-    plugin = get(METRICS, name)
-    loaded = plugin.load()
-    if not issubclass(loaded, Metric):
-        raise PluginError(f"{plugin} is not derived from inat_ft.metrics.Metric: {plugin.target}")
-    with plugin_errors(METRICS, loaded, "__init__"):
-        metric = loaded()
+    metric: Metric = get(METRICS, name).load()()
     metric.name = name
     metric.label = metric.label or name.replace("_", " ")
     return metric
@@ -109,17 +104,18 @@ _ORDER = {name: place for place, name in enumerate(_BUILTIN)}
 
 def measure(metric: Metric, predictions: Predictions) -> MetricValue:
     """Return a metric with its interval. Raises PluginError when a plugin fails or returns NaN or infinity."""
-    with plugin_errors(METRICS, type(metric), "interval"):
-        found = metric.interval(predictions)
-        if not math.isfinite(found.value):
-            raise ValueError(f"the value is {found.value}")
+    found = call_plugin(metric.interval, predictions)
+    _require_finite(metric, found.value)
     return found
 
 
 def contributions_of(metric: Metric, predictions: Predictions) -> Contributions:
     """Return the contributions of a metric. Raises PluginError when a plugin fails or returns NaN or infinity."""
-    with plugin_errors(METRICS, type(metric), "contributions"):
-        found = metric.contributions(predictions)
-        if not np.isfinite(found.values).all():
-            raise ValueError("a contribution is not finite")
+    found = call_plugin(metric.contributions, predictions)
+    _require_finite(metric, float(found.values.sum()))
     return found
+
+
+def _require_finite(metric: Metric, value: float) -> None:
+    if not math.isfinite(value):
+        raise PluginError(f"{plugin_label(METRICS, type(metric))} returned {value}, which is not finite")

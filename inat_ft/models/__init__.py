@@ -1,4 +1,4 @@
-"""Networks: a backbone gives an ordinary classifier, of which Net makes stages and a new head."""
+"""Networks: backbones build a classifier, and Net splits it into stages and replaces its head."""
 
 from inat_ft.models.base import Backbone, Preprocess, PretrainedWeights
 

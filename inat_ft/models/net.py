@@ -1,4 +1,4 @@
-"""Net: any classifier as a chain of named stages and a new head."""
+"""Net: a classifier as a sequence of named stages and a new head."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from inat_ft.models.stages import split_into_stages
 
 
 class Net(nn.Module):
-    """A classifier in stages: images `[N, 3, H, W]` float, normalised, to logits `[N, C]`.
+    """A classifier in stages: maps normalized images `[N, 3, H, W]` float to logits `[N, C]`.
 
-    `stages` maps names to modules in forward order; `head` is Dropout and Linear. Parameters keep the names that they
-    have in the classifier, so `state()` loads into the original architecture. `seed` decides what strategies add at random.
+    `stages` maps names to modules in forward order; `head` is Dropout and Linear. `original_state_dict()` has the
+    parameter names of the original classifier, so it loads into that architecture. `seed` is the seed of parameters that
+    strategies add.
     """
 
     def __init__(
@@ -31,45 +32,46 @@ class Net(nn.Module):
         self.head = head
         self.head_name = head_name
         self.layer_ids: Mapping[str, int] = {}
-        """The layer of each parameter, by its name in the original classifier: 0 for the stem, the head last."""
+        """Layer number of each parameter, by its name in the original classifier: 0 is the stem, the head is last."""
         self.no_weight_decay: frozenset[str] = frozenset()
-        """Names in the original classifier of the parameters that weight decay spares."""
-        self._learning: frozenset[int] | None = None
+        """Names, in the original classifier, of parameters without weight decay."""
+        self._trainable: frozenset[int] | None = None
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """Names of the stages in forward order."""
+        """Names of the stages, in forward order."""
         return self._names
 
     @property
     def stages(self) -> dict[str, nn.Module]:
-        """Stage modules by name, in forward order, without the head."""
+        """Stages by name, in forward order, without the head."""
         return dict(zip(self._names, self._chain, strict=True))
 
     @property
     def num_classes(self) -> int:
-        """How many logits there are."""
+        """Number of classes."""
         return len(self.head[1].weight)  # type: ignore[arg-type]
 
     @property
     def default_stage(self) -> str:
-        """Where the last third of the stages begins: layer3 of a ResNet."""
+        """First stage of the last third: layer3 of a ResNet."""
         return self._names[len(self._names) * 2 // 3]
 
     def forward(self, inputs: Tensor, start: int = 0) -> Tensor:
-        """Logits `[N, C]`. `inputs` is what stage number `start` takes; 0 means images."""
+        """Return logits `[N, C]`. `inputs` are the inputs of stage number `start`; those of stage 0 are images."""
         return self.head(self.forward_stages(inputs, start, len(self._chain)))  # type: ignore[no-any-return]
 
     def forward_stages(self, inputs: Tensor, start: int, stop: int) -> Tensor:
-        """The stages `start` to `stop` (excluded) applied to what stage `start` takes."""
+        """Apply the stages `start` to `stop` (exclusive) to the inputs of stage `start`."""
         for stage in self._chain[start:stop]:
             inputs = stage(inputs)
         return inputs
 
     def stages_from(self, name: str, option: str = "") -> list[nn.Module]:
-        """The stages from the named one on. The head's own name stands for no stage at all.
+        """Return the stages from the named one on; an empty list for the name of the head.
 
-        option: how a user names the stage, such as `--unfreeze-from `, for the error. Raises ConfigError naming the stages.
+        option: the option that sets the name, such as `--unfreeze-from `, for the hint. Raises ConfigError for an unknown
+        name and lists the stages.
         """
         if name == self.head_name:
             return []
@@ -81,23 +83,23 @@ class Net(nn.Module):
         return list(self._chain[self._names.index(name) :])
 
     def set_trainable(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Let these parameters learn and freeze all others, with the statistics of their BatchNorm layers.
+        """Make these parameters trainable and freeze all others, with the statistics of their BatchNorm layers.
 
-        Takes effect at once for `requires_grad` and at the next `train()` for the modes of modules.
+        `requires_grad` changes immediately, the modes of modules at the next call of `train()`.
         """
-        self._learning = frozenset(map(id, parameters))
+        self._trainable = frozenset(map(id, parameters))
         for parameter in self.parameters():
-            parameter.requires_grad_(id(parameter) in self._learning)
+            parameter.requires_grad_(id(parameter) in self._trainable)
 
     def is_trainable(self, module: nn.Module) -> bool:
-        """Whether any parameter of the module learns."""
-        return self._learning is None or any(id(parameter) in self._learning for parameter in module.parameters())
+        """Return whether any parameter of the module is trainable."""
+        return self._trainable is None or any(id(parameter) in self._trainable for parameter in module.parameters())
 
     def train(self, mode: bool = True) -> Net:
-        """Training mode, save for frozen stages and for the BatchNorm layers whose own parameters are frozen.
+        """Set training mode, except for frozen stages and for BatchNorm layers with frozen parameters.
 
-        Some attention layers (LeViT, TinyViT) keep a tensor that they computed from their weights in evaluation until they
-        are set to training mode. Evaluation mode passes through it, so that such a tensor never outlives its weights.
+        Some attention layers (LeViT, TinyViT) compute a tensor from their weights in eval mode and keep it until they are
+        set to training mode. Eval mode is therefore entered through training mode, which discards a stale tensor.
         """
         super().train(True)
         if not mode:
@@ -112,26 +114,26 @@ class Net(nn.Module):
         return self
 
     def batch_norms(self, module: nn.Module | None = None) -> Iterator[_BatchNorm]:
-        """The BatchNorm layers of a module, or of the whole network."""
+        """Return the BatchNorm layers of a module, or of the whole network."""
         return (layer for layer in (module or self).modules() if isinstance(layer, _BatchNorm))
 
     def original_name(self, name: str) -> str:
-        """The name in the original classifier of a parameter, buffer or module of this network."""
+        """Return the name in the original classifier of a parameter, buffer or module of this network."""
         if name.startswith("_chain."):
             return name.split(".", 2)[2]
         return name.replace("head.1", self.head_name, 1)
 
     def original_state_dict(self) -> dict[str, Tensor]:
-        """All weights and buffers by their names in the original classifier; tensors are shared, not copied."""
+        """Return the state dict with the names of the original classifier. Tensors are shared, not copied."""
         return {self.original_name(name): tensor for name, tensor in self.state_dict().items()}
 
     def load_original_state_dict(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Take over weights by their original names, all of them. Raises WeightsError naming what does not fit."""
+        """Load a state dict with the names of the original classifier. Raises WeightsError for tensors that do not fit."""
         mine = self.original_state_dict()
         missing, unknown = sorted(set(mine) - set(state)), sorted(set(state) - set(mine))
         if missing or unknown:
             raise WeightsError(
-                f"{source} does not fit this network: {_some(missing, 'missing')}{_some(unknown, 'not known')}".strip()
+                f"{source} does not fit this network: {_some(missing, 'missing')}{_some(unknown, 'unexpected')}".strip()
             )
         wrong = [name for name in mine if mine[name].shape != state[name].shape]
         if wrong:
@@ -145,7 +147,7 @@ class Net(nn.Module):
 
 
 def _require_values(given: Tensor, mine: Tensor, name: str, source: str) -> None:
-    """Raise WeightsError when values cannot be taken over: weights must be finite floats, counters and indices whole."""
+    """Raise WeightsError unless weights are finite floats, and counters and indices are integers."""
     if mine.is_floating_point():
         fits = given.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
     else:
@@ -156,7 +158,7 @@ def _require_values(given: Tensor, mine: Tensor, name: str, source: str) -> None
             f"{source} does not fit this network: {name} is {has}, not {wants}", "save it as float32: model.float()"
         )
     if mine.is_floating_point() and not given.isfinite().all():
-        raise WeightsError(f"the weights {source} hold numbers that are not finite, in {name}", "choose other weights")
+        raise WeightsError(f"the weights {source} contain values that are not finite, in {name}", "use other weights")
 
 
 def _some(names: Sequence[str], what: str) -> str:
@@ -165,9 +167,9 @@ def _some(names: Sequence[str], what: str) -> str:
 
 
 def make_net(name: str, classifier: nn.Module, num_classes: int, dropout: float, seed: int = 0) -> Net:
-    """The classifier in stages, its last layer replaced by Dropout and a fresh Linear to `num_classes`.
+    """Return the classifier in stages, with its last layer replaced by Dropout and a new Linear to `num_classes`.
 
-    seed: what strategies draw by when they add something to the network.
+    seed: seed of parameters that strategies add.
 
     Raises PluginError when the classifier does not end with a linear layer or cannot be traced.
     """

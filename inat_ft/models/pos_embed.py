@@ -1,4 +1,4 @@
-"""Position embeddings of vision transformers at another image size."""
+"""Resample the position embeddings of vision transformers for another image size."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _MAX_EXTRA_TOKENS = 8
 
 
 def fit_positions(name: str, given: Tensor, wanted: torch.Size) -> Tensor:
-    """A position embedding `[1, E + S*S, D]` resampled bicubically to other places (Dosovitskiy 2021, section 3.2).
+    """Return a position embedding `[1, E + S*S, D]` resampled to the wanted shape (Dosovitskiy et al. 2021, section 3.2).
 
-    The first E rows belong to class and register tokens and stay. Any other tensor is returned as it is.
+    The first E rows belong to class and register tokens and do not change. Other tensors are returned unchanged.
     """
     is_embedding = "pos_embed" in name and given.ndim == len(wanted) == 3 and given.shape[2] == wanted[2]
     if not is_embedding or given.shape == wanted:

@@ -1,7 +1,7 @@
-"""Any classifier as a chain of stages that ends with its last linear layer.
+"""Split a classifier into a sequence of stages before its last linear layer.
 
-The chain is found by tracing the classifier with torch.fx, so no architecture is known by name here: a stage begins
-where a single tensor is all that later layers need.
+The classifier is traced with torch.fx, so no list of architectures is needed. A stage boundary is possible where later
+layers use exactly one tensor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_SHARE = 0.8
 
 @dataclass(frozen=True)
 class StagedModel:
-    """The stages before the last linear layer, by name in forward order, and what is known of that layer."""
+    """The stages before the last linear layer, by name in forward order, and the properties of that layer."""
 
     stages: dict[str, nn.Module]
     head_name: str
@@ -30,24 +30,22 @@ class StagedModel:
 
 
 def split_into_stages(classifier: nn.Module) -> StagedModel:
-    """Cut a classifier into stages. Raises PluginError when it cannot be traced or does not end with a linear layer."""
+    """Split a classifier into stages. Raises PluginError when it cannot be traced or does not end with a linear layer."""
     graph, last = _trace(classifier)
     layer = graph.get_submodule(str(last.target))
-    if isinstance(layer, nn.Conv2d):  # of 1 x 1 pixels: a Linear on the mean over the image
+    if isinstance(layer, nn.Conv2d):  # 1 x 1: equivalent to a Linear on the mean over the image
         (features,) = last.all_input_nodes
         with graph.graph.inserting_before(last):
             last.replace_input_with(features, graph.graph.call_method("mean", (features, (2, 3))))
     stages = _stages(graph, last)
     if not stages:
-        raise PluginError(
-            f"{type(classifier).__name__} is no classifier to fine-tune: nothing stands before its last layer"
-        )
+        raise PluginError(f"{type(classifier).__name__} cannot be fine-tuned: it has no layer before its last one")
     in_features = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
     return StagedModel(stages, str(last.target), int(in_features), layer.bias is not None)  # type: ignore[arg-type]
 
 
 class _Tracer(fx.Tracer):
-    """Traces a classifier, opening only the modules named; each other module stays one call."""
+    """Trace a classifier. Only the modules in `opened` are traced into; every other module is one call."""
 
     def __init__(self, opened: set[str]) -> None:
         super().__init__()
@@ -57,9 +55,9 @@ class _Tracer(fx.Tracer):
         return module_qualified_name not in self.opened
 
     def graph_of(self, classifier: nn.Module) -> fx.GraphModule:
-        """The graph from the first argument of `forward` in eval mode; each further argument keeps its default.
+        """Return the graph of `forward` in eval mode, with its first argument as input and the defaults of all others.
 
-        What is decided by the mode outside of modules is decided at tracing, and must not make evaluation random.
+        Code outside of modules that depends on the mode is traced in eval mode, so that evaluation is deterministic.
         """
         parameters = list(inspect.signature(classifier.forward).parameters.values())[1:]
         fixed = {each.name: each.default for each in parameters if each.default is not each.empty}
@@ -67,14 +65,14 @@ class _Tracer(fx.Tracer):
         classifier.eval()
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of arguments whose defaults cannot be held against anything
+                warnings.simplefilter("ignore")  # about arguments whose defaults fx cannot check
                 return fx.GraphModule(classifier, self.trace(classifier, fixed or None), type(classifier).__name__)
         finally:
             classifier.train(was_training)
 
 
 def _trace(classifier: nn.Module) -> tuple[fx.GraphModule, fx.Node]:
-    """Trace, opening modules from the largest down until there are enough stages of a reasonable size."""
+    """Trace the classifier, and open the largest module until there are enough stages of a reasonable size."""
     opened = _path_to_output(classifier)
     closed: set[str] = set()
     modules = dict(classifier.named_modules())
@@ -95,16 +93,16 @@ def _trace(classifier: nn.Module) -> tuple[fx.GraphModule, fx.Node]:
         large = can_open[-1]
         if len(sizes) >= _MIN_STAGES and sizes[large] <= _MAX_SHARE * sum(sizes.values()):
             return graph, last
-        (opened if _opens(classifier, opened | {large}) else closed).add(large)
+        (opened if _is_traceable(classifier, opened | {large}) else closed).add(large)
 
 
 def _path_to_output(classifier: nn.Module) -> set[str]:
-    """The modules that must be opened to see the classifier's last layer."""
+    """Return the modules that must be opened to reach the last layer of the classifier."""
     opened: set[str] = set()
     while True:
         try:
             graph = _Tracer(opened).graph_of(classifier)
-        except Exception as error:  # fx raises whatever the traced forward pass raises
+        except Exception as error:  # fx raises any exception of the traced forward pass
             raise PluginError(
                 f"the forward pass of {type(classifier).__name__} cannot be traced: {type(error).__name__}: {error}"
             ) from error
@@ -121,7 +119,7 @@ def _path_to_output(classifier: nn.Module) -> set[str]:
 
 
 def _output_layer(graph: fx.GraphModule) -> fx.Node:
-    """The last thing that the classifier does, save what leaves logits `[N, C]` as they are."""
+    """Return the last node of the classifier that changes logits `[N, C]`: Identity and Flatten are ignored."""
     node: fx.Node = next(node for node in graph.graph.nodes if node.op == "output")
     while node.all_input_nodes and (node.op == "output" or _keeps_logits(graph, node)):
         node = node.all_input_nodes[0]
@@ -140,18 +138,18 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _opens(classifier: nn.Module, opened: set[str]) -> bool:
+def _is_traceable(classifier: nn.Module, opened: set[str]) -> bool:
     try:
         _Tracer(opened).graph_of(classifier)
-    except Exception:  # as above: then the module stays whole
+    except Exception:  # as above: the module is not opened
         return False
     return True
 
 
 def _stages(graph: fx.GraphModule, linear: fx.Node) -> dict[str, nn.Module]:
-    """Cut the graph before `linear` into stages, each with parameters and named after its first module with any.
+    """Split the graph before `linear` into stages. Each has parameters and the name of its first module with parameters.
 
-    A cut is possible where exactly one value is used later. Dropout before the head goes: the new head has its own.
+    A boundary is possible where exactly one value is used later. Dropout before the head is removed: the new head has one.
     """
     nodes = _before(graph, linear)
     pieces, piece, taken = [], [], next(node for node in graph.graph.nodes if node.op == "placeholder")
@@ -194,7 +192,7 @@ def _has_parameters(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _module(graph: fx.GraphModule, piece: list[fx.Node], taken: fx.Node, made: fx.Node) -> fx.GraphModule:
-    """The nodes of a piece as a module of their own that holds just what they use, under the original names."""
+    """Return the nodes of a piece as a module with only the submodules that they use, under their original names."""
     inner = fx.Graph()
     copies = {taken: inner.placeholder("inputs")}
     for node in piece:

@@ -1,4 +1,4 @@
-"""Every classifier of torchvision by its own name, with torchvision's weights."""
+"""torchvision classifiers by name, with torchvision's weights."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ _INCEPTIONS = ("googlenet", "inception_v3")
 
 
 class Torchvision(Backbone):
-    """A classifier of torchvision, such as resnet50."""
+    """A torchvision classifier, such as resnet50."""
 
     pretrained: ClassVar[bool] = True
 
     variant: str
-    """torchvision's name of the classifier."""
+    """Name of the classifier in torchvision."""
 
     @staticmethod
     def stands_for(name: str) -> bool:
-        """Whether torchvision has a classifier of that name."""
+        """Return whether torchvision has a classifier with this name."""
         return name in _names()
 
     def build(self, num_classes: int, image_size: int, dropout: float) -> nn.Module:
-        """The classifier with random weights and no auxiliary outputs. Raises ConfigError for an unknown name.
+        """Return the classifier with random weights, without auxiliary outputs. Raises ConfigError for an unknown name.
 
-        A SqueezeNet ends with a convolution, a ReLU and the mean over the image; here it ends with the mean and a Linear.
+        torchvision's SqueezeNet ends with a convolution, a ReLU and global average pooling; this one ends with global
+        average pooling and a Linear.
         """
         from torch import nn
 
         builder = self._builder()
         options: dict[str, Any] = {"weights": None}
-        if self.variant in _INCEPTIONS:  # further outputs for training, which a Net does not have
+        if self.variant in _INCEPTIONS:  # auxiliary outputs are for training from scratch
             options |= {"aux_logits": False, "init_weights": False}
-        if self.variant.startswith("vit_"):  # the position embedding depends on the size
+        if self.variant.startswith("vit_"):  # the position embedding depends on the image size
             options["image_size"] = image_size
-        if self.variant.startswith("maxvit_"):  # its windows must tile the image
+        if self.variant.startswith("maxvit_"):  # windows must tile the image
             options["input_size"] = (image_size, image_size)
         classifier: nn.Module = builder(**options)
         if self.variant.startswith("squeezenet"):
-            last = nn.Sequential(OrderedDict({"1": nn.Linear(512, num_classes)}))  # under the convolution's own name
+            last = nn.Sequential(OrderedDict({"1": nn.Linear(512, num_classes)}))  # with the name of the convolution
             ending: dict[str, nn.Module] = {
                 "pool": nn.AdaptiveAvgPool2d(1),
                 "flatten": nn.Flatten(),
@@ -55,7 +56,7 @@ class Torchvision(Backbone):
         return classifier
 
     def weights(self, name: str) -> PretrainedWeights:
-        """`imagenet` is torchvision's default; others by their names, such as IMAGENET1K_V1."""
+        """Return torchvision's default weights for `imagenet`, or those with a name such as IMAGENET1K_V1."""
         from torchvision.models import get_model_weights
 
         self._builder()
@@ -67,11 +68,11 @@ class Torchvision(Backbone):
         else:
             raise WeightsError(
                 f"{self.variant} has no weights '{name}'{did_you_mean(name, list(known.__members__))}",
-                f"known: imagenet, none, {', '.join(known.__members__)}, or a .pth or .safetensors file",
+                f"available: imagenet, none, {', '.join(known.__members__)}, or a .pth or .safetensors file",
             )
         crop = weights.transforms()
         mean, std = tuple(crop.mean), tuple(crop.std)
-        if self.variant in _INCEPTIONS:  # torchvision undoes ImageNet's normalisation inside these, for their weights
+        if self.variant in _INCEPTIONS:  # torchvision converts the normalization inside these models
             mean = std = (0.5, 0.5, 0.5)
         preprocess = Preprocess(image_size=crop.crop_size[0], mean=mean, std=std)
 
@@ -92,7 +93,7 @@ class Torchvision(Backbone):
             known = [*(name for name in plugins(BACKBONES) if name != "torchvision"), *names]
             raise ConfigError(
                 f"unknown backbone '{self.variant}'{did_you_mean(self.variant, known)}",
-                "known: resnet50, any other classifier of torchvision, and "
+                "available: resnet50, any other torchvision classifier, and "
                 + ", ".join(name for name in plugins(BACKBONES) if name != "torchvision"),
             )
         return get_model_builder(self.variant)

@@ -1,4 +1,4 @@
-"""Reading, finding and fingerprinting weights. Loading a file never runs code from it."""
+"""Read, download, fingerprint and save weights. Loading a file never runs code from it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net
 from inat_ft.records import atomic_write
 
-_SAVE_ALONE = "in the program that made it, save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
+_SAVE_ALONE = "in the program that wrote it, save only the weights: torch.save(model.state_dict(), 'weights.pth')"
 _HOLDERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
-"""Where training scripts keep weights in a checkpoint; averaged ones come first, as timm and torchvision evaluate them."""
+"""Keys of a checkpoint that hold weights. Averaged weights come first, as timm and torchvision evaluate them."""
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_RENAMED = (  # by torchvision since it published the weights
+_RENAMED = (  # by torchvision after it published the weights
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
     (re.compile(r"mlp\.linear_1\."), "mlp.0."),
     (re.compile(r"mlp\.linear_2\."), "mlp.3."),
@@ -33,10 +33,10 @@ _RENAMED = (  # by torchvision since it published the weights
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Return the state dict in a .safetensors, .pth or .pt file, on the CPU, by the names that the file has.
+    """Return the state dict in a .safetensors, .pth or .pt file, on the CPU, with the names in the file.
 
-    A checkpoint of a training script is understood when it keeps its weights under a usual key, such as `state_dict` or
-    `model`. No code from the file is run. Raises WeightsError naming file and cause.
+    A checkpoint of a training script is accepted when its weights are under a usual key, such as `state_dict` or `model`.
+    No code from the file is run. Raises WeightsError with the file and the cause.
     """
     if not path.is_file():
         raise WeightsError(
@@ -51,45 +51,47 @@ def read_state(path: Path) -> dict[str, Tensor]:
     values = loaded if isinstance(loaded, dict) else {}
     state = {str(name): value for name, value in values.items() if isinstance(value, Tensor)}
     if not state:
-        raise WeightsError(f"{path} holds no state dict of tensors", _SAVE_ALONE)
+        raise WeightsError(f"{path} does not contain a state dict of tensors", _SAVE_ALONE)
     for name, tensor in state.items():
         if problem := _unusable(tensor):
-            raise WeightsError(f"{path} holds weights that cannot be used: {name} is {problem}", _SAVE_ALONE)
+            raise WeightsError(f"{path} contains unsupported weights: {name} is {problem}", _SAVE_ALONE)
     return state
 
 
 def _loaded(path: Path) -> object:
-    """Return what a file holds. Of Python objects only plain values, tensors and argparse.Namespace are made."""
+    """Return the content of a file. Only plain values, tensors and argparse.Namespace are created."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return dict(load_file(path))
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # of protocols and types that are refused below
+            warnings.simplefilter("ignore")  # about protocols and types that are rejected below
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpicklers and parsers raise what they like on a damaged file
+    except Exception as error:  # unpicklers and parsers raise any exception on a damaged file
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:
-    """Say why a file cannot be read. torch's own advice, to let the file run its code, is left out."""
-    said = str(error)
-    if found := re.search(r"GLOBAL (\S+)", said):
+    """Return the error for a file that cannot be read, without torch's advice to allow code from the file to run."""
+    reason = str(error)
+    if found := re.search(r"GLOBAL (\S+)", reason):
         return WeightsError(
-            f"cannot read weights from {path}: it holds Python objects besides tensors ({found[1]}), which are never loaded",
+            f"cannot read weights from {path}: it contains Python objects ({found[1]}), which are never loaded",
             _SAVE_ALONE,
         )
-    if "TorchScript" in said:
+    if "TorchScript" in reason:
         return WeightsError(f"cannot read weights from {path}: it is a TorchScript program", _SAVE_ALONE)
     cause = (
-        said.splitlines()[0] if said and "weights_only" not in said else "it is damaged, or was not made by torch.save"
+        reason.splitlines()[0]
+        if reason and "weights_only" not in reason
+        else "it is damaged, or was not written by torch.save"
     )
-    return WeightsError(f"cannot read weights from {path}: {cause}", "it must be a state dict of tensors")
+    return WeightsError(f"cannot read weights from {path}: {cause}", "the file must contain a state dict of tensors")
 
 
 def _unusable(tensor: Tensor) -> str:
-    """Return what makes a tensor unfit to be a weight of any network, or an empty string."""
+    """Return why a tensor cannot be a weight, or an empty string."""
     if tensor.is_meta:
         return "a meta tensor without values"
     if tensor.is_quantized:
@@ -100,11 +102,11 @@ def _unusable(tensor: Tensor) -> str:
 
 
 def named_alike(state: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights by the names of a network whose tensors are known, in the order given.
+    """Return the weights under the parameter names of a network (`known`), in the given order.
 
-    Wrappers of torch (torch.compile, FSDP) and the one prefix under which most of the network's names are found, such as
-    `module.` of DistributedDataParallel or `model.` of Lightning, are removed; what stands elsewhere belongs to other parts
-    of the checkpoint and is left out. Without such a prefix all names stay.
+    Prefixes of torch wrappers (torch.compile, FSDP) are removed. So is the prefix under which most of the known names are
+    found, such as `module.` of DistributedDataParallel or `model.` of Lightning; tensors without that prefix belong to
+    other parts of the checkpoint and are dropped. If no such prefix exists, all names are kept.
     """
     plain = {_current(_WRAPPERS.sub("", name), known): tensor for name, tensor in state.items()}
     counts: Counter[str] = Counter()
@@ -118,7 +120,7 @@ def named_alike(state: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dic
 
 
 def _current(name: str, known: Mapping[str, Tensor]) -> str:
-    """Return the name that torchvision gives a weight today, which may differ from that in a file it published."""
+    """Return the current torchvision name of a weight, which may differ from the name in an older file."""
     if name not in known:
         for old, new in _RENAMED:
             name = old.sub(new, name)
@@ -126,7 +128,7 @@ def _current(name: str, known: Mapping[str, Tensor]) -> str:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a .safetensors file; empty for other files. Raises WeightsError for a damaged one."""
+    """Return the metadata of a .safetensors file; empty for other files. Raises WeightsError for a damaged file."""
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
     from safetensors import safe_open
@@ -134,15 +136,15 @@ def read_metadata(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as opened:
             return dict(opened.metadata() or {})
-    except Exception as error:  # parsers raise what they like on a damaged file
+    except Exception as error:  # parsers raise any exception on a damaged file
         raise _unreadable(path, error) from error
 
 
 def fetch_weights(url: str, name: str = "") -> dict[str, Tensor]:
-    """Weights from torch's own download folder, fetched first when they are not there.
+    """Return weights from torch's download folder, and download them first if they are missing.
 
-    name: of the file there; by default the address's own. Where it ends in the start of a SHA-256, as torchvision's do,
-    that is checked. Raises WeightsError that says where the file is looked for and how to bring it.
+    name: file name in that folder; by default the last part of the URL. If it ends with the first digits of a SHA-256, as
+    in torchvision, the hash is verified. Raises WeightsError with the expected location and how to provide the file.
     """
     from inat_ft.download.http import download
 
@@ -154,16 +156,16 @@ def fetch_weights(url: str, name: str = "") -> dict[str, Tensor]:
             download(url, file, sha256_prefix=sha256[1] if sha256 else None)
         except DataError as error:
             raise WeightsError(
-                f"the pretrained weights {file.name} are not in {_tilde(folder)} and cannot be fetched: {error.message}",
-                f"on a machine with network, fetch {url}\nand put it there as {_tilde(file)}\n"
-                f"(or set TORCH_HOME to the folder that has hub/checkpoints/{file.name}), or name a file: --weights FILE,\n"
-                "or start from random weights: --weights none",
+                f"the pretrained weights {file.name} are not in {_tilde(folder)} and cannot be downloaded: {error.message}",
+                f"on a machine with network access, download {url}\nand copy it to {_tilde(file)}\n"
+                f"(or set TORCH_HOME to a folder with hub/checkpoints/{file.name}), or pass a file: --weights FILE,\n"
+                "or train from random weights: --weights none",
             ) from error
     return read_state(file)
 
 
 def weights_file(url: str, name: str = "") -> Path:
-    """Where the weights of an address are kept."""
+    """Return where the weights of a URL are stored."""
     return Path(torch.hub.get_dir()) / "checkpoints" / (name or url.rsplit("/", 1)[1])
 
 
@@ -173,7 +175,7 @@ def _tilde(path: Path) -> str:
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 in hex of names, types, shapes and values, in the order given."""
+    """Return the hexadecimal SHA-256 of names, dtypes, shapes and values, in the given order."""
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -182,9 +184,9 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def save_model(file: Path, net: Net, config: RunConfig, preprocess: Preprocess, classes: Sequence[str]) -> None:
-    """Write a network as .safetensors, atomically, by the names that the original architecture has.
+    """Write a network to a .safetensors file, atomically, with the names of the original architecture.
 
-    Its metadata say how to build the network and how to make its input.
+    The metadata contain what is required to build the network and to preprocess its input.
     """
     from safetensors.torch import save_file
 
@@ -202,9 +204,9 @@ def save_model(file: Path, net: Net, config: RunConfig, preprocess: Preprocess, 
 
 
 def _sort_metadata(file: Path) -> None:
-    """Put the metadata of a .safetensors file into the order of their names, so that equal models are equal files.
+    """Sort the metadata of a .safetensors file by name, so that equal models give equal files.
 
-    safetensors writes them in an order that differs from process to process. The header keeps its length.
+    safetensors writes them in an order that differs between processes. The length of the header does not change.
     """
     with file.open("r+b") as opened:
         length = int.from_bytes(opened.read(8), "little")

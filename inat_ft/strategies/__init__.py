@@ -1,4 +1,4 @@
-"""What learns: a strategy declares it, the engine acts on it."""
+"""Fine-tuning strategies: which parameters are trainable in each epoch."""
 
 from inat_ft.strategies.base import Group, Strategy
 

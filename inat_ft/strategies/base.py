@@ -1,4 +1,4 @@
-"""The contract of a strategy. Nothing heavy is imported here, so that options can be checked before torch is loaded."""
+"""The base class of strategies. It does not import torch, so options are validated before torch is loaded."""
 
 from __future__ import annotations
 
@@ -17,52 +17,56 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that learn together, at `lr_scale` times the run's learning rate (0 or more)."""
+    """Parameters that are trained together, at `lr_scale` (0 or more) times the learning rate of the run."""
 
     parameters: Iterable[Parameter]
     lr_scale: float = 1.0
 
 
 class Strategy(Section):
-    """Says what learns in each epoch. Its fields are its options; a string below a field is the option's help.
+    """Base class of strategies: select the trainable parameters of each epoch.
 
-    Registered under the entry-point group `inat_ft.strategies`. The engine asks for the groups of all epochs ahead of
-    training, so `groups` must be pure: the same answer for the same network and epoch, and nothing changed by asking.
+    The fields are the options of the strategy; the string below a field is the help of the option. Register a subclass
+    in the entry-point group `inat_ft.strategies`. The engine calls `groups` for all epochs before training starts, so it
+    must be a pure function of the network and the epoch.
     """
 
     @abstractmethod
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
-        """What learns in an epoch, counted from 0. Whatever is not returned is frozen, its BatchNorm statistics too."""
+        """Return the trainable parameters of an epoch, counted from 0.
+
+        All other parameters are frozen, with their BatchNorm statistics.
+        """
 
     needs_gradients: ClassVar[bool] = False
-    """Whether `choose` may ask for gradients, for which weights and images are needed."""
+    """Whether `resolve` may call `gradients`, which requires weights and images."""
 
     search_space: ClassVar[Mapping[str, Any]] = {}
-    """What `sweep create --strategies` tries of this strategy, as a sweep's file has it: `{"lr": {"values": [1e-3, 1e-4]}}`.
+    """Parameters that `sweep create --strategies` varies, in the format of a sweep file: `{"lr": {"values": [1e-3, 1e-4]}}`.
 
-    A strategy without it is not part of that sweep.
+    A strategy with an empty search space is skipped by that command.
     """
 
     def warnings(self, epochs: int) -> Sequence[str]:
-        """What a user should know before a training of so many epochs, such as an option that comes to nothing."""
+        """Return warnings for a run of `epochs` epochs, such as an option that has no effect."""
         return ()
 
     def resolve(self, net: Net, gradients: Callable[[], Mapping[str, float]]) -> Strategy:
-        """Settle, once and before training, what depends on the training images. Default: nothing does.
+        """Return the strategy with the options that depend on the training images filled in. Called once, before training.
 
-        gradients() measures for each parameter, by its name in the classifier, the norm of its gradient over its own norm.
-        The strategy returned is the one that trains, and whose options the record holds.
+        gradients() returns, for each parameter name of the classifier, the norm of the gradient divided by the norm of the
+        parameter. The returned strategy is trained, and its options are stored in the record.
         """
         return self
 
     def adapt(self, net: Net) -> Net:
-        """Change the network's structure before training, once. Default: leave it as it is.
+        """Change the structure of the network. Called once, before training. Default: no change.
 
-        The network is on its device already: new parameters are made there, from `net.seed` where they are random. Raise
-        ConfigError when the network has nothing that the strategy could change.
+        The network is already on its device: create new parameters there, and draw random ones from `net.seed`. Raise
+        ConfigError when the strategy does not apply to the network.
         """
         return net
 
     def merge(self, net: Net) -> Net:
-        """Undo `adapt` after training, keeping what was learned: what is saved is an ordinary network."""
+        """Undo `adapt` after training and keep the trained values, so that the saved network has its original structure."""
         return net

@@ -1,4 +1,4 @@
-"""Low-rank adapters on the weight matrices of a network."""
+"""LoRA: low-rank adapters on the weight matrices of a network."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 
 class Lora(Strategy):
-    """Train the head and a low-rank change of each Linear layer and convolution, which is merged into it before saving.
+    """Train the head and low-rank adapters of Linear layers and convolutions, and merge the adapters before saving.
 
-    LoRA: Hu et al. 2022 (arXiv 2106.09685), on all weight matrices; kernels of convolutions are flattened to matrices.
+    LoRA (Hu et al. 2022, arXiv 2106.09685), applied to all weight matrices; convolution kernels are flattened to matrices.
     """
 
     search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3]}, "rank": {"values": [4, 16]}}
 
     rank: Annotated[int, Field(ge=1, le=256)] = 8
-    """Rank of the change."""
+    """Rank of the adapters."""
     alpha: Annotated[float, Field(gt=0)] = 8.0
-    """The change is scaled by alpha / rank."""
+    """Scale of the adapters times rank: their output is multiplied by alpha / rank."""
     adapt_from: str | None = None
-    """First stage that is adapted. Default: the last third (layer3 of a ResNet); the stages before can be cached."""
+    """First stage with adapters. Default: the last third (layer3 of a ResNet). Earlier stages are frozen."""
 
     def adapt(self, net: Net) -> Net:
-        """Give each weight matrix of the adapted stages an adapter that starts at zero.
+        """Add a zero-initialized adapter to each weight matrix of the selected stages.
 
-        Raises ConfigError when these stages have none.
+        Raises ConfigError when they have no weight matrix.
         """
         from inat_ft.models.adapters import add_adapters
 
@@ -40,19 +40,19 @@ class Lora(Strategy):
         stages = net.stages_from(first, "--set strategy.adapt_from=")
         if not sum(add_adapters(stage, self.rank, self.alpha / self.rank, net.seed) for stage in stages):
             raise ConfigError(
-                f"{net.name} has no Linear layer and no ungrouped convolution from '{first}' on that lora could adapt",
+                f"{net.name} has no Linear layer or ungrouped convolution from '{first}' on: lora has nothing to adapt",
                 f"try: --set strategy.adapt_from={net.stage_names[0]}, --mode partial, or --mode head",
             )
         return net
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
-        """The head and the adapters."""
+        """Return the head and the adapters."""
         from inat_ft.models.adapters import adapter_parameters
 
         return [Group(net.head.parameters()), Group(adapter_parameters(net))]
 
     def merge(self, net: Net) -> Net:
-        """Add each change to its weight, so that the network is an ordinary one again."""
+        """Add each adapter to its weight and remove it."""
         from inat_ft.models.adapters import merge_adapters
 
         merge_adapters(net)

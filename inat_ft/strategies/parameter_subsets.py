@@ -1,4 +1,4 @@
-"""Strategies that train a small part of every layer."""
+"""Strategies that train a small subset of the parameters of every layer."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ if TYPE_CHECKING:
 
 
 class BnOnly(Strategy):
-    """Train the head and the scales and shifts of the BatchNorm layers, whose statistics follow the new images.
+    """Train the head and the weights and biases of the BatchNorm layers; their running statistics are updated.
 
-    Frankle et al. 2021, Training BatchNorm and Only BatchNorm (arXiv 2003.00152).
+    Training BatchNorm and Only BatchNorm (Frankle et al. 2021, arXiv 2003.00152).
     """
 
     search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3, 3e-3]}}
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
-        """The head and every BatchNorm."""
+        """Return the head and all BatchNorm layers. Raises ConfigError when there are none."""
         norms = [parameter for norm in net.batch_norms() for parameter in norm.parameters(recurse=False)]
         if not norms:
             raise ConfigError(
-                f"{net.name} has no BatchNorm with scales and shifts that bn-only could train",
+                f"{net.name} has no BatchNorm layer with weights, so bn-only has nothing to train",
                 "try: --mode bias-only, --mode lora, or --mode head",
             )
         return [Group(net.head.parameters()), Group(norms)]
 
 
 class BiasOnly(Strategy):
-    """Train the head and every bias, those of normalisation and attention layers included.
+    """Train the head and every bias, including those of normalization and attention layers.
 
-    BitFit: Ben Zaken et al. 2022 (arXiv 2106.10199).
+    BitFit (Ben Zaken et al. 2022, arXiv 2106.10199).
     """
 
     search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3, 3e-3]}}
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
-        """The head and the biases of the stages. Raises ConfigError when the stages have none."""
+        """Return the head and the biases of all stages. Raises ConfigError when the stages have none."""
         biases = [
             parameter
             for stage in net.stages.values()
@@ -49,16 +49,16 @@ class BiasOnly(Strategy):
         ]
         if not biases:
             raise ConfigError(
-                f"{net.name} has no bias before its head that bias-only could train",
+                f"{net.name} has no bias before its head, so bias-only has nothing to train",
                 "try: --mode partial, --mode lora, or --mode head",
             )
         return [Group(net.head.parameters()), Group(biases)]
 
 
 def _is_bias(name: str) -> bool:
-    """Whether a parameter of that name is added to the outputs of a layer.
+    """Return whether a parameter with this name is a bias vector.
 
-    Besides `bias`: those of attention (`in_proj_bias`, `q_bias`, `v_bias`) and of torch's recurrent layers (`bias_ih_l0`).
-    Tables of position biases and the extra tokens `bias_k` and `bias_v` of nn.MultiheadAttention are no such vectors.
+    Besides `bias`: the biases of attention (`in_proj_bias`, `q_bias`, `v_bias`) and of recurrent layers (`bias_ih_l0`).
+    Excluded: tables of relative position biases and the extra tokens `bias_k` and `bias_v` of nn.MultiheadAttention.
     """
     return name == "bias" or name.endswith("_bias") or name.startswith(("bias_ih_l", "bias_hh_l"))

@@ -1,4 +1,4 @@
-"""Strategies in which what learns, or how fast, changes from epoch to epoch or from stage to stage."""
+"""Strategies whose trainable parameters or learning rates differ between epochs or stages."""
 
 from __future__ import annotations
 
@@ -16,54 +16,54 @@ if TYPE_CHECKING:
 
 
 class LpFt(Strategy):
-    """Linear probing, then fine-tuning: the head first, then everything at a lower rate.
+    """Train the head first, then the whole network at a lower learning rate (linear probing, then fine-tuning).
 
-    A head that fits already does not distort the pretrained features (Kumar et al. 2022, arXiv 2202.10054).
+    Starting from a trained head distorts the pretrained features less (Kumar et al. 2022, arXiv 2202.10054).
     """
 
     search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3, 3e-3]}}
 
     head_epochs: Annotated[int, Field(ge=1)] = 2
-    """Epochs in which the head alone learns; they come from the cache."""
+    """Epochs in which only the head is trained; they use cached features."""
     lr_scale: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Learning rate of the whole network after that, as a multiple of the run's."""
+    """Factor on the learning rate when the whole network is trained."""
 
     def warnings(self, epochs: int) -> Sequence[str]:
-        """Whether there is time for more than the head."""
+        """Warn when the run ends before fine-tuning starts."""
         if self.head_epochs < epochs:
             return ()
-        return [f"lp-ft never comes to fine-tuning: head_epochs is {self.head_epochs}, and epochs is {epochs}"]
+        return [f"lp-ft trains only the head: head_epochs is {self.head_epochs} and epochs is {epochs}"]
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
-        """The head, later everything."""
+        """Return the head, or all parameters after `head_epochs`."""
         if epoch < self.head_epochs:
             return [Group(net.head.parameters())]
         return [Group(net.parameters(), self.lr_scale)]
 
 
 class Gradual(Strategy):
-    """Unfreeze stage by stage from the top: the head, then one more stage every few epochs.
+    """Train the head first, then unfreeze one more stage every few epochs, last stage first.
 
-    Howard and Ruder 2018, Universal Language Model Fine-tuning (arXiv 1801.06146).
+    Gradual unfreezing of ULMFiT (Howard and Ruder 2018, arXiv 1801.06146).
     """
 
     search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [3e-4, 1e-3]}}
 
     every: Annotated[int, Field(ge=1)] = 1
-    """Epochs between two stages."""
+    """Epochs between unfreezing two stages."""
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Factor on the learning rate for each stage further from the head."""
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
-        """The head and as many of the last stages as it is time for."""
-        steps = _from_the_top(net)[: epoch // self.every + 1]
+        """Return the head and the stages that are unfrozen in this epoch."""
+        steps = _head_to_stem(net)[: epoch // self.every + 1]
         return [Group(parameters, self.lr_decay**depth) for depth, parameters in enumerate(steps)]
 
 
 class Discriminative(Strategy):
-    """Train everything, each stage at a lower rate than the one after it.
+    """Train the whole network, with a lower learning rate for stages further from the head.
 
-    Howard and Ruder 2018, Universal Language Model Fine-tuning (arXiv 1801.06146).
+    Discriminative fine-tuning of ULMFiT (Howard and Ruder 2018, arXiv 1801.06146).
     """
 
     search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3]}, "decay": {"values": [0.4, 0.7]}}
@@ -72,12 +72,15 @@ class Discriminative(Strategy):
     """Factor on the learning rate for each stage further from the head."""
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
-        """Everything, stage by stage."""
-        return [Group(parameters, self.decay**depth) for depth, parameters in enumerate(_from_the_top(net))]
+        """Return all parameters, grouped by stage."""
+        return [Group(parameters, self.decay**depth) for depth, parameters in enumerate(_head_to_stem(net))]
 
 
-def _from_the_top(net: Net) -> list[list[Parameter]]:
-    """The parameters of the head and of each stage, the last first; normalisation goes with the stage before it."""
+def _head_to_stem(net: Net) -> list[list[Parameter]]:
+    """Return the parameters of the head and of each stage, last stage first.
+
+    A stage that only normalizes is merged with the stage before it.
+    """
     steps: list[list[Parameter]] = []
     for stage in net.stages.values():
         own = list(stage.parameters())

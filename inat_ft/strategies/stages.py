@@ -1,4 +1,4 @@
-"""The three classic strategies: train the head, the later stages, or everything."""
+"""Strategies that train the head, the later stages, or the whole network."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
 
 
 class Head(Strategy):
-    """Train the new head alone; the backbone stays as pretrained (linear probing)."""
+    """Train only the new head and freeze the backbone (feature extraction, linear probing)."""
 
     search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3, 3e-3]}}
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
-        """The head."""
+        """Return the head."""
         return [Group(net.head.parameters())]
 
 
 class Partial(Strategy):
-    """Train the head and every stage from `unfreeze_from` on; what comes before stays as pretrained."""
+    """Train the head and the stages from `unfreeze_from` on; earlier stages are frozen."""
 
     search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-4, 3e-4]}}
 
     unfreeze_from: str | None = None
-    """First stage that learns, by the backbone's own name for it. Default: the last third (layer3 of a ResNet)."""
+    """First trainable stage, by its name in the backbone. Default: the last third (layer3 of a ResNet)."""
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
-        """The head and the later stages."""
+        """Return the head and the later stages."""
         first = self.unfreeze_from or net.default_stage
         return [Group(module.parameters()) for module in (*net.stages_from(first, "--unfreeze-from "), net.head)]
 
@@ -41,5 +41,5 @@ class Full(Strategy):
     search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [3e-5, 1e-4]}}
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
-        """Everything."""
+        """Return all parameters."""
         return [Group(net.parameters())]

@@ -1,4 +1,4 @@
-"""Surgical fine-tuning (Lee et al. 2023, arXiv 2210.11466): which layers learn is read off the gradients of new images."""
+"""Surgical fine-tuning (Lee et al. 2023, arXiv 2210.11466): select layers by their gradients on the training images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Surgical(Strategy):
-    """Train the head and one chosen stage; `auto` takes the one with the largest relative gradient.
+    """Train the head and one stage; `auto` selects the stage with the largest relative gradient norm.
 
     Lee et al. 2023, Surgical Fine-Tuning (arXiv 2210.11466).
     """
@@ -25,10 +25,10 @@ class Surgical(Strategy):
     needs_gradients: ClassVar[bool] = True
 
     block: str = "auto"
-    """Stage that learns, by the backbone's own name, or auto."""
+    """Trainable stage, by its name in the backbone, or auto."""
 
     def resolve(self, net: Net, gradients: Callable[[], Mapping[str, float]]) -> Surgical:
-        """Settle `auto` by the mean ratio of gradient to weight in each stage."""
+        """Replace `auto` by the stage with the largest mean relative gradient norm."""
         if self.block != "auto":
             return self
         ratios = gradients()
@@ -39,15 +39,15 @@ class Surgical(Strategy):
         return Surgical(block=max(means, key=means.__getitem__))
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
-        """The head and the one stage."""
+        """Return the head and the selected stage."""
         chosen = net.stages_from(self.block, "--set strategy.block=")[:1]
         return [Group(module.parameters()) for module in (*chosen, net.head)]
 
 
 class AutoRgn(Strategy):
-    """Train everything, each tensor at a rate in proportion to its relative gradient.
+    """Train the whole network, with the learning rate of each tensor proportional to its relative gradient norm.
 
-    Auto-RGN of Lee et al. 2023 (arXiv 2210.11466), measured once, before training.
+    Auto-RGN (Lee et al. 2023, arXiv 2210.11466). The norms are measured once, before training.
     """
 
     search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [3e-4, 1e-3]}}
@@ -55,18 +55,18 @@ class AutoRgn(Strategy):
     needs_gradients: ClassVar[bool] = True
 
     scales: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    """Multiple of the learning rate for each tensor by its name; others are frozen. Measured when empty."""
+    """Factor on the learning rate for each tensor name; other tensors are frozen. Default: measured before training."""
 
     def resolve(self, net: Net, gradients: Callable[[], Mapping[str, float]]) -> AutoRgn:
-        """Measure the scales: each tensor's ratio of gradient to weight, the largest as 1.
+        """Set the scales to the relative gradient norms, divided by the largest one.
 
-        Raises ConfigError when scales are given for tensors that the network does not have.
+        Raises ConfigError when a given scale names a tensor that the network does not have.
         """
         known = tuple(name for stage in net.stages.values() for name, _ in stage.named_parameters())
         for name in sorted(set(self.scales) - set(known)):
             raise ConfigError(
                 f"strategy.scales: {net.name} has no tensor '{name}' in its stages{did_you_mean(name, known)}",
-                f"they are named like: {', '.join(known[:3])}",
+                f"examples of names: {', '.join(known[:3])}",
             )
         if self.scales:
             return self
@@ -75,7 +75,7 @@ class AutoRgn(Strategy):
         return AutoRgn(scales={name: ratio / largest for name, ratio in ratios.items()})
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:
-        """Every tensor at its rate, the head at the full one; what has no rate stays as it is."""
+        """Return each tensor with its scale, and the head with scale 1."""
         body = [
             Group([parameter], self.scales[name])
             for stage in net.stages.values()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from inat_ft.config import RunConfig, load_section_class
+from inat_ft.config import RunConfig
 from inat_ft.errors import ConfigError, did_you_mean
 from inat_ft.registry import STRATEGIES, get, plugins
 from inat_ft.settings import ALIASES, expand_key
@@ -28,7 +28,7 @@ def target(name: str) -> tuple[str | None, str]:
 @cache
 def options(mode: str) -> tuple[str, ...]:
     """The keys of a strategy's options. Raises ConfigError when it is unknown, PluginError when it is broken."""
-    return tuple(f"strategy.{field}" for field in load_section_class(get(STRATEGIES, mode)).model_fields)
+    return tuple(f"strategy.{field}" for field in get(STRATEGIES, mode).load().model_fields)
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from inat_ft.config import load_section_class
 from inat_ft.errors import PluginError
 from inat_ft.registry import STRATEGIES, get, plugins
 
@@ -30,7 +29,7 @@ def strategy_sweep() -> tuple[dict[str, Any], dict[str, str]]:
     left_out: dict[str, str] = {}
     for name in plugins(STRATEGIES):
         try:
-            space = getattr(load_section_class(get(STRATEGIES, name)), "search_space", {})
+            space = getattr(get(STRATEGIES, name).load(), "search_space", {})
         except PluginError as error:
             left_out[name] = error.message
             continue

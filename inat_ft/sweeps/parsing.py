@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from inat_ft.config import format_validation_error
 from inat_ft.errors import ConfigError, InatFtError
 from inat_ft.settings import Override, read_yaml
 from inat_ft.sweeps.conditional import MODE, options, target
 from inat_ft.sweeps.defaults import BUILT_IN
 from inat_ft.sweeps.space import Params, SweepSpec
+from inat_ft.validation import format_validation_error
 from inat_ft.yaml_io import parse_yaml
 
 _CHECKED_POINTS = 500

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from inat_ft.cache.frozen_prefix import IDENTITY, PrefixCache
-from inat_ft.cache.loaders import no_progress
+from inat_ft.cache.loaders import subset_images
 from inat_ft.cache.packed_images import Pixels
 from inat_ft.config import RunConfig
 from inat_ft.data.batches import Batches, ImageInput, StoredRows
-from inat_ft.data.file_hashes import verify_hashes
 from inat_ft.data.manifest import Manifest
+from inat_ft.data.verify import verify_hashes
 from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.loops import evaluate
 from inat_ft.errors import RecordError, UsageError
@@ -26,6 +26,7 @@ from inat_ft.evaluation.predict import LoadedModel, changes_allowed, load_traine
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.models.net import Net
 from inat_ft.models.weights import read_state, save_model
+from inat_ft.progress import ProgressFn, ignore_progress, no_progress
 from inat_ft.records import RunRecord, write_record, write_text
 from inat_ft.settings import dump_config, portable
 from inat_ft.sweeps.selection import read_run
@@ -54,7 +55,7 @@ class Soup:
 
 
 def make_soup(
-    sweep: Sweep, runs: Path, cache: Path, name: str | None = None, tick: Callable[[int, int], None] = lambda a, b: None
+    sweep: Sweep, runs: Path, cache: Path, name: str | None = None, progress: ProgressFn = ignore_progress
 ) -> Soup:
     """Mix the runs of a sweep, the best first, each if validation accuracy does not fall, into a run directory.
 
@@ -70,7 +71,7 @@ def make_soup(
         judge = _Judge(
             stack, [folder / "model.safetensors" for folder in folders], records[0], folders[0], cache, compute
         )
-        chosen, alone = _mix(judge, tick)
+        chosen, alone = _mix(judge, progress)
         members = [records[place] for place in chosen]
         record = _write(directory, sweep, judge, members, len(records), alone)
     return Soup(record, directory, [member.name for member in members], alone, len(records), left_out)
@@ -134,18 +135,11 @@ class _Judge:
         pool = stack.enter_context(decoders())
         hashes = verify_hashes(self.manifest, ("val",), cache, changes_allowed(record), no_progress)
         self.hashes = [hashes[row] for row in self.rows]
-        pixels = Pixels(
-            [self.manifest.root / self.manifest.paths[row] for row in self.rows],
-            self.hashes,
-            torch.from_numpy(self.manifest.labels[self.rows]).to(compute.device),
-            self.trained.preprocess.eval_size,
-            cache,
-            pool,
-            self.trained.preprocess.resizing,
-        )
-        self.mixed, self.batches = self._batches(pixels, cache)
+        prefix_cache = PrefixCache(self.net, self.trained.preprocess, compute, cache)
+        pixels = subset_images(self.manifest, "val", hashes, prefix_cache, pool)
+        self.mixed, self.batches = self._batches(pixels, prefix_cache)
 
-    def _batches(self, pixels: Pixels, cache: Path) -> tuple[set[str], Batches]:
+    def _batches(self, pixels: Pixels, kept: PrefixCache) -> tuple[set[str], Batches]:
         """The names of the tensors that differ among the candidates, and what the first stage with such a one takes."""
         names = [list(stage.state_dict()) for stage in self.net.stages.values()]
         first = read_state(self.files[0])
@@ -154,11 +148,10 @@ class _Judge:
             state = read_state(file)
             mixed |= {name for name in first.keys() - mixed if not torch.equal(state[name], first[name])}
         cut = next((place for place, inside in enumerate(names) if mixed & set(inside)), len(names))
-        kept = PrefixCache(self.net, self.trained.preprocess, self.compute, cache)
         estimate = kept.estimate(cut, 0, len(pixels), len(self.files), 0)
         if cut and estimate.pays:
             prefix_forward = kept.prefix_forward(cut, [], lambda: torch.empty(0))
-            source = kept.rows(prefix_forward, estimate, pixels, IDENTITY, lambda done, total: None)
+            source = kept.rows(prefix_forward, pixels, IDENTITY, ignore_progress)
             return mixed, Batches(source, pixels.labels, _BATCH, kept.activation(cut, pixels.size), cut)
         prepare = ImageInput(self.trained.preprocess.mean, self.trained.preprocess.std)
         packed = StoredRows(*pixels.store.read(pixels.hashes)) if pixels.is_packed() else pixels.files()
@@ -174,7 +167,7 @@ class _Judge:
         return float((self.logits().argmax(1) == self.batches.labels).double().mean())
 
 
-def _mix(judge: _Judge, tick: Callable[[int, int], None]) -> tuple[list[int], float]:
+def _mix(judge: _Judge, progress: ProgressFn) -> tuple[list[int], float]:
     """Load the soup into the judge's network; returns the places of its members and the first one's accuracy.
 
     Sums are kept in float64, so that the order of the members does not show; counters are those of the first.
@@ -188,14 +181,14 @@ def _mix(judge: _Judge, tick: Callable[[int, int], None]) -> tuple[list[int], fl
     alone = best = judge.accuracy(first)
     chosen = [0]
     for place, file in enumerate(judge.files[1:], 1):
-        tick(place, len(judge.files))
+        progress(place, len(judge.files))
         state = read_state(file)
         with_it = {name: tensor + state[name] for name, tensor in total.items()}
         accuracy = judge.accuracy(mean(with_it, len(chosen) + 1))
         if accuracy >= best:
             total, best = with_it, accuracy
             chosen.append(place)
-    tick(len(judge.files), len(judge.files))
+    progress(len(judge.files), len(judge.files))
     judge.net.load_original_state_dict(mean(total, len(chosen)), "the soup")
     return chosen, alone
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from inat_ft.errors import InatFtError, UsageError
+from inat_ft.progress import Log
 from inat_ft.settings import expand_key
 from inat_ft.sweeps import folder
 from inat_ft.sweeps import study as local
 from inat_ft.sweeps.conditional import MODE, active, target
 from inat_ft.sweeps.parsing import parse_spec
 from inat_ft.sweeps.space import SweepSpec
-from inat_ft.sweeps.worker import Objective, Say, TrialJob, why
+from inat_ft.sweeps.worker import Objective, TrialJob, why
 from inat_ft.tracking.wandb import patience, require_server
 
 
@@ -55,7 +56,7 @@ def adopt_sweep(path: str, sweeps: Path) -> local.Sweep:
     return folder.create(unknown, sweeps, path.rsplit("/", 1)[-1], wandb=path)
 
 
-def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: Say) -> tuple[str, str]:
+def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, log: Log) -> tuple[str, str]:
     """Run the trials that W&B gives out until it has no more, or `count` are done; returns the sweep's state and why."""
     _require_online()
     import wandb
@@ -81,13 +82,13 @@ def run_agent(sweep: local.Sweep, objective: Objective, count: int | None, say: 
         except Exception as error:
             reason = why(error) if str(error) else "stopped by W&B"
             sweep.import_trial(number, point, None, name, time.perf_counter() - started, reason)
-            say(f"run {run.id} failed: {reason}")
+            log(f"run {run.id} failed: {reason}")
             if not isinstance(error, InatFtError):
                 raise  # the agent tells where it comes from, or has thrown it itself to end the run
             run.finish(exit_code=1)
             return
         sweep.import_trial(number, point, value, name, time.perf_counter() - started)
-        say(f"run {run.id}: {sweep.spec.metric.name} {value:.4f}")
+        log(f"run {run.id}: {sweep.spec.metric.name} {value:.4f}")
 
     entity, project = [None, None, *place][-2:]
     while count is None or len(done) < count:

@@ -22,6 +22,7 @@ from inat_ft.errors import (
     UsageError,
     WeightsError,
 )
+from inat_ft.progress import Log
 from inat_ft.settings import Override, load_config
 from inat_ft.sweeps.study import Claimed, Sweep, short
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.5
 _PARENT = "INAT_FT_SWEEP_PARENT"
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ Objective = Callable[[TrialJob], float]
 """Runs a trial; returns the metric that the sweep is after."""
 
 
-def work(sweep: Sweep, objective: Objective, count: int | None = None, say: Say = print) -> tuple[str, str]:
+def work(sweep: Sweep, objective: Objective, count: int | None = None, log: Log = print) -> tuple[str, str]:
     """Run trials until `count` of them are done or the sweep has ended; returns its state and why.
 
     A trial that fails is recorded and retried once by whoever claims next. Raises what the very first trials fail with
@@ -69,12 +69,12 @@ def work(sweep: Sweep, objective: Objective, count: int | None = None, say: Say 
         elif isinstance(claimed, tuple):
             return claimed
         else:
-            _run(sweep, objective, claimed, say)
+            _run(sweep, objective, claimed, log)
             done += 1
     return "waiting", f"{done} {'trial is' if done == 1 else 'trials are'} done, as asked"
 
 
-def _run(sweep: Sweep, objective: Objective, claimed: Claimed, say: Say) -> None:
+def _run(sweep: Sweep, objective: Objective, claimed: Claimed, log: Log) -> None:
     pruned = False
 
     def report(epoch: int, value: float) -> bool:
@@ -101,11 +101,11 @@ def _run(sweep: Sweep, objective: Objective, claimed: Claimed, say: Say) -> None
             raise
         reason = why(error)
         sweep.fail(claimed, reason, for_good=isinstance(error, UsageError))
-        say(f"{shown} failed: {reason}")
+        log(f"{shown} failed: {reason}")
     else:
         sweep.finish(claimed, value, pruned)
         ended = " (pruned)" if pruned else ""
-        say(f"{shown}: {sweep.spec.metric.name} {value:.4f}{ended}, {time.perf_counter() - started:.1f} s")
+        log(f"{shown}: {sweep.spec.metric.name} {value:.4f}{ended}, {time.perf_counter() - started:.1f} s")
 
 
 def _concerns_every_trial(error: Exception, is_main_process: bool) -> bool:
@@ -151,6 +151,7 @@ def training(
         from inat_ft.training import Directories, release_memory, train
 
         config = load_config(None, [*job.overrides, *extra, ("name", job.name)])
+        release_memory()
         callbacks = listener_for(config)
 
         def on_epoch(epoch: Epoch) -> bool:
@@ -158,7 +159,6 @@ def training(
             return job.report(epoch.epoch, _value(epoch, metric))
 
         directory = job.runs / job.name
-        release_memory()
         record, _ = train(
             config,
             Directories(job.runs, cache),

@@ -1,4 +1,4 @@
-"""For authors of strategies and backbones: a tiny network, synthetic images, and checks of the contracts."""
+"""Checks for authors of strategies: a tiny network, synthetic images, and `check_strategy`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZE = 16
 
 
 def tiny_net(seed: int = 0) -> Net:
-    """Four convolution stages with BatchNorm and a head for three classes; images of 16 x 16 pixels."""
+    """Return a network of four convolution stages with BatchNorm and a head for three classes, for 16 x 16 images."""
 
     def block(inputs: int, outputs: int) -> nn.Module:
         return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
@@ -48,7 +48,7 @@ def tiny_net(seed: int = 0) -> Net:
 
 
 def synthetic_images(number: int = 48, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images uint8 `[N, 16, 16, 3]`, each class bright in a channel of its own, and labels int64 `[N]`."""
+    """Return images uint8 `[N, 16, 16, 3]`, with one bright channel per class, and labels int64 `[N]`."""
     rng = np.random.default_rng(seed)
     labels = np.arange(number) % CLASSES
     images = rng.integers(0, 120, (number, SIZE, SIZE, 3), dtype=np.uint8)
@@ -57,7 +57,7 @@ def synthetic_images(number: int = 48, seed: int = 0) -> tuple[torch.Tensor, tor
 
 
 def write_images(folder: Path, each: int = 10, seed: int = 0) -> Path:
-    """The same as class folders of PNG files, for `inat-ft split`."""
+    """Write these images as class folders of PNG files for `inat-ft split`, and return the folder."""
     from PIL import Image
 
     images, labels = synthetic_images(each * CLASSES, seed)
@@ -69,7 +69,7 @@ def write_images(folder: Path, each: int = 10, seed: int = 0) -> Path:
 
 
 class SyntheticData:
-    """The engine's data: the same synthetic images to learn from and to validate on."""
+    """Data for the engine: the same synthetic images for training and validation."""
 
     def __init__(self) -> None:
         images, labels = synthetic_images()
@@ -77,23 +77,24 @@ class SyntheticData:
         self.batches = Batches(ResidentRows(images), labels, 16, prepare)
 
     def train(self, prefix: int, epoch: int) -> Batches:
-        """All images."""
+        """Return all images."""
         return self.batches
 
     def val(self, prefix: int, epoch: int) -> Batches:
-        """The same images."""
+        """Return the same images."""
         return self.batches
 
     def sample_order(self, generator: torch.Generator) -> torch.Tensor:
-        """Each image once, in random order."""
+        """Return each image once, in random order."""
         return torch.randperm(self.batches.num_images, generator=generator)
 
 
 def check_strategy(strategy: Strategy, net: Callable[[], Net] = tiny_net, epochs: int = 4) -> None:
-    """Check that a strategy keeps its contract. Raises AssertionError or PluginError that says what it breaks.
+    """Check that a strategy fulfills its contract. Raises AssertionError or PluginError with the violation.
 
-    It is asked for every epoch, twice, and must answer alike and change nothing by being asked; trained for some epochs,
-    what it named must have changed, and all else, BatchNorm statistics included, must be the same to the last bit.
+    `groups` is called twice for every epoch and must return the same groups without changing the network. After some
+    epochs of training, the parameters that it returned must have changed, and all others, including BatchNorm
+    statistics, must be bit-identical.
     """
     adapted = net()
     ratios = {adapted.original_name(name): 1.0 + place for place, (name, _) in enumerate(adapted.named_parameters())}
@@ -102,24 +103,26 @@ def check_strategy(strategy: Strategy, net: Callable[[], Net] = tiny_net, epochs
     before = copy.deepcopy(adapted.state_dict())
     first, again = make_plan(strategy, adapted, epochs), make_plan(strategy, adapted, epochs)
     for number, (one, other) in enumerate(zip(first.epochs, again.epochs, strict=True), 1):
-        assert one.same_as(other), f"groups() gives two answers for epoch {number}"
-    _assert_equal(adapted, before, set(before), "being asked for its groups")
+        assert one == other, f"groups() returns different groups in two calls for epoch {number}"
+    _assert_equal(adapted, before, set(before), "calling groups()")
     step_config = StepConfig(OptimConfig(epochs=epochs, lr=1e-2))
     training = TrainState(EarlyStopping(0))
-    fit(adapted, SyntheticData(), first, step_config, Compute(torch.device("cpu"), "fp32", forced=True), 0, training)
+    fit(SyntheticData(), first, step_config, Compute(torch.device("cpu"), "fp32", forced=True), training)
     named = set(first.trainable_state_names())
     _assert_equal(adapted, before, set(before) - named, "training")
     learned = {name for name, parameter in adapted.named_parameters() if id(parameter) in first.trainable_ids}
     stuck = [name for name in sorted(learned) if torch.equal(adapted.state_dict()[name], before[name])]
-    assert not stuck or training.best_epoch < epochs, f"said to learn, but unchanged: {', '.join(stuck)}"
+    assert not stuck or training.best_epoch < epochs, (
+        f"returned by groups(), but unchanged after training: {', '.join(stuck)}"
+    )
     merged = strategy.merge(adapted)
     ordinary = net().original_state_dict()
     assert set(merged.original_state_dict()) == set(ordinary), (
-        "after merge() the network has other weights than before adapt()"
+        "the network has different weight names after merge() than before adapt()"
     )
 
 
 def _assert_equal(net: Net, before: dict[str, torch.Tensor], names: set[str], what: str) -> None:
     state = net.state_dict()
     changed = [net.original_name(name) for name in sorted(names) if not torch.equal(state[name], before[name])]
-    assert not changed, f"{what} changed what was to stay as it is: {', '.join(changed)}"
+    assert not changed, f"{what} changed frozen parameters or buffers: {', '.join(changed)}"

@@ -1,34 +1,41 @@
-"""What a tracker is: it hears of a run's start, of each epoch, and of the end. It never ends a training."""
+"""The contract of a tracker."""
 
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
-from inat_ft.config import RunConfig
+from inat_ft.config import RunConfig, Section
 from inat_ft.records import Epoch, RunRecord
 
 
-class Tracker(Protocol):
-    """Told of one run, in this order. Only `start` may raise."""
+class Tracker(Section):
+    """Logs a training to an experiment tracker. The fields are its options; a string below a field is its help.
 
-    def start(self, config: RunConfig, name: str, directory: Path) -> None:
-        """A run begins, or goes on. Raises InatFtError when nobody listens there."""
+    Registered under the entry-point group `inat_ft.trackers`; the options are set as `track.NAME.OPTION`. The methods are
+    called in the order below, in one process only. Keep what you need between calls in private attributes, such as
+    `_run: Any = PrivateAttr(None)`. An exception in `check` stops the command. An exception in another method becomes one
+    warning; the training continues, and only `finish` is called again.
+    """
 
+    def check(self) -> None:
+        """Check that the tracker can be used. Called before the run directory is made. Default: do nothing."""
+
+    def start(self, config: RunConfig, name: str, directory: Path, history: Sequence[Epoch]) -> None:
+        """Start to log a run. Default: do nothing.
+
+        directory: the run's, to keep an identifier in that a resumed training needs. history: the epochs that were
+        finished before; it is empty unless a training is resumed.
+        """
+
+    @abstractmethod
     def log(self, epoch: Epoch) -> None:
-        """An epoch is over."""
+        """Log an epoch: its number, counted from 1, its losses and its accuracies. A loss that is not finite is None."""
 
     def finish(self, record: RunRecord | None) -> str:
-        """The run is over, its directory complete; None: it has failed. Returns what is to be said of it, or nothing."""
+        """Finish the run and return a line to show to the user, or an empty string.
 
-
-class NullTracker:
-    """Nobody listens."""
-
-    def start(self, config: RunConfig, name: str, directory: Path) -> None:
-        """Nothing."""
-
-    def log(self, epoch: Epoch) -> None:
-        """Nothing."""
-
-    def finish(self, record: RunRecord | None) -> str:
-        """Nothing."""
+        record: the result; None when the training failed or was interrupted.
+        """
         return ""

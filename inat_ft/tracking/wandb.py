@@ -1,4 +1,4 @@
-"""Weights & Biases, online or offline. Whatever happens to it, the training goes on and the run keeps its record."""
+"""The built-in tracker for Weights & Biases."""
 
 from __future__ import annotations
 
@@ -11,130 +11,199 @@ import sys
 import urllib.error
 import urllib.request
 from base64 import b64encode
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from inat_ft.config import RunConfig, TrackConfig
+from pydantic import PrivateAttr
+
+from inat_ft.config import RunConfig
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.evaluation.figures import BLUE, ORANGE, new_figure, plotting, save
-from inat_ft.records import Epoch, RunRecord
+from inat_ft.records import Epoch, RunRecord, write_text
+from inat_ft.tracking.base import Tracker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TIMEOUT_S = 3.0
 _SETTINGS = {"init_timeout": 30.0, "finish_timeout": 60.0}
-"""Seconds; wandb by itself waits for 90, and for ever. `WANDB_INIT_TIMEOUT` and `WANDB_FINISH_TIMEOUT` say otherwise."""
+"""Seconds. W&B's own defaults are 90 and no limit. `WANDB_INIT_TIMEOUT` and `WANDB_FINISH_TIMEOUT` override them."""
+_MODES: dict[str, Literal["online", "offline", "disabled"]] = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+"""The values of `WANDB_MODE` and what they mean."""
 
 
-class WandbTracker:
-    """One run at W&B, under the names that the seed of this project used: epoch, train_loss ... val_accuracy."""
+class WandbTracker(Tracker):
+    """Log to Weights & Biases, online or offline."""
 
-    def __init__(self, config: TrackConfig) -> None:
-        self.config = config
-        self.run: Any = None
-        self.directory = Path()
-        self.history: list[Epoch] = []
+    mode: Literal["offline", "online"] = "online"
+    """offline writes files that `wandb sync` sends later."""
+    project: str | None = None
+    """W&B project. Default: W&B's own."""
+    entity: str | None = None
+    """W&B user or team. Default: W&B's own."""
 
-    def start(self, config: RunConfig, name: str, directory: Path) -> None:
-        """Open the run, or take the one that a sweep's agent has opened. Raises InatFtError when it cannot."""
-        import wandb
-
-        self.directory = directory
-        resolved = config.model_dump(mode="json", exclude={"name", "track"})
-        try:
-            with redirect_stdout(sys.stderr):
-                self.run = wandb.run or wandb.init(
-                    project=self.config.project,
-                    entity=self.config.entity,
-                    name=name,
-                    dir=directory,
-                    mode="online" if self.config.wandb == "online" else "offline",
-                    settings=wandb.Settings(**patience()),
-                )
-                self.run.config.update(resolved, allow_val_change=True)
-        except wandb.Error as error:
-            raise InatFtError(f"W&B: {error}", "log offline and send it later: --wandb offline") from error
-
-    def log(self, epoch: Epoch) -> None:
-        """Send the epoch's figures."""
-        self.history.append(epoch)
-        self._safely(lambda: self.run.log(epoch.model_dump(exclude_none=True)))
-
-    def finish(self, record: RunRecord | None) -> str:
-        """Send summary and figures, and close. Waits a minute at most; what is not sent by then can be sent later."""
-        if record is not None:
-            self._safely(lambda: self._summarise(record))
-        with redirect_stdout(sys.stderr):
-            self._safely(lambda: self.run.finish(exit_code=0 if record else 1))
-        return (
-            f"W&B's record is in {self._kept}; send it: {self._sync_command}" if self.config.wandb == "offline" else ""
-        )
+    _run: Any = PrivateAttr(None)
+    _directory: Path = PrivateAttr(Path())
+    _stopped: bool = PrivateAttr(False)
 
     @property
-    def _kept(self) -> Path:
-        return Path(self.run.dir).parent
+    def effective_mode(self) -> Literal["online", "offline", "disabled"]:
+        """The mode under `WANDB_MODE`: online, offline or disabled. The variable does not make an offline run online.
+
+        Raises UsageError when the value of the variable is unknown.
+        """
+        value = os.environ.get("WANDB_MODE", "").strip().lower()
+        if value and value not in _MODES:
+            raise UsageError(f"WANDB_MODE={value} is unknown", "set it to online, offline or disabled, or unset it")
+        return self.mode if _MODES.get(value, "online") == "online" else _MODES[value]
+
+    def check(self) -> None:
+        """Check mode, server and key. Raises UsageError or InatFtError, within 5 s."""
+        if self.effective_mode == "online":
+            require_server()
+
+    def start(self, config: RunConfig, name: str, directory: Path, history: Sequence[Epoch]) -> None:
+        """Start a run, continue the one that this directory was logged to, or use the one of a sweep's agent.
+
+        An online run that is continued gets the epochs that W&B lacks. An offline run is written again from its first
+        epoch under the same ID, so that sending the newest folder is enough.
+        """
+        mode = self.effective_mode
+        if mode == "disabled":
+            return
+        import wandb
+
+        id_file = directory / "wandb" / "run-id.txt"
+        known = id_file.read_text().strip() if id_file.is_file() else None
+        settings = wandb.Settings(**patience(), stop_fn=self._stop)
+        try:
+            with redirect_stdout(sys.stderr):
+                self._run = wandb.run or wandb.init(
+                    project=self.project,
+                    entity=self.entity,
+                    name=name,
+                    dir=directory,
+                    id=known,
+                    resume="allow" if known and mode == "online" else None,
+                    mode=mode,
+                    settings=settings,
+                )
+                self._run.config.update(
+                    config.model_dump(mode="json", exclude={"name", "track"}), allow_val_change=True
+                )
+        except wandb.Error as error:
+            raise InatFtError(f"W&B did not start: {error}", "next time, log offline: --wandb offline") from error
+        self._directory = directory
+        write_text(id_file, f"{self._run.id}\n")
+        for epoch in history:
+            self.log(epoch)
+
+    def log(self, epoch: Epoch) -> None:
+        """Log the epoch at the step of its number, unless W&B has that step already."""
+        if self._run is not None and epoch.epoch >= self._run.starting_step:
+            with self._reported():
+                self._run.log(epoch.model_dump(exclude_none=True), step=epoch.epoch, commit=True)
+
+    def finish(self, record: RunRecord | None) -> str:
+        """Send summary and figure, and close the run. Wait a minute at most; `wandb sync` sends the rest later."""
+        if self._run is None:
+            return ""
+        with self._reported(), redirect_stdout(sys.stderr):
+            try:
+                if record is not None:
+                    self._summarize(record)
+            finally:
+                self._run.finish(exit_code=0 if record else 1)
+        if self._stopped:
+            return "the run was stopped on its W&B page"
+        return f"W&B's files are in {self._folder}; send them: {self._sync_command}" if self._is_offline else ""
+
+    @property
+    def _is_offline(self) -> bool:
+        return self.effective_mode == "offline"
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self._run.dir).parent
 
     @property
     def _sync_command(self) -> str:
-        """The command that sends what the server lacks; by itself, `wandb sync` skips runs that began online."""
-        option = "" if self.config.wandb == "offline" else "--include-online "
-        return f"wandb sync {option}{shlex.quote(str(self._kept))}"
+        """The command that sends what the server lacks; without the option, `wandb sync` skips runs that began online."""
+        return f"wandb sync {'' if self._is_offline else '--include-online '}{shlex.quote(str(self._folder))}"
 
-    def _summarise(self, record: RunRecord) -> None:
+    def _stop(self) -> None:
+        """Interrupt the training, as W&B does by itself, and remember that it was W&B."""
+        from wandb.sdk.lib.interrupt import interrupt_main
+
+        self._stopped = True
+        interrupt_main()
+
+    def _summarize(self, record: RunRecord) -> None:
         import wandb
 
-        best = record.history[(record.best_epoch or 1) - 1].model_dump(exclude_none=True)  # whose weights are kept
-        self.run.summary.update({**best, "best_epoch": best.pop("epoch")})
-        self.run.summary.update({f"{part}_s": seconds for part, seconds in record.seconds.items()})
-        file = save(curves(record.history), self.directory / "figures" / "curves")[0]
-        self.run.summary["curves"] = wandb.Image(str(file))
+        best = record.history[(record.best_epoch or 1) - 1].model_dump(exclude_none=True)
+        self._run.summary.update({**best, "best_epoch": best.pop("epoch")})
+        self._run.summary.update({f"{part}_s": seconds for part, seconds in record.seconds.items()})
+        file = save(curves(record.history), self._directory / "figures" / "curves")[0]
+        self._run.summary["curves"] = wandb.Image(str(file))
 
-    def _safely(self, act: Callable[[], object]) -> None:
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
         try:
-            act()
+            yield
         except Exception as error:
-            if type(error) is Exception:  # so the agent of a sweep ends a trial: W&B throws it into this thread
+            if type(error) is Exception:  # W&B's agent raises it in this thread to stop a trial
                 raise
-            print(f"warning: W&B did not take it ({error}); send it later: {self._sync_command}", file=sys.stderr)
+            raise InatFtError(f"W&B failed: {error}", f"send it later: {self._sync_command}") from error
 
 
 def patience() -> dict[str, Any]:
-    """Settings that keep wandb from waiting for ever for a server that was lost."""
+    """Return settings that limit how long wandb waits for a server."""
     return {"silent": True} | {k: v for k, v in _SETTINGS.items() if f"WANDB_{k.upper()}" not in os.environ}
 
 
 def curves(history: list[Epoch]) -> Figure:
-    """Loss and accuracy over the epochs."""
+    """Draw loss and accuracy over the epochs."""
     with plotting():
         figure, pair = new_figure(7.2, 3.0, ncols=2)
-        for axes, what in zip(pair, ("loss", "accuracy"), strict=True):
+        for axes, quantity in zip(pair, ("loss", "accuracy"), strict=True):
             for subset, colour in (("train", ORANGE), ("val", BLUE)):
-                values = [getattr(epoch, f"{subset}_{what}") for epoch in history]
+                values = [getattr(epoch, f"{subset}_{quantity}") for epoch in history]
                 axes.plot([epoch.epoch for epoch in history], values, "o-", color=colour, label=subset, markersize=3)
-            axes.set(xlabel="epoch", title=what)
+            axes.set(xlabel="epoch", title=quantity)
             axes.legend(frameon=False)
     return figure  # type: ignore[no-any-return]
 
 
 def require_server() -> None:
-    """Ask W&B who we are. Raises UsageError or InatFtError, within 5 s, when it cannot be reached or refuses the key."""
+    """Check that W&B's server answers and knows the key.
+
+    Raises UsageError or InatFtError within 5 s. `wandb.Api` is not used: it asks for a key on a terminal, keeps the
+    credentials for the process, and does not report why a server cannot be reached.
+    """
     mode = os.environ.get("WANDB_MODE", "online")
     if mode in ("offline", "disabled", "dryrun"):
         raise UsageError(
-            f"WANDB_MODE={mode}, and this needs W&B's server", "unset WANDB_MODE, or stay without a server"
+            f"WANDB_MODE={mode}, but this command needs W&B's server", "unset WANDB_MODE, or work without the server"
         )
     base = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").rstrip("/")
     if not re.match(r"https?://[^/]", base):
         raise UsageError(
-            f"WANDB_BASE_URL={base} is no web address", "such as https://wandb.example.org; unset it for W&B's own"
+            f"WANDB_BASE_URL={base} is not a web address",
+            "set it to an address such as https://wandb.example.org, or unset it for W&B's own server",
         )
     key = _key(base)
     if not key:
         raise UsageError(
-            f"there is no W&B key for {base}", "run `wandb login`, set WANDB_API_KEY, or stay without a server"
+            f"there is no W&B key for {base}", "run `wandb login`, set WANDB_API_KEY, or work without the server"
         )
     query = {"operationName": "Viewer", "query": "query Viewer { viewer { id username entity } }", "variables": {}}
     login = b64encode(f"api:{key}".encode()).decode()
@@ -149,7 +218,7 @@ def require_server() -> None:
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise _wrong_key(base) from None
-        raise _unreachable(base, f"it answers {error.code} {error.reason}") from None
+        raise _unreachable(base, f"it answered {error.code} {error.reason}") from None
     except (OSError, ValueError) as error:
         raise _unreachable(base, str(getattr(error, "reason", error))) from None
     data = found.get("data") if isinstance(found, dict) else None
@@ -159,20 +228,20 @@ def require_server() -> None:
 
 def _wrong_key(base: str) -> InatFtError:
     return InatFtError(
-        f"W&B at {base} does not know this key", "run `wandb login --relogin`, or set WANDB_API_KEY anew"
+        f"W&B at {base} does not know this key", "run `wandb login --relogin`, or set another WANDB_API_KEY"
     )
 
 
 def _unreachable(base: str, why: str) -> InatFtError:
     return InatFtError(
         f"W&B at {base} cannot be reached: {why}",
-        "is the network up, and WANDB_BASE_URL right?\n"
-        "without a server: inat-ft train --wandb offline, inat-ft sweep create --backend local",
+        "check the network and WANDB_BASE_URL\n"
+        "without the server: inat-ft train --wandb offline, inat-ft sweep create --backend local",
     )
 
 
 def _key(base: str) -> str | None:
-    """The key from the environment, or from where `wandb login` puts it."""
+    """Return the key from the environment or from the netrc file that `wandb login` writes."""
     if key := os.environ.get("WANDB_API_KEY"):
         return key
     host = base.rsplit("://", maxsplit=1)[-1].split("/", maxsplit=1)[0].split(":", maxsplit=1)[0]

@@ -84,7 +84,7 @@ def balls(rng, count):
         picture = Image.new("RGB", (480, 480), (250, 250, 250))
         x, y = rng.integers(192, 200, 2)
         colour = ((200, 30, 40), (30, 40, 200), (20, 110, 30))[number % 3]
-        ImageDraw.Draw(picture).ellipse([x, y, x + 90, y + 90], update=colour)
+        ImageDraw.Draw(picture).ellipse([x, y, x + 90, y + 90], fill=colour)
         yield picture
 
 

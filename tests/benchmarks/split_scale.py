@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from inat_ft.data.manifest import read_manifest, write_manifest
-from inat_ft.data.sources.base import Files
-from inat_ft.data.split import Options, make_manifest
+from inat_ft.data.sources.base import ImageList
+from inat_ft.data.split import SplitOptions, make_manifest
 from inat_ft.images.scan import Scan
 from inat_ft.images.signatures import ImageSignatures
 from tests.benchmarks.told import tell
@@ -32,11 +32,13 @@ def split(rows: int, file: Path) -> None:
     labels = [f"class{number % 1000:03d}" for number in range(rows)]
     hashes = [raw.hex() for raw in np.frombuffer(rng.bytes(32 * rows), "V32").tolist()]
     groups = [f"g{number // 4000}_{number % 1000}" if number < rows // 10 else "" for number in range(rows)]
-    files = Files(file.parent, "class folders", paths, labels, [""] * rows)
+    images = ImageList(file.parent, "class folders")
+    for path, label, group in zip(paths, labels, groups, strict=True):
+        images.add(path, label, group=group)
     scanned = Scan(hashes, [""] * rows, ImageSignatures.blank(0))
     print(f"{rows:,} rows generated, {peak_mib():,.0f} MiB", flush=True)
     started = time.perf_counter()
-    manifest, _ = make_manifest(files, scanned, Options(test_fraction=0.1, near=False), file, groups)
+    manifest, _ = make_manifest(images, scanned, SplitOptions(test_fraction=0.1, near=False), file)
     divided = time.perf_counter()
     write_manifest(manifest)
     done = time.perf_counter()

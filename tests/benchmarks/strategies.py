@@ -19,13 +19,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t
 
-from inat_ft.data.groups import group_names
-from inat_ft.data.manifest import write_manifest
-from inat_ft.data.sources.find import find_images
-from inat_ft.data.split import Options, make_manifest
+from inat_ft.data.split import SplitOptions, split_images
 from inat_ft.download.digits import write_digits
 from inat_ft.evaluation.predict import InferenceConfig, load_model, predict_subset
-from inat_ft.images.scan import scan
 from inat_ft.registry import STRATEGIES, plugins
 from inat_ft.settings import load_config
 from inat_ft.training import Directories, train
@@ -38,17 +34,12 @@ def split(digits: Path, work: Path, each: int, seed: int) -> Path:
     lines = ["path,label,subset"]
     for label in sorted((digits / "train").iterdir()):
         files = sorted(label.iterdir())
-        chosen = [files[number] for number in rng.selection(len(files), each, replace=False)]
+        chosen = [files[number] for number in rng.choice(len(files), each, replace=False)]
         lines += [f"{file.relative_to(digits)},{label.name}," for file in chosen]
     lines += [f"{file.relative_to(digits)},{file.parent.name},test" for file in sorted((digits / "val").glob("*/*"))]
     name = f"digits-{each}-{seed}.csv"
     (digits / name).write_text("\n".join(lines) + "\n")
-    files = find_images(digits / name, None)
-    scanned = scan(files.root, files.paths, 10**8, 2, False, lambda done, total: None)
-    options = Options(seed=seed, near=False)
-    manifest, _ = make_manifest(files, scanned, options, work / name, group_names(files, None))
-    write_manifest(manifest)
-    return work / name
+    return split_images(digits / name, work / name, SplitOptions(seed=seed, near=False, workers=2)).manifest.path
 
 
 def measure(manifest: Path, work: Path, mode: str, seed: int, epochs: int) -> dict[str, object]:

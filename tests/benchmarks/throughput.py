@@ -99,7 +99,7 @@ def main() -> None:
                     if kind == "packed":
                         pixels.packed(nothing)
                     prefix_forward = cache.prefix_forward(depth, [], lambda: torch.empty(0))
-                    arguments = prefix_forward, cache.estimate(depth, len(files), 0, 1, 1), pixels, IDENTITY, nothing
+                    arguments = prefix_forward, pixels, IDENTITY, nothing
                     rates[kind].append(len(files) / seconds(compute.device, cache.rows, 1, *arguments))
                 rates["gemm"].append(20 * 2 * side**3 / seconds(compute.device, torch.matmul, 20, square, square) / 1e9)
         trained, work = full(folder)

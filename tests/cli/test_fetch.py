@@ -17,7 +17,7 @@ from tests.data.serving import Server, serving
 
 
 def nature(classes: tuple[str, ...] = INAT12K_CLASSES, **more: bytes) -> bytes:
-    """A small iNaturalist-12K: two images a class in train, one in val, and the usual litter."""
+    """A small iNaturalist-12K: two images per class in train, one in val, and hidden files."""
     rng, made = np.random.default_rng(0), io.BytesIO()
     with zipfile.ZipFile(made, "w") as out:
         for subset, count in (("train", 2), ("val", 1)):
@@ -42,7 +42,7 @@ def server():
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """A folder in which nothing can be made; root is not held by its permissions."""
+    """A folder without write permission, which does not apply to root."""
     mode = folder.stat().st_mode
     folder.chmod(0o555)
     try:
@@ -56,7 +56,7 @@ def left(folder: str) -> list[str]:
     return sorted(path.name for path in inside if not path.name.endswith(".lock"))
 
 
-def test_inat12k_is_fetched_unpacked_and_then_left_alone(server: Server, cli) -> None:
+def test_inat12k_is_fetched_once(server: Server, cli) -> None:
     server.faults = ["drop", "503"]
     ran = cli("fetch", "inat12k", "--to", "data/", "--url", server.url)
     assert (ran.code, ran.out) == (0, "data/inaturalist_12K: 30 images\n")
@@ -69,7 +69,7 @@ def test_inat12k_is_fetched_unpacked_and_then_left_alone(server: Server, cli) ->
     assert split.code == 0, split.err
 
 
-def test_images_that_are_gone_are_missed(server: Server, cli) -> None:
+def test_missing_images_are_reported(server: Server, cli) -> None:
     assert cli("fetch", "inat12k", "--url", server.url).code == 0
     Path("data/inaturalist_12K/train/Aves/1.jpg").unlink()
     ran = cli("fetch", "inat12k", "--url", server.url)
@@ -78,7 +78,7 @@ def test_images_that_are_gone_are_missed(server: Server, cli) -> None:
     assert cli("fetch", "inat12k", "--url", server.url).out == "data/inaturalist_12K: 29 images, already complete\n"
 
 
-def test_a_complete_data_set_is_left_alone_where_nothing_may_be_written(server: Server, cli) -> None:
+def test_a_complete_data_set_in_a_read_only_folder_is_accepted(server: Server, cli) -> None:
     assert cli("fetch", "inat12k", "--url", server.url).code == 0
     Path("data/inaturalist_12K.lock").unlink(missing_ok=True)
     before = sorted(Path("data").iterdir())
@@ -90,23 +90,23 @@ def test_a_complete_data_set_is_left_alone_where_nothing_may_be_written(server: 
 @pytest.mark.parametrize(
     "make", [lambda folder: folder.write_text("mine"), lambda folder: folder.symlink_to("nowhere")]
 )
-def test_what_is_in_the_place_of_the_folder_is_found_before_the_download(server: Server, cli, make) -> None:
+def test_a_file_in_place_of_the_folder_is_found_before_the_download(server: Server, cli, make) -> None:
     Path("data").mkdir()
     make(Path("data/inaturalist_12K"))
     ran = cli("fetch", "inat12k", "--url", server.url)
-    assert ran.code == 1 and "data/inaturalist_12K is no folder" in ran.err and not server.requests
+    assert ran.code == 1 and "data/inaturalist_12K is not a folder" in ran.err and not server.requests
 
 
-def test_an_archive_that_is_there_is_used_and_kept_on_demand(server: Server, cli) -> None:
+def test_an_existing_archive_is_used_and_can_be_kept(server: Server, cli) -> None:
     assert cli("fetch", "inat12k", "--to", "a", "--url", server.url, "--keep-archive").code == 0
     assert left("a") == ["inaturalist_12K", "nature_12K.zip"]
     Path("b").mkdir()
     Path("a/nature_12K.zip").rename("b/nature_12K.zip")
     ran = cli("fetch", "inat12k", "--to", "b", "--url", "http://127.0.0.1:9/x", "--json")
-    assert ran.json["images"] == 30 and "is there already" in ran.err and left("b") == ["inaturalist_12K"]
+    assert ran.json["images"] == 30 and "using the existing archive" in ran.err and left("b") == ["inaturalist_12K"]
 
 
-def test_a_killed_fetch_goes_on(server: Server, cli) -> None:
+def test_a_killed_fetch_is_resumed(server: Server, cli) -> None:
     server.faults = ["slow"]
     command = [sys.executable, "-m", "inat_ft", "fetch", "inat12k", "--url", server.url]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -116,23 +116,21 @@ def test_a_killed_fetch_goes_on(server: Server, cli) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and left("data") == ["nature_12K.zip.part", "nature_12K.zip.part.json"]
     ran = cli("fetch", "inat12k", "--url", server.url)
-    assert ran.code == 0 and "from an earlier download" in ran.err and server.asked[1].startswith("bytes=")
+    assert ran.code == 0 and "resuming an earlier download" in ran.err and server.asked[1].startswith("bytes=")
 
 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (nature(**{"../../evil": b"x"}), "leads out of its folder"),
+        (nature(**{"../../evil": b"x"}), "a name outside its folder"),
         (nature()[:-3000], "damaged"),
-        (nature(**{"inaturalist_12K/train/Aves/" + "x" * 300: b"x"}), "a name that no file can have"),
+        (nature(**{"inaturalist_12K/train/Aves/" + "x" * 300: b"x"}), "an invalid name"),
         (b"<html>log in</html>", "not a zip file"),
-        (nature(**{"inaturalist_12K/.fetched.json/x": b"x"}), "holds a folder .fetched.json"),
-        (nature(classes=()), "train/ and val/ have no class folders"),
+        (nature(**{"inaturalist_12K/.fetched.json/x": b"x"}), "contains a folder .fetched.json"),
+        (nature(classes=()), "no class folders with images in train/ and val/"),
     ],
 )
-def test_a_bad_archive_leaves_nothing_so_that_another_mirror_can_be_tried(
-    server: Server, cli, body: bytes, said: str
-) -> None:
+def test_a_bad_archive_is_removed(server: Server, cli, body: bytes, said: str) -> None:
     good, server.body = server.body, body
     ran = cli("fetch", "inat12k", "--url", server.url)
     assert ran.code == 1 and said in ran.err and "another mirror" in ran.err and "Traceback" not in ran.err
@@ -141,20 +139,20 @@ def test_a_bad_archive_leaves_nothing_so_that_another_mirror_can_be_tried(
     assert cli("fetch", "inat12k", "--url", server.url).code == 0
 
 
-def test_a_bad_archive_of_the_users_own_is_not_removed(cli) -> None:
+def test_a_bad_archive_of_the_user_is_kept(cli) -> None:
     Path("data").mkdir()
     Path("data/nature_12K.zip").write_bytes(b"half")
     ran = cli("fetch", "inat12k")
     assert ran.code == 1 and "remove data/nature_12K.zip" in ran.err and left("data") == ["nature_12K.zip"]
 
 
-def test_other_classes_are_remarked_upon(server: Server, cli) -> None:
+def test_other_classes_cause_a_warning(server: Server, cli) -> None:
     server.body = nature(classes=(*INAT12K_CLASSES[:-1], "Virus"))
     ran = cli("fetch", "inat12k", "--url", server.url, "--quiet")
     assert ran.code == 0 and "missing: Reptilia; more: Virus" in ran.err
 
 
-def test_failures_say_what_and_what_next(server: Server, cli) -> None:
+def test_errors_contain_a_hint(server: Server, cli) -> None:
     server.faults = ["404"]
     gone = cli("fetch", "inat12k", "--url", server.url, "--json")
     assert (gone.code, gone.out) == (1, "") and "answered 404" in gone.err and "mirror" in gone.err

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 import typer
 
 from inat_ft.cli import commands
 from inat_ft.cli.main import app
+from inat_ft.config import config_flags
 from inat_ft.crash import redact, write_crash
 from inat_ft.settings import ALIASES, load_config
 from tests.conftest import make_images
@@ -82,30 +84,41 @@ def test_help_shows_the_default_of_every_option(invoke, monkeypatch: pytest.Monk
     shown = invoke(*name.split(), "--help").out
     assert "\\[" not in shown
     for option in all_commands()[name].params:
-        line = next((line for line in shown.splitlines() if re.search(rf"^│.* {re.escape(option.opts[0])} ", line)), "")
+        line = next(
+            (line for line in shown.splitlines() if re.search(rf"^│.* {re.escape(option.opts[0])}[ ,]", line)), ""
+        )
         if "[default: " in (option.help or "") or option.show_default not in (True, False, None):
             assert "[default: " in line, option.name
         elif option.param_type_name == "option" and option.default not in (None, False, [], ()):
             assert "[default: " in line or option.name == "help", option.name
 
 
-def test_the_defaults_that_help_shows_are_those_of_the_configuration(cli) -> None:
-    shown = cli("train", "--help", TERMINAL_WIDTH="400").out  # in a process of its own: Typer reads the width once
-    config = load_config().model_dump()
-    for option in commands.load("train").params:
-        key = ALIASES.get(option.name)
-        if key is None or option.param_type_name != "option":
-            continue
-        section, field = key.split(".")
-        default = config[section].get(field)
-        said = re.search(rf"(?m)^│ {re.escape(option.opts[0])} .*\[default: (.*?)\]", shown)
-        if option.name in ("compile", "deterministic"):
-            continue
-        assert said, option.name
-        if isinstance(default, int | float):
-            assert float(said[1]) == default, option.name
+def test_train_help_shows_the_defaults_of_the_configuration(cli) -> None:
+    shown = cli("train", "--help", TERMINAL_WIDTH="400").out  # in its own process: Typer reads the width once
+    config = load_config()
+    for key, names, field in config_flags():
+        line = re.search(rf"(?m)^│ {names[0]}[ ,].*", shown)
+        assert line, key
+        *sections, name = key.split(".")
+        default = getattr(getattr(config, *sections) if sections else config, name)
+        noted = re.search(r"\[default: (.*?)\]", line[0])
+        if isinstance(default, bool):
+            assert not noted and default is False, key
+        elif isinstance(default, int | float):
+            assert noted and float(noted[1]) == default, key
         elif default is not None:
-            assert said[1].startswith(str(default)), option.name
+            assert noted and noted[1].startswith(str(default)), key
+        for choice in get_args(field.annotation) if get_origin(field.annotation) is Literal else ():
+            assert re.search(rf"[\[|]{choice}[\]|]", line[0]), key
+
+
+def test_every_flag_of_train_sets_its_key(invoke) -> None:
+    given = {"lr": 0.5, "mode": "partial", "unfreeze_from": "layer4", "name": "x", "seed": 7, "compile": True}
+    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)][:-1]
+    shown = {line["key"]: line["value"] for line in invoke("train", *words, "--show-config", "--json").json}
+    assert {name: shown[ALIASES[name]] for name in given} == {name: str(value) for name, value in given.items()}
+    same = invoke("train", "--learning-rate", 0.5, "--root", "/images", "--show-config", "--json").json
+    assert {"0.5", "/images"} <= {line["value"] for line in same if line["key"] in ("optim.lr", "data.root")}
 
 
 def test_options_of_every_command_may_stand_anywhere(invoke) -> None:
@@ -115,7 +128,7 @@ def test_options_of_every_command_may_stand_anywhere(invoke) -> None:
     assert "there is no sweep" in invoke("sweep", "list").err
     for words in (["--debug", "train"], ["train", "--debug"]):
         ran = invoke(*words)
-        assert ran.code == 2 and "Traceback" in ran.err and "no split" in ran.err
+        assert ran.code == 2 and "Traceback" in ran.err and "no manifest" in ran.err
 
 
 @pytest.mark.parametrize("word", ["--debug", "-q", "--quiet"])

@@ -42,8 +42,8 @@ def test_progress_bars_show_names_as_they_are(monkeypatch: pytest.MonkeyPatch, n
     drawn = io.StringIO()
     terminal = Console(file=drawn, force_terminal=True, width=200, color_system=None, emoji=False)
     monkeypatch.setattr(render, "console", lambda stderr=False: terminal)
-    with render._bar(name, "images") as tick:
-        tick(1, 2)
+    with render._bar(name, "images") as update:
+        update(1, 2)
     assert shown in drawn.getvalue()
     with listening._open_bar("epoch [1]") as update:
         update(1, 2, "")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from inat_ft.data.manifest import read_manifest, require_place
+from inat_ft.data.manifest import check_output, read_manifest
 from inat_ft.data.verify import check_manifest
 from inat_ft.errors import DataError, UsageError
 from tests.conftest import make_images
@@ -17,7 +17,7 @@ from tests.conftest import make_images
 
 @pytest.fixture
 def leaking(tmp_path: Path) -> Path:
-    """A training image that is a test image, and a test image under two labels."""
+    """A training image that is also a test image, and a test image with two labels."""
     root = tmp_path / "photos"
     make_images(root / "train", classes=2, each=8, seed=1)
     make_images(root / "test", classes=2, each=4, seed=2)
@@ -27,14 +27,17 @@ def leaking(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("leakage", "done"), [("drop", "left out"), ("keep", "kept")])
-def test_what_is_said_of_copies_is_what_was_done(cli, leaking: Path, leakage: str, done: str) -> None:
+def test_the_output_reports_what_happened_to_copies(cli, leaking: Path, leakage: str, done: str) -> None:
     out = cli("split", leaking, "--leakage", leakage, "--no-near").out
-    assert f"overlap: 1 image {done}, copies of test images" in out
-    assert "equal files: 4 images in 2 groups: test/class0/000.png" in out and "kept on one side" not in out
-    assert "label conflicts: 1 time equal files have several labels, left out save in the test set: test/class0" in out
+    assert f"overlap: 1 image {done}; copies of test images" in out
+    assert "equal files: 4 images in 2 groups: test/class0/000.png" in out and "kept in the same subset" not in out
+    assert (
+        "label conflicts: 1 group of equal files with several labels, left out except in the test set: test/class0"
+        in out
+    )
 
 
-def test_of_copies_that_are_kept_those_with_two_labels_are_not_counted(cli, leaking: Path) -> None:
+def test_kept_copies_do_not_include_label_conflicts(cli, leaking: Path) -> None:
     for label in ("class0", "class1"):
         shutil.copy(leaking / "test" / "class0" / "002.png", leaking / "train" / label / "a.png")
     out = cli("split", leaking, "--leakage", "keep", "--no-near").out
@@ -44,7 +47,7 @@ def test_of_copies_that_are_kept_those_with_two_labels_are_not_counted(cli, leak
 
 @contextmanager
 def forbidden(folder: Path) -> Iterator[None]:
-    """A folder that may not be entered; root, whom nothing is forbidden, becomes nobody for the while."""
+    """A folder without permissions; root runs as nobody inside the block."""
     mode, is_root = folder.stat().st_mode, os.geteuid() == 0
     folder.chmod(0)
     if is_root:
@@ -57,7 +60,7 @@ def forbidden(folder: Path) -> Iterator[None]:
         folder.chmod(mode)
 
 
-def test_what_may_not_be_read_is_told_and_is_no_fault(cli, tmp_path: Path) -> None:
+def test_unreadable_files_are_reported_as_missing(cli, tmp_path: Path) -> None:
     data = make_images(tmp_path / "photos", classes=2, each=6)
     assert cli("split", data, "--no-near").code == 0
     tmp_path.chmod(0o755)
@@ -71,7 +74,7 @@ def test_what_may_not_be_read_is_told_and_is_no_fault(cli, tmp_path: Path) -> No
             read_manifest(manifest.path)
         for place in ("x.csv", "photos.csv", "more/x.csv"):
             with pytest.raises(UsageError, match="is not writable"):
-                require_place(Path("splits") / place)
+                check_output(Path("splits") / place)
 
 
 @pytest.mark.parametrize(
@@ -95,16 +98,16 @@ def test_streams_that_are_closed_or_full(images: Path, redirected: str, code: in
     assert read_manifest(Path("splits/photos.csv")).counts()["class0"]["train"] == 16
 
 
-def test_copies_without_a_given_test_set_are_kept_on_one_side(cli, tmp_path: Path) -> None:
+def test_copies_without_a_given_test_set_stay_in_one_subset(cli, tmp_path: Path) -> None:
     data = make_images(tmp_path / "photos", classes=2, each=8)
     shutil.copy(data / "class0" / "000.png", data / "class0" / "copy.png")
     shutil.copy(data / "class1" / "000.png", data / "class0" / "conflict.png")
     out = cli("split", data).out
-    assert "equal files: 4 images in 2 groups, kept on one side" in out
-    assert "1 time equal files have several labels, left out: " in out
+    assert "equal files: 4 images in 2 groups, kept in the same subset" in out
+    assert "1 group of equal files with several labels, left out: " in out
 
 
-def test_a_manifest_that_cannot_be_written_is_refused_before_the_scan(cli, tmp_path: Path) -> None:
+def test_an_unwritable_output_is_refused_before_the_scan(cli, tmp_path: Path) -> None:
     data = make_images(tmp_path / "photos", classes=2, each=4)
     (data / "class0" / "bad.png").write_bytes(b"x")
     Path("file").touch()
@@ -116,12 +119,12 @@ def test_a_manifest_that_cannot_be_written_is_refused_before_the_scan(cli, tmp_p
         assert "is not writable" in cli("split", data, "--out", "/proc/sys/x.csv").err
 
 
-def test_the_limit_in_pixels_is_named_where_nothing_is_below_it(cli, tmp_path: Path) -> None:
+def test_the_pixel_limit_is_named_if_all_images_exceed_it(cli, tmp_path: Path) -> None:
     ran = cli("split", make_images(tmp_path / "photos", each=3), "--max-pixels", "100")
     assert ran.code == 1 and "more than 100 pixels: 40 x 40" in ran.err and "--max-pixels" in ran.err
 
 
-def test_a_cache_that_is_damaged_is_listed_and_cleared(cli, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_listed_and_cleared(cli, tmp_path: Path) -> None:
     for name, text in (("a", "{bad"), ("b", "[]"), ("c", '{"key": 3}')):
         (tmp_path / "cache" / "packed" / name).mkdir(parents=True)
         (tmp_path / "cache" / "packed" / name / "key.json").write_text(text)
@@ -132,9 +135,7 @@ def test_a_cache_that_is_damaged_is_listed_and_cleared(cli, tmp_path: Path) -> N
     assert ran.code == 2 and "is no folder" in ran.err
 
 
-def test_a_cache_that_cannot_be_written_is_named_and_the_name_of_the_run_stays_free(
-    cli, manifest_file: Path, tmp_path: Path
-) -> None:
+def test_an_unwritable_cache_is_named_and_the_run_name_remains_free(cli, manifest_file: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     small = ("train", "--split", manifest_file, "--backbone", "cnn", "--image-size", "32", "--epochs", "1")
     words = (*small, "--mode", "full", "--name", "one")
@@ -148,7 +149,7 @@ def test_a_cache_that_cannot_be_written_is_named_and_the_name_of_the_run_stays_f
     assert once_more.code == 2 and "exists already" in once_more.err
 
 
-def test_of_two_that_begin_one_run_at_once_one_is_refused(manifest_file: Path) -> None:
+def test_the_second_process_that_starts_the_same_run_is_refused(manifest_file: Path) -> None:
     command = [sys.executable, "-m", "inat_ft", "train", "--split", str(manifest_file), "--backbone", "cnn"]
     command += ["--image-size", "32", "--epochs", "1", "--mode", "full", "--name", "one"]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -156,7 +157,7 @@ def test_of_two_that_begin_one_run_at_once_one_is_refused(manifest_file: Path) -
     assert sorted(process.returncode for process in both) == [0, 2], errors
 
 
-def test_check_finds_files_that_have_become_images(cli, leaking: Path) -> None:
+def test_check_finds_files_that_became_usable(cli, leaking: Path) -> None:
     bad = leaking / "train" / "class0" / "bad.png"
     bad.write_bytes(b"x")
     (leaking / "train" / "class0" / "worse.png").write_bytes(b"x")
@@ -167,7 +168,7 @@ def test_check_finds_files_that_have_become_images(cli, leaking: Path) -> None:
     assert found == {"missing": [], "changed": [], "new": ["train/class0/bad.png"]}
 
 
-def test_check_finds_labels_that_a_csv_has_changed(cli, tmp_path: Path) -> None:
+def test_check_finds_changed_labels_of_a_csv(cli, tmp_path: Path) -> None:
     make_images(tmp_path / "photos", classes=1, each=8)
     rows = "".join(f"photos/class0/{number:03d}.png,{'ab'[number % 2]}\n" for number in range(8))
     Path("list.csv").write_text(f"path,label\n{rows}")

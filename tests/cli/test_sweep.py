@@ -149,7 +149,7 @@ def test_a_sweep_at_its_target_has_no_time_left_and_is_listed(cli) -> None:
     goal = {"name": "val_accuracy", "goal": "maximize", "target": 0.5}
     spec = {"method": "grid", "metric": goal, "parameters": {"lr": {"values": [0.1, 0.2]}}}
     sweep = create(parse_spec(spec), Path("sweeps"), "quick")
-    work(sweep, lambda job: 0.75, say=lambda line: None)
+    work(sweep, lambda job: 0.75, log=lambda line: None)
 
     shown = cli("sweep", "status", "quick").stdout
     assert "a trial reached the target" in shown

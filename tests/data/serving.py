@@ -1,4 +1,4 @@
-"""A loopback HTTP server that misbehaves as it is told to."""
+"""A loopback HTTP server with configurable faults."""
 
 import re
 import threading
@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server:
-    """Serves `body` at every path. Of `faults` one is used up by each request; then it serves well.
+    """Serves `body` at every path. Each request uses up one of `faults`; then responses are correct.
 
     Faults: a status code; `drop` (a third, then the connection ends), `stall` (a third, then silence), `slow`, `long` and
     `short` (a Content-Length that lies by 1,000), `garbage` (one that is no number), `digits` (one of 5,000 digits),
@@ -65,7 +65,7 @@ class Server:
         self.send(handler, fault, self.body[max(start, 0) : stop])
 
     def span(self, handler: BaseHTTPRequestHandler) -> int:
-        """The byte to start from, -1 for the whole file."""
+        """The first byte of the response, -1 for the whole file."""
         asked = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
         condition = handler.headers.get("If-Range")
         fresh = condition in (None, self.tag, self.modified) or not self.if_range
@@ -100,7 +100,7 @@ class Server:
 
 @contextmanager
 def serving(body: bytes) -> Iterator[Server]:
-    """A running server, stopped in the end."""
+    """A running server, stopped after the block."""
     server = Server(body)
     thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

@@ -19,7 +19,7 @@ def _expected(images: torch.Tensor) -> torch.Tensor:
     return (scaled - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-def test_normalisation_is_the_same_after_torch_has_traced_it():
+def test_normalization_is_the_same_after_torch_export():
     width = 37  # a size that no other test uses: nothing can have been cached before
     images = torch.randint(0, 256, (2, width, width, 3), dtype=torch.uint8)
     prepare = ImageInput(MEAN, STD)
@@ -30,7 +30,7 @@ def test_normalisation_is_the_same_after_torch_has_traced_it():
     assert torch.equal(program.module()(images), made)
 
 
-def test_normalisation_made_in_inference_mode_is_not_used_in_training():
+def test_normalization_in_inference_mode_does_not_affect_training():
     images = torch.randint(0, 256, (2, 41, 41, 3), dtype=torch.uint8)
     prepare = ImageInput(MEAN, STD)
     with torch.inference_mode():

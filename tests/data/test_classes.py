@@ -1,4 +1,4 @@
-"""What `split` says of classes before it decodes an image, and which files it leaves out on request."""
+"""Checks of classes before images are decoded, the default test set, and --exclude."""
 
 import shutil
 import unicodedata
@@ -8,16 +8,16 @@ import pytest
 
 from inat_ft.data.classes import check_classes
 from inat_ft.data.manifest import read_manifest
-from inat_ft.data.sources.base import Files
+from inat_ft.data.sources.base import ImageList
 from inat_ft.errors import DataError
 from tests.conftest import make_images
 
 NFC, NFD = (unicodedata.normalize(form, "Käfer") for form in ("NFC", "NFD"))
 
 
-def listed(counts: dict[tuple[str, str], int]) -> Files:
-    """Files of (class, subset), so many each."""
-    files = Files(Path("/data"), "class folders")
+def listed(counts: dict[tuple[str, str], int]) -> ImageList:
+    """A list with the given number of images of each (class, subset)."""
+    files = ImageList(Path("/data"), "class folders")
     for (label, subset), count in counts.items():
         files.classes.add(label)
         for number in range(count):
@@ -30,11 +30,11 @@ def unscanned(monkeypatch: pytest.MonkeyPatch) -> None:
     def scan(*given: object) -> None:
         raise AssertionError("images were decoded")
 
-    monkeypatch.setattr("inat_ft.images.scan.scan", scan)
+    monkeypatch.setattr("inat_ft.data.split.scan", scan)
 
 
 class TestDefaultTestSet:
-    def test_a_fifth_of_each_class_is_reserved_and_the_output_says_so(self, invoke, tmp_path: Path) -> None:
+    def test_a_fifth_of_each_class_is_reserved_and_reported(self, invoke, tmp_path: Path) -> None:
         data = make_images(tmp_path / "photos", classes=2, each=20)
         ran = invoke("split", data, "--no-near")
         assert ran.code == 0, ran.err
@@ -44,7 +44,7 @@ class TestDefaultTestSet:
         assert manifest.made["test_fraction"] == 0.2
         assert "next: inat-ft train --mode head\n" in ran.err
 
-    def test_a_fraction_of_zero_reserves_none_and_the_output_says_what_eval_needs(self, invoke, tmp_path: Path) -> None:
+    def test_a_fraction_of_zero_reserves_none_and_the_output_mentions_eval(self, invoke, tmp_path: Path) -> None:
         data = make_images(tmp_path / "photos", classes=2, each=20)
         ran = invoke("split", data, "--no-near", "--test-fraction", "0", "--out", "other place/p.csv")
         assert ran.code == 0, ran.err
@@ -52,13 +52,13 @@ class TestDefaultTestSet:
         assert read_manifest(Path("other place/p.csv")).counts()["class0"] == {"train": 16, "val": 4, "test": 0}
         assert "next: inat-ft train --mode head --split 'other place/p.csv'\n" in ran.err
 
-    def test_a_given_test_set_stays_the_only_one(self, invoke, tmp_path: Path) -> None:
+    def test_no_images_are_reserved_if_the_data_has_a_test_set(self, invoke, tmp_path: Path) -> None:
         make_images(tmp_path / "photos" / "train", classes=2, each=10, seed=1)
         make_images(tmp_path / "photos" / "test", classes=2, each=4, seed=2)
         ran = invoke("split", "photos", "--no-near", "--json")
         assert ran.json["counts"]["class0"] == {"train": 8, "val": 2, "test": 4} and ran.json["test_fraction"] == 0
 
-    def test_rows_of_a_csv_with_training_images_are_divided_as_before(self, invoke, tmp_path: Path) -> None:
+    def test_no_images_are_reserved_if_a_csv_has_training_images(self, invoke, tmp_path: Path) -> None:
         make_images(tmp_path / "photos", classes=2, each=10)
         rows = [f"photos/class{c}/{n:03d}.png,c{c},{'train' if n < 6 else 'val'}" for c in range(2) for n in range(10)]
         Path("list.csv").write_text("\n".join(["path,label,subset", *rows]))
@@ -72,7 +72,9 @@ class TestBeforeTheScan:
         data = make_images(tmp_path / "photos", classes=2, each=10)
         (data / "#recycle").mkdir()
         ran = invoke("split", data)
-        assert ran.code == 1 and "class '#recycle' has no images" in ran.err and "--exclude '#recycle'" in ran.err
+        assert (
+            ran.code == 1 and "class '#recycle' has no usable images" in ran.err and "--exclude '#recycle'" in ran.err
+        )
 
     def test_a_single_class_is_an_error(self, invoke, tmp_path: Path) -> None:
         data = make_images(tmp_path / "photos", classes=1, each=10)
@@ -84,28 +86,30 @@ class TestBeforeTheScan:
     @pytest.mark.parametrize(
         ("number", "words", "said"),
         [
-            (2, (), "at least 3 images, 1 to train and 1 to validate and 1 to test"),
-            (1, ("--test-fraction", "0"), "at least 2 images, 1 to train and 1 to validate"),
+            (2, (), "at least 3 images, 1 for training, 1 for validation, 1 for testing"),
+            (1, ("--test-fraction", "0"), "at least 2 images, 1 for training, 1 for validation"),
         ],
     )
-    def test_a_class_with_too_few_images_is_named_with_what_it_needs(self, invoke, tmp_path: Path, number, words, said):
+    def test_a_class_with_too_few_images_is_named_with_the_required_number(
+        self, invoke, tmp_path: Path, number, words, said
+    ):
         data = make_images(tmp_path / "photos", classes=2, each=10)
         shutil.copytree(make_images(tmp_path / "x", classes=1, each=number) / "class0", data / "rare\nbird")
         ran = invoke("split", data, *words)
         assert ran.code == 1 and rf"'rare\x0abird' ({number})" in ran.err and said in ran.err
         assert "--exclude" in ran.err and ("--test-fraction 0" in ran.err) is not words
 
-    def test_a_class_that_only_the_test_set_has_is_named_with_its_twin(self, invoke, tmp_path: Path) -> None:
+    def test_a_class_only_in_the_test_set_is_named_with_the_similar_name(self, invoke, tmp_path: Path) -> None:
         make_images(tmp_path / "photos" / "train", classes=3, each=10, seed=1)
         make_images(tmp_path / "photos" / "val", classes=3, each=4, seed=2)
         (tmp_path / "photos" / "train" / "class0").rename(tmp_path / "photos" / "train" / NFC)
         (tmp_path / "photos" / "val" / "class0").rename(tmp_path / "photos" / "val" / NFD)
         ran = invoke("split", "photos")
-        assert ran.code == 1 and "images only in the test set, none to train on" in ran.err
+        assert ran.code == 1 and "images only in the test set, none for training" in ran.err
         assert "differ only in Unicode form" in ran.err and "Ka\\u0308fer" in ran.err and "K\\xe4fer" in ran.err
 
 
-def test_classes_that_look_alike_and_small_ones_are_warned_of() -> None:
+def test_similar_names_and_small_classes_cause_warnings() -> None:
     warnings = check_classes(
         listed({("Fox", ""): 20, ("fox", ""): 9, (NFC, ""): 20, (NFD, ""): 20, ("hen", ""): 20}), 0.2
     )
@@ -125,7 +129,7 @@ def test_classes_that_look_alike_and_small_ones_are_warned_of() -> None:
         ({("a", "train"): 5, ("a", ""): 5, ("b", "train"): 5}, 0.0, "'b' (0)"),
     ],
 )
-def test_given_subsets_that_leave_a_class_short_are_refused(counts, test_fraction: float, said: str) -> None:
+def test_given_subsets_with_too_few_images_of_a_class_are_refused(counts, test_fraction: float, said: str) -> None:
     with pytest.raises(DataError) as caught:
         check_classes(listed(counts), test_fraction)
     assert said in caught.value.message
@@ -140,12 +144,12 @@ def test_given_subsets_that_leave_a_class_short_are_refused(counts, test_fractio
         {("a", ""): 3, ("b", ""): 3, ("a", "test"): 1},
     ],
 )
-def test_what_can_be_split_is_not_refused(counts) -> None:
+def test_classes_with_the_minimum_number_of_images_are_accepted(counts) -> None:
     check_classes(listed(counts), 0.0)
 
 
 class TestExclude:
-    def test_folders_and_files_are_left_out_and_stay_so_in_a_check(self, invoke, tmp_path: Path) -> None:
+    def test_excluded_files_and_folders_are_also_excluded_in_a_check(self, invoke, tmp_path: Path) -> None:
         data = make_images(tmp_path / "photos", classes=3, each=10)
         (data / "#recycle").mkdir()
         shutil.copytree(data / "class0", data / "class1" / "[raw] shots")
@@ -154,7 +158,7 @@ class TestExclude:
         words = [word for pattern in patterns for word in ("--exclude", pattern)]
         ran = invoke("split", data, "--no-near", *words)
         assert ran.code == 0, ran.err
-        assert "--exclude 'nothing*' matches nothing" in ran.err
+        assert "--exclude 'nothing*' does not match" in ran.err
         manifest = read_manifest(Path("splits/photos.csv"))
         assert manifest.classes == ("class0", "class1") and len(manifest.paths) == 19
         assert [left.path for left in manifest.left_out] == [
@@ -167,7 +171,7 @@ class TestExclude:
         shutil.copy(data / "class0" / "001.png", data / "class0" / "new.png")
         assert invoke("split", "--check", "splits/photos.csv", "--json").json["new"] == ["class0/new.png"]
 
-    def test_rows_of_a_csv_are_left_out_by_any_of_their_folders(self, invoke, tmp_path: Path) -> None:
+    def test_rows_of_a_csv_are_excluded_by_their_folders(self, invoke, tmp_path: Path) -> None:
         make_images(tmp_path / "photos", classes=3, each=10)
         rows = [f"photos/class{c}/{n:03d}.png,c{c}" for c in range(3) for n in range(10)]
         Path("list.csv").write_text("\n".join(["path,label", *rows]))

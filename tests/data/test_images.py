@@ -166,8 +166,8 @@ def test_grey_of_a_tiff_is_as_bright_as_it_says(data: bytes, grey: list[int]) ->
     "data",
     [tiff(16, False, bytes(4), 2, signed=True), tiff(32, False, bytes(8), 2), tiff(32, False, bytes(8), 2, True)],
 )
-def test_grey_that_nobody_can_say_the_brightness_of_is_refused(data: bytes) -> None:
-    with pytest.raises(ImageProblem, match="no agreed brightness"):
+def test_grey_of_undefined_range_is_refused(data: bytes) -> None:
+    with pytest.raises(ImageProblem, match="range is not defined"):
         decode(data)
 
 
@@ -269,7 +269,7 @@ def test_damaged_exif_turns_nothing() -> None:
     [
         (b"", "empty"),
         (b"\xff\xd8\xff\xe0 not really", ""),
-        (b"<html></html>", "no image"),
+        (b"<html></html>", "not an image"),
         (b"RIFF\x84\0\0\0WEBPVP8X\x0a\0", "truncated or damaged"),
         (encoded(red(size=(200, 200)), "JPEG")[:-300], "truncated"),
         (encoded(Image.effect_noise((200, 200), 50), "PNG")[:-5000], ""),
@@ -277,18 +277,18 @@ def test_damaged_exif_turns_nothing() -> None:
         (encoded(Image.effect_noise((200, 200), 50), "GIF")[:-5000], ""),
     ],
 )
-def test_what_is_no_whole_image_is_refused(data: bytes, reason: str) -> None:
+def test_an_incomplete_image_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(ImageProblem, match=reason or None):
         decode(data)
 
 
 def test_a_decompression_bomb_is_refused_by_its_header() -> None:
     data = encoded(Image.new("1", (20_000, 20_000)), "PNG")
-    with pytest.raises(ImageProblem, match="more than 178,956,970 pixels: 20000 x 20000"):
+    with pytest.raises(ImageProblem, match="20000 x 20000 is more than 178,956,970 pixels"):
         decode(data)
     picture = encoded(Image.new("1", (2000, 2000)), "PNG")  # in an icon, which names another size
     icon = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(picture), 22) + picture
-    with pytest.raises(ImageProblem, match="no image"):
+    with pytest.raises(ImageProblem, match="not an image"):
         decode(icon)
     with pytest.raises(ImageProblem, match="more than 100"):
         decode(encoded(red(), "PNG"), max_pixels=100)
@@ -316,7 +316,7 @@ def test_the_whole_image_is_resized_without_a_crop(tmp_path: Path) -> None:
 
 def test_a_bad_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match=r"bad\.jpg: no image"):
+    with pytest.raises(DataError, match=r"bad\.jpg: not an image"):
         load_image(tmp_path / "bad.jpg", 32)
     with pytest.raises(DataError, match=r"gone\.jpg: No such file"):
         load_image(tmp_path / "gone.jpg", 32)

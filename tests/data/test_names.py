@@ -1,4 +1,4 @@
-"""Names of classes and files are data: they come back as they were, whatever they are made of."""
+"""Names of classes and files can contain any characters, and are kept unchanged."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ _path = _text.filter(lambda name: ".." not in name and not name.startswith("/"))
 
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(_path, _text, min_size=1, max_size=8), st.lists(_path, max_size=3))
-def test_a_manifest_gives_back_every_name(tmp_path_factory, labels: dict[str, str], left: list[str]) -> None:
+def test_a_manifest_round_trips_every_name(tmp_path_factory, labels: dict[str, str], left: list[str]) -> None:
     paths, classes = sorted(labels), tuple(sorted(set(labels.values())))
     manifest = Manifest(
         tmp_path_factory.getbasetemp() / "names.csv",
@@ -57,7 +57,7 @@ def test_a_manifest_gives_back_every_name(tmp_path_factory, labels: dict[str, st
     assert list(again.left_out) == list(manifest.left_out)
 
 
-def test_names_come_through_split_check_and_json(invoke, tmp_path: Path) -> None:
+def test_unusual_names_are_kept_by_split_check_and_json(invoke, tmp_path: Path) -> None:
     data = make_images(tmp_path / "photos", classes=len(NAMES), each=6)
     for number, name in enumerate(NAMES):
         folder = data / f"class{number}"
@@ -82,7 +82,7 @@ def test_names_come_through_split_check_and_json(invoke, tmp_path: Path) -> None
     assert checked.json == {"missing": [gone], "changed": [changed], "new": [new + "\n.png"]}
 
 
-def test_names_in_a_csv_come_through(invoke, tmp_path: Path) -> None:
+def test_unusual_labels_of_a_csv_are_kept(invoke, tmp_path: Path) -> None:
     import csv
 
     data = make_images(tmp_path / "photos", classes=1, each=36)
@@ -122,7 +122,7 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 @pytest.mark.parametrize(
     "words", [("split", "photos"), ("predict", "runs/x", "photos"), ("train",), ("compare", "a", "b"), ("cache",)]
 )
-def test_where_names_are_not_utf8_every_command_refuses_and_says_what_to_set(cli, tmp_path: Path, words) -> None:
+def test_every_command_requires_a_utf8_locale(cli, tmp_path: Path, words) -> None:
     data = make_images(tmp_path / "photos", classes=2, each=6)
     (data / "class0").rename(data / "Käfer")
     ran = cli(*words, **ASCII)
@@ -130,7 +130,7 @@ def test_where_names_are_not_utf8_every_command_refuses_and_says_what_to_set(cli
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
 
 
-def test_help_needs_no_locale_and_output_in_another_encoding_is_escaped(cli, tmp_path: Path) -> None:
+def test_help_works_in_any_locale_and_output_in_another_encoding_is_escaped(cli, tmp_path: Path) -> None:
     assert cli("split", "--help", **ASCII).code == 0
     data = make_images(tmp_path / "photos", classes=2, each=6)
     (data / "class0").rename(data / "Käfer")

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from inat_ft.data.groups import group_names
+from inat_ft.data.groups import assign_groups
 from inat_ft.data.manifest import read_manifest
+from inat_ft.data.sources import ImageList, Source
+from inat_ft.data.sources.csv_file import CsvFile
 from inat_ft.data.sources.find import find_images
-from inat_ft.data.split import Options, make_manifest
+from inat_ft.data.sources.image_folder import ImageFolder
+from inat_ft.data.split import SplitOptions, make_manifest
 from inat_ft.errors import DataError
 from inat_ft.images.scan import scan
+from inat_ft.testing import check_source
 from tests.conftest import make_images
 
 
@@ -20,7 +24,7 @@ def listed(data: Path, rows: list[str], header: str = "path,label,subset") -> Pa
     return file
 
 
-def test_a_manifest_inside_a_class_folder_costs_no_class(cli, tmp_path: Path) -> None:
+def test_a_manifest_inside_the_data_is_not_a_class(cli, tmp_path: Path) -> None:
     data = make_images(tmp_path / "photos", classes=2, each=6)
     for words in (("--out", data / "class0" / "m.csv"), ("--out", data / "splits" / "m.csv", "--seed", "1")):
         for _ in range(2):  # the second time the manifest is there, and still no part of the data
@@ -41,10 +45,10 @@ def test_rows_with_a_subset_keep_it_and_the_others_are_divided(cli, tmp_path: Pa
     whole = listed(data, [row.rpartition(",")[0] + ",train" for row in rows])
     assert cli("split", whole, "--out", "n.csv", "--json").json["counts"]["c0"] == {"train": 16, "val": 4, "test": 0}
     refused = cli("split", whole, "--test-fraction", "0.2", "--out", "n.csv")
-    assert refused.code == 2 and "all have a subset" in refused.err
+    assert refused.code == 2 and "every image of" in refused.err
 
 
-def test_one_row_without_a_subset_is_enough_where_training_images_are_given(tmp_path: Path, cli) -> None:
+def test_one_row_without_a_subset_becomes_validation(tmp_path: Path, cli) -> None:
     data = make_images(tmp_path / "photos", classes=2, each=6)
     rows = [f"photos/class{c}/{n:03d}.png,c{c},{'train' if n else ''}" for c in range(2) for n in range(6)]
     assert cli("split", listed(data, rows), "--json").json["counts"]["c1"] == {"train": 5, "val": 1, "test": 0}
@@ -53,31 +57,32 @@ def test_one_row_without_a_subset_is_enough_where_training_images_are_given(tmp_
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        (["class0/000.png,B", "class0/000.png,A"], "line 3: class0/000.png is in 'A', in line 2 in 'B'"),
-        (["class0/000.png,B", "./class0/000.png,A"], "line 3: class0/000.png is in 'A'"),
+        (["class0/000.png,B", "class0/000.png,A"], "line 3: class0/000.png is in group 'A', but in 'B' in line 2"),
+        (["class0/000.png,B", "./class0/000.png,A"], "line 3: class0/000.png is in group 'A'"),
         (["class0/000.png"], "line 2: no value for group"),
         (["class0/000.png,B,C"], "line 2: more values than columns"),
     ],
 )
-def test_groups_that_contradict_themselves_are_refused(tmp_path: Path, rows: list[str], said: str) -> None:
-    files = find_images(make_images(tmp_path / "photos", classes=1, each=3))
+def test_contradictory_groups_are_refused(tmp_path: Path, rows: list[str], said: str) -> None:
+    images = find_images(make_images(tmp_path / "photos", classes=1, each=3))
     with pytest.raises(DataError) as caught:
-        group_names(files, str(listed(files.root, rows, "path,group")))
+        assign_groups(images, str(listed(images.root, rows, "path,group")))
     assert said in caught.value.message
 
 
-def test_groups_are_matched_by_path_and_what_is_named_in_vain_is_remarked_upon(tmp_path: Path) -> None:
-    files = find_images(make_images(tmp_path / "photos", classes=1, each=3))
+def test_groups_are_matched_by_path_and_unknown_paths_are_reported(tmp_path: Path) -> None:
+    images = find_images(make_images(tmp_path / "photos", classes=1, each=3))
     said: list[str] = []
     rows = ["./class0/000.png,A", "class0/001.png,", "nope/x.png,A", "nope/y.png,B", "class0/000.png,A"]
-    assert group_names(files, str(listed(files.root, rows, "path,group")), said.append) == ["A", "", ""]
-    assert len(said) == 1 and "names 2 files not among the images, such as nope/x.png" in said[0]
+    assign_groups(images, str(listed(images.root, rows, "path,group")), said.append)
+    assert [row.group for row in images.rows] == ["A", "", ""]
+    assert len(said) == 1 and "lists 2 files that are not images of the split, such as nope/x.png" in said[0]
 
 
 @pytest.mark.parametrize(
-    ("header", "said"), [("file,who", "needs the columns path and group; it has: file, who"), ("", "it has: none")]
+    ("header", "said"), [("file,who", "requires the columns path and group; it has file, who"), ("", "it has none")]
 )
-def test_a_csv_of_other_columns_is_no_list_of_groups(cli, tmp_path: Path, header: str, said: str) -> None:
+def test_a_csv_of_groups_requires_its_columns(cli, tmp_path: Path, header: str, said: str) -> None:
     data = make_images(tmp_path / "photos", classes=1, each=3)
     ran = cli("split", data, "--group-by", listed(data, [], header))
     assert ran.code == 1 and said in ran.err
@@ -85,12 +90,12 @@ def test_a_csv_of_other_columns_is_no_list_of_groups(cli, tmp_path: Path, header
     assert ran.code == 2 and "no such file: gone.csv" in ran.err and "Errno" not in ran.err
 
 
-def test_a_csv_names_no_column_twice(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has the column label twice"):
+def test_two_columns_with_the_same_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has two columns named label"):
         find_images(listed(make_images(tmp_path / "photos"), ["a,b,c"], "path,label,label"))
 
 
-def test_names_in_a_csv_are_kept_and_shown_without_control_characters(invoke, tmp_path: Path) -> None:
+def test_control_characters_are_kept_in_the_manifest_and_escaped_on_the_terminal(invoke, tmp_path: Path) -> None:
     data = make_images(tmp_path / "photos", classes=2, each=6)
     shutil.copy(data / "class0" / "000.png", data / "class0" / "red\x1b[31m.png")
     rows = [f"photos/class{c}/{n:03d}.png,a{c}\x1b[31m" for c in range(2) for n in range(6)]
@@ -100,11 +105,11 @@ def test_names_in_a_csv_are_kept_and_shown_without_control_characters(invoke, tm
     assert "left out: 1" in ran.out and r"a0\x1b[31m" in ran.out and "\x1b" not in ran.out
     manifest = read_manifest(Path("splits/list.csv"))
     assert manifest.classes == ("a0\x1b[31m", "a1\x1b[31m") and "photos/class0/red\x1b[31m.png" in manifest.paths
-    with pytest.raises(DataError, match=r"line 2: the label 'a\\x00' contains a NUL"):
+    with pytest.raises(DataError, match=r"line 2: the label 'a\\x00' contains a character that cannot be stored"):
         find_images(listed(data, ["photos/class0/000.png,a\0"], "path,label"))
 
 
-def test_a_class_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_class_folder_is_named_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_images(tmp_path / "photos", classes=2, each=6)
     scandir = os.scandir
 
@@ -116,5 +121,74 @@ def test_a_class_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "scandir", guarded)
     files = find_images(data)
     scanned = scan(files.root, files.paths, 10**8, 1, False, lambda done, total: None)
-    with pytest.raises(DataError, match=r"'class1' has no usable image: class1 \(cannot be read: Permission denied\)"):
-        make_manifest(files, scanned, Options(near=False), Path("m.csv"), [""] * len(files.paths))
+    with pytest.raises(DataError, match=r"'class1' has no usable images: class1 is left out .*Permission denied"):
+        make_manifest(files, scanned, SplitOptions(near=False), Path("m.csv"))
+
+
+def test_built_in_sources_pass_the_conformance_check(tmp_path: Path) -> None:
+    data = make_images(tmp_path / "photos", classes=2, each=3)
+    assert len(check_source(ImageFolder(), data).rows) == 6
+    rows = [f"photos/class{c}/{n:03d}.png,c{c}" for c in range(2) for n in range(3)]
+    assert check_source(CsvFile(), listed(data, rows, "path,label")).classes == {"c0", "c1"}
+
+
+class TestConformanceCheck:
+    class Listing(Source):
+        """Lists the paths of a text file."""
+
+        def recognizes(self, location: Path) -> bool:
+            return location.suffix == ".txt"
+
+        def read(self, location: Path, options: object) -> ImageList:
+            images = ImageList(location.parent, "text list", location.name)
+            for line in location.read_text().split():
+                images.add(line, "a")
+            return images
+
+    class Greedy(Listing):
+        def recognizes(self, location: Path) -> bool:
+            return True
+
+    class Empty(Listing):
+        def read(self, location: Path, options: object) -> ImageList:
+            return ImageList(location.parent, "text list", location.name)
+
+    @pytest.mark.parametrize(
+        ("source", "text", "said"),
+        [
+            (Greedy, "a.png", "recognizes an empty file"),
+            (Empty, "a.png", "lists no images"),
+            (Listing, "a.png a.png", "lists an image twice"),
+            (Listing, "b.png", "files that do not exist, such as b.png"),
+        ],
+    )
+    def test_a_source_that_breaks_the_contract_fails(self, tmp_path: Path, source, text: str, said: str) -> None:
+        (tmp_path / "a.png").touch()
+        (tmp_path / "list.txt").write_text(text)
+        with pytest.raises(AssertionError, match=said):
+            check_source(source(), tmp_path / "list.txt")
+
+    def test_a_source_that_fulfils_the_contract_passes(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").touch()
+        (tmp_path / "list.txt").write_text("a.png")
+        assert check_source(self.Listing(), tmp_path / "list.txt").paths == ["a.png"]
+
+
+def test_a_location_that_no_source_recognizes_is_refused(invoke, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("{}")
+    ran = invoke("split", "list.json")
+    assert ran.code == 2 and "no data source recognizes list.json" in ran.err and "csv, image-folder" in ran.err
+    ran = invoke("split", "list.json", "--source", "cvs")
+    assert ran.code == 2 and "unknown source 'cvs': did you mean 'csv'?" in ran.err
+
+
+def test_a_source_chosen_by_name_is_used_again_by_check(invoke, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "photos", classes=2, each=6)
+    rows = [f"photos/class{c}/{n:03d}.png,c{c}" for c in range(2) for n in range(6)]
+    listed(data, rows, "path,label").rename("list.txt")
+    assert invoke("split", "list.txt", "--source", "csv", "--no-near").code == 0
+    assert read_manifest(Path("splits/list.csv")).made["source"] == "csv"
+    assert invoke("split", "--check", "splits/list.csv").code == 0
+    Path("list.txt").write_text("\n".join(["path,label", rows[0].replace("c0", "c1"), *rows[1:]]))
+    ran = invoke("split", "--check", "splits/list.csv", "--json")
+    assert ran.code == 1 and ran.json["changed"] == ["photos/class0/000.png"]

@@ -11,30 +11,32 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
-from inat_ft.data.groups import group_names
+from inat_ft.data.groups import assign_groups
 from inat_ft.data.manifest import Manifest, find_manifest, read_manifest, write_manifest
-from inat_ft.data.sources.base import Files, Reason
+from inat_ft.data.sources.base import ImageList, ReadOptions, Reason
 from inat_ft.data.sources.find import find_images
-from inat_ft.data.split import Options, make_manifest
+from inat_ft.data.split import SplitOptions, make_manifest
 from inat_ft.errors import DataError, UsageError
 from inat_ft.images.scan import Scan, scan
 from inat_ft.images.signatures import ImageSignatures
 from tests.conftest import make_images
 
 
-def split(data: Path, options: Options | None = None, out: str = "m.csv", classes_from: str | None = None):
-    files = find_images(data, classes_from)
-    options = options or Options()
-    scanned = scan(files.root, files.paths, 10**8, 2, options.near, lambda done, total: None)
-    return make_manifest(files, scanned, options, Path(out), group_names(files, options.group_by))
+def split(data: Path, options: SplitOptions | None = None, out: str = "m.csv", classes_from: str | None = None):
+    images = find_images(data, options=ReadOptions(classes_from=classes_from))
+    options = options or SplitOptions()
+    scanned = scan(images.root, images.paths, 10**8, 2, options.near, lambda done, total: None)
+    assign_groups(images, options.group_by)
+    return make_manifest(images, scanned, options, Path(out))
 
 
-def invented(labels: list[str], groups: list[str]) -> tuple[Files, Scan]:
-    """A scan without pixels: every file usable and unlike every other."""
-    paths = [f"{label}/{number:06d}.jpg" for number, label in enumerate(labels)]
-    files = Files(Path("/data"), "class folders", paths, labels, [""] * len(labels))
+def unlike_images(labels: list[str], groups: list[str]) -> tuple[ImageList, Scan]:
+    """A scan without pixels: every file is usable and differs from every other."""
+    images = ImageList(Path("/data"), "class folders")
+    for number, label in enumerate(labels):
+        images.add(f"{label}/{number:06d}.jpg", label, group=groups[number] if groups else "")
     hashes = [f"{number:064x}" for number in range(len(labels))]
-    return files, Scan(hashes, [""] * len(labels), ImageSignatures.blank(0))
+    return images, Scan(hashes, [""] * len(labels), ImageSignatures.blank(0))
 
 
 class TestStratification:
@@ -45,11 +47,11 @@ class TestStratification:
         st.floats(0.0, 0.4),
         st.integers(0, 10**6),
     )
-    def test_every_class_gives_its_share_to_one_image(self, sizes, val, test, seed) -> None:
+    def test_fractions_of_each_class_are_exact_to_one_image(self, sizes, val, test, seed) -> None:
         labels = [f"c{label}" for label, size in enumerate(sizes) for _ in range(size)]
-        files, scanned = invented(labels, [])
-        options = Options(val_fraction=val, test_fraction=test, seed=seed, near=False)
-        manifest, _ = make_manifest(files, scanned, options, Path("m.csv"), [""] * len(labels))
+        files, scanned = unlike_images(labels, [])
+        options = SplitOptions(val_fraction=val, test_fraction=test, seed=seed, near=False)
+        manifest, _ = make_manifest(files, scanned, options, Path("m.csv"))
         for size, counts in zip(sizes, manifest.counts().values(), strict=True):
             assert sum(counts.values()) == size
             assert counts["train"] >= 1 and counts["val"] >= 1
@@ -64,8 +66,8 @@ class TestStratification:
     def test_groups_stay_together(self, rows, seed) -> None:
         labels = [f"c{label}" for label, _ in rows] + [f"c{label}" for label in range(4) for _ in range(5)]
         groups = [f"g{group}" for _, group in rows] + [""] * 20
-        files, scanned = invented(labels, groups)
-        manifest, _ = make_manifest(files, scanned, Options(seed=seed, near=False), Path("m.csv"), groups)
+        files, scanned = unlike_images(labels, groups)
+        manifest, _ = make_manifest(files, scanned, SplitOptions(seed=seed, near=False), Path("m.csv"))
         by_path = dict(zip(files.paths, groups, strict=True))
         sides: dict[str, set[int]] = {}
         for path, subset in zip(manifest.paths, manifest.subsets, strict=True):
@@ -73,22 +75,22 @@ class TestStratification:
                 sides.setdefault(by_path[path], set()).add(int(subset))
         assert all(len(side) == 1 for side in sides.values())
 
-    def test_single_images_are_left_for_the_subsets_that_a_group_cannot_serve(self) -> None:
+    def test_single_images_remain_for_the_subsets_without_the_group(self) -> None:
         labels, groups = ["a"] * 10 + ["b"] * 10, ["burst"] * 8 + [""] * 12
         for seed in range(10):
-            files, scanned = invented(labels, groups)
-            options = Options(test_fraction=0.2, seed=seed, near=False)
-            manifest, _ = make_manifest(files, scanned, options, Path("m.csv"), groups)
+            files, scanned = unlike_images(labels, groups)
+            options = SplitOptions(test_fraction=0.2, seed=seed, near=False)
+            manifest, _ = make_manifest(files, scanned, options, Path("m.csv"))
             assert manifest.counts()["a"] == {"train": 8, "val": 1, "test": 1}
 
     def test_a_class_with_one_image_is_an_error_that_names_it(self) -> None:
-        files, scanned = invented(["a", "a", "a", "lonely"], [])
-        with pytest.raises(DataError, match="class 'lonely' has only 1 image to split"):
-            make_manifest(files, scanned, Options(near=False), Path("m.csv"), [""] * 4)
+        files, scanned = unlike_images(["a", "a", "a", "lonely"], [])
+        with pytest.raises(DataError, match="too few images in 'lonely' \(1\)"):
+            make_manifest(files, scanned, SplitOptions(near=False), Path("m.csv"))
 
 
 class TestDeterminism:
-    def test_the_same_input_gives_the_same_bytes_whatever_the_order_of_the_directory(self, tmp_path: Path) -> None:
+    def test_the_manifest_does_not_depend_on_the_order_of_the_directory(self, tmp_path: Path) -> None:
         source = make_images(tmp_path / "a" / "photos")
         files = sorted(source.rglob("*.png"))
         random.Random(3).shuffle(files)
@@ -104,14 +106,14 @@ class TestDeterminism:
         assert texts[0] == texts[1]
 
     def test_another_seed_gives_another_split(self, images: Path) -> None:
-        first, second = (split(images, Options(seed=seed))[0] for seed in (0, 1))
+        first, second = (split(images, SplitOptions(seed=seed))[0] for seed in (0, 1))
         assert list(first.paths) == list(second.paths)
         assert (first.subsets != second.subsets).any() and first.fingerprint != second.fingerprint
 
 
 class TestManifest:
-    def test_it_comes_back_as_it_was(self, images: Path) -> None:
-        manifest, _ = split(images, Options(test_fraction=0.2))
+    def test_it_is_read_back_unchanged(self, images: Path) -> None:
+        manifest, _ = split(images, SplitOptions(test_fraction=0.2))
         assert write_manifest(manifest)
         again = read_manifest(manifest.path)
         assert list(again.paths) == manifest.paths and list(again.hashes) == manifest.hashes
@@ -119,14 +121,14 @@ class TestManifest:
         assert (again.labels == manifest.labels).all() and (again.subsets == manifest.subsets).all()
         assert again.fingerprint == manifest.fingerprint
 
-    def test_it_is_not_replaced_by_another_without_force(self, images: Path) -> None:
-        first, other = (split(images, Options(seed=seed))[0] for seed in (0, 1))
+    def test_a_different_one_is_replaced_only_with_force(self, images: Path) -> None:
+        first, other = (split(images, SplitOptions(seed=seed))[0] for seed in (0, 1))
         assert write_manifest(first) and not write_manifest(first)
-        with pytest.raises(UsageError, match="exists already and is another split"):
+        with pytest.raises(UsageError, match="already contains a different split"):
             write_manifest(other)
         assert write_manifest(other, force=True)
 
-    def test_names_with_commas_quotes_and_other_letters_survive(self, tmp_path: Path) -> None:
+    def test_names_with_commas_quotes_and_umlauts_are_kept(self, tmp_path: Path) -> None:
         data = make_images(tmp_path / "photos", classes=2, each=5)
         shutil.move(data / "class0", data / 'Gänse, "graue"')
         manifest, _ = split(data)
@@ -136,7 +138,7 @@ class TestManifest:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda text: "", "is no manifest"),
+            (lambda text: "", "is not a manifest"),
             (lambda text: text.replace(",val,", ",train,", 1), "edited or damaged"),
             (lambda text: text[: len(text) // 2], "damaged"),
             (lambda text: text.replace('"schema": 1', '"schema": 9'), "schema 9"),
@@ -156,17 +158,17 @@ class TestManifest:
         with pytest.raises(DataError, match=message):
             read_manifest(manifest.path)
 
-    def test_the_newest_is_found_and_none_is_an_error(self, images: Path) -> None:
-        with pytest.raises(UsageError, match="there is no split") as caught:
+    def test_the_newest_is_found_and_a_missing_one_is_an_error(self, images: Path) -> None:
+        with pytest.raises(UsageError, match="no manifest in") as caught:
             find_manifest()
         assert "inat-ft split" in caught.value.hint
         for seed in (0, 1):
-            manifest = split(images, Options(seed=seed), out=f"splits/{seed}.csv")[0]
+            manifest = split(images, SplitOptions(seed=seed), out=f"splits/{seed}.csv")[0]
             write_manifest(manifest)
             os.utime(manifest.path, (100 + seed, 100 + seed))
         assert find_manifest().name == "1.csv"
 
-    def test_a_subset_has_the_same_fingerprint_under_other_paths(self, images: Path, tmp_path: Path) -> None:
+    def test_the_fingerprint_of_a_subset_does_not_depend_on_paths(self, images: Path, tmp_path: Path) -> None:
         first, _ = split(images)
         moved = tmp_path / "moved"
         shutil.copytree(images, moved)
@@ -217,17 +219,17 @@ class TestLayouts:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("a,b\n1,2", "needs the columns path and label"),
-            ("path,label\n../x,a", "must lie below"),
+            ("a,b\n1,2", "requires the columns path and label"),
+            ("path,label\n../x,a", "is outside"),
             ("path,label\n/x,a", "/x is absolute"),
             ("path,label\nx,", "line 2"),
-            ("path,label\nx,a\nx,b", "line 3: x stands in line 2 already"),
+            ("path,label\nx,a\nx,b", "line 3: x is already in line 2"),
             ("path,label\n \n", "lists no images"),
-            ("path;label\nx;a", "needs the columns path and label; it has: path;label"),
+            ("path;label\nx;a", "requires the columns path and label; it has path;label"),
             ("path,label\n\xe4,a", "it is not UTF-8"),
         ],
     )
-    def test_a_csv_that_is_wrong_is_refused(self, tmp_path: Path, text: str, message: str) -> None:
+    def test_an_invalid_csv_is_refused(self, tmp_path: Path, text: str, message: str) -> None:
         (tmp_path / "list.csv").write_text(text, encoding="latin-1")
         with pytest.raises(DataError, match=message) as caught:
             find_images(tmp_path / "list.csv")
@@ -243,7 +245,7 @@ class TestLayouts:
         assert split(tmp_path / "d", classes_from="kingdom")[0].classes == ("Animalia", "Plantae")
         assert split(tmp_path / "d", classes_from="species")[0].classes == ("Corvus corax", "E f")
 
-    def test_taxa_of_one_name_are_told_apart(self, tmp_path: Path) -> None:
+    def test_taxa_with_the_same_name_are_distinguished(self, tmp_path: Path) -> None:
         taxa = (
             "Animalia_Chordata_Aves_Suliformes_Sulidae_Morus_bassanus",
             "Plantae_Tracheophyta_Magnoliopsida_Rosales_Moraceae_Morus_alba",
@@ -259,7 +261,7 @@ class TestLayouts:
         assert np.bincount(manifest.labels).tolist() == [5, 10, 5]
 
     @pytest.mark.parametrize("make", ["missing", "empty", "flat", "file"])
-    def test_what_is_no_image_folder_is_named(self, tmp_path: Path, make: str) -> None:
+    def test_a_location_without_class_folders_is_named_in_the_error(self, tmp_path: Path, make: str) -> None:
         data = tmp_path / "d"
         if make == "file":
             data.write_text("x")
@@ -280,7 +282,7 @@ class TestLayouts:
         (data / "class1" / "gone.png").symlink_to(data / "class1" / "nothing.png")
         manifest, _ = split(data)
         reasons = {left.path: left.text for left in manifest.left_out}
-        assert reasons["class1/loop.png"] == reasons["class1/gone.png"] == "a link that leads nowhere"
+        assert reasons["class1/loop.png"] == reasons["class1/gone.png"] == "a broken link"
         rows = "".join(f"d/{path},a\n" for path in (*manifest.paths, "class1/loop.png"))
         (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
         assert [left.path for left in split(tmp_path / "list.csv")[0].left_out] == ["d/class1/loop.png"]
@@ -289,7 +291,7 @@ class TestLayouts:
 
 
 class TestCopies:
-    def test_what_cannot_be_decoded_is_left_out_with_its_reason(self, tmp_path: Path) -> None:
+    def test_files_that_cannot_be_decoded_are_left_out_with_a_reason(self, tmp_path: Path) -> None:
         data = make_images(tmp_path / "d", classes=2, each=6)
         (data / "class0" / "empty.jpg").write_bytes(b"")
         (data / "class0" / "text.jpg").write_text("hello")
@@ -297,19 +299,19 @@ class TestCopies:
         (data / "class1" / "cut.png").write_bytes(whole[: len(whole) // 2])
         reasons = {left.path: left.text for left in split(data)[0].left_out}
         assert set(reasons) == {"class0/empty.jpg", "class0/text.jpg", "class1/cut.png"}
-        assert reasons["class0/empty.jpg"] == "the file is empty" and reasons["class0/text.jpg"] == "no image"
+        assert reasons["class0/empty.jpg"] == "the file is empty" and reasons["class0/text.jpg"] == "not an image"
 
-    def test_equal_files_stay_on_one_side(self, tmp_path: Path) -> None:
+    def test_equal_files_stay_in_one_subset(self, tmp_path: Path) -> None:
         data = make_images(tmp_path / "d", classes=2, each=12)
         for number in range(6):
             shutil.copy(data / "class0" / f"{number:03d}.png", data / "class0" / f"copy{number}.png")
         for seed in range(5):
-            manifest, findings = split(data, Options(seed=seed, near=False))
+            manifest, findings = split(data, SplitOptions(seed=seed, near=False))
             assert len(findings.exact_groups) == 6
             side = dict(zip(manifest.paths, manifest.subsets.tolist(), strict=True))
             assert all(side[f"class0/{n:03d}.png"] == side[f"class0/copy{n}.png"] for n in range(6))
 
-    def test_near_copies_stay_on_one_side(self, tmp_path: Path) -> None:
+    def test_near_duplicates_stay_in_one_subset(self, tmp_path: Path) -> None:
         data = make_images(tmp_path / "d", classes=2, each=10)
         photo = Image.fromarray(load_sample_images().images[1])
         for number in range(4):
@@ -324,7 +326,7 @@ class TestCopies:
         side = dict(zip(manifest.paths, manifest.subsets.tolist(), strict=True))
         assert all(side[f"class0/{n:03d}.png"] == side[f"class0/again{n}.jpg"] for n in range(4))
 
-    def test_copies_of_test_images_are_dropped_from_train(self, tmp_path: Path) -> None:
+    def test_copies_of_test_images_are_left_out_of_training(self, tmp_path: Path) -> None:
         root = tmp_path / "d"
         make_images(root / "train", each=10, seed=1)
         make_images(root / "test", each=4, seed=2)
@@ -335,39 +337,41 @@ class TestCopies:
         (left,) = manifest.left_out
         assert left.path == "train/class0/leak.png" and left.reason is Reason.COPY
         assert left.text.startswith("a copy of a test image")
-        assert "train/class0/leak.png" in split(root, Options(leakage="keep"))[0].paths
+        assert "train/class0/leak.png" in split(root, SplitOptions(leakage="keep"))[0].paths
         with pytest.raises(DataError, match="copies of test images"):
-            split(root, Options(leakage="error"))
+            split(root, SplitOptions(leakage="error"))
 
-    def test_a_test_folder_that_points_at_train_is_refused(self, tmp_path: Path) -> None:
+    def test_a_test_folder_with_the_training_images_is_refused(self, tmp_path: Path) -> None:
         make_images(tmp_path / "d" / "train", each=5)
         shutil.copytree(tmp_path / "d" / "train", tmp_path / "d" / "val")
-        with pytest.raises(DataError, match="training images are in the test set as well"):
+        with pytest.raises(DataError, match="training images are also in the test set"):
             split(tmp_path / "d")
 
-    def test_one_file_under_two_labels_is_left_out_and_listed(self, tmp_path: Path) -> None:
+    def test_a_file_with_two_labels_is_left_out_and_listed(self, tmp_path: Path) -> None:
         data = make_images(tmp_path / "d", classes=2, each=8)
         shutil.copy(data / "class0" / "000.png", data / "class1" / "same.png")
         manifest, findings = split(data)
         assert findings.conflicts == [["class0/000.png", "class1/same.png"]]
         assert not {"class0/000.png", "class1/same.png"} & set(manifest.paths)
 
-    def test_a_class_that_two_labels_have_emptied_names_them(self, tmp_path: Path) -> None:
+    def test_a_class_emptied_by_label_conflicts_is_an_error(self, tmp_path: Path) -> None:
         data = make_images(tmp_path / "d", classes=2, each=8)
         shutil.copytree(data / "class0", data / "other")
         with pytest.raises(
-            DataError, match=r"'class0' has no image left: class0/000.png .*the same file is class0 and other"
+            DataError,
+            match=r"'class0', 'other' have no usable images: class0/000.png is left out .*the same file is class0 and other",
         ):
             split(data)
 
     def test_groups_by_name_and_by_csv(self, tmp_path: Path) -> None:
-        files = find_images(make_images(tmp_path / "d", classes=1, each=4))
-        assert group_names(files, r"^(\d\d)") == ["00"] * 4
+        images = find_images(make_images(tmp_path / "d", classes=1, each=4))
         (tmp_path / "g.csv").write_text("path,group\nclass0/001.png,x\nclass0/003.png,x\n")
-        assert group_names(files, str(tmp_path / "g.csv")) == ["", "x", "", "x"]
+        for group_by, groups in ((r"^(\d\d)", ["00"] * 4), (str(tmp_path / "g.csv"), ["", "x", "", "x"])):
+            assign_groups(images, group_by)
+            assert [row.group for row in images.rows] == groups
         for bad in ("(", "zzz", "missing.csv"):
             with pytest.raises(UsageError, match="--group-by"):
-                group_names(files, bad)
+                assign_groups(images, bad)
 
 
 def test_the_command_prints_a_table_and_json(cli, images: Path) -> None:
@@ -381,7 +385,7 @@ def test_the_command_prints_a_table_and_json(cli, images: Path) -> None:
     assert other.code == 2 and "--force" in other.err
 
 
-def test_check_says_what_changed(cli, tmp_path: Path) -> None:
+def test_check_lists_missing_changed_and_new_files(cli, tmp_path: Path) -> None:
     data = make_images(tmp_path / "photos")
     assert cli("split", data).code == 0
     assert cli("split", "--check", "splits/photos.csv").code == 0
@@ -394,21 +398,21 @@ def test_check_says_what_changed(cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["split"], ["split", "nowhere"], ["split", "photos", "--val-fraction", "2"]])
-def test_wrong_usage_ends_with_two(cli, words: list[str]) -> None:
+def test_wrong_usage_exits_with_code_2(cli, words: list[str]) -> None:
     ran = cli(*words)
     assert ran.code == 2 and "Traceback" not in ran.err and ran.out == ""
 
 
-def test_a_path_that_is_too_long_is_not_shown_whole(cli) -> None:
+def test_a_very_long_path_is_shortened_in_the_message(cli) -> None:
     ran = cli("split", "a" * 5000)
     assert ran.code == 1 and "File name too long" in ran.err and len(ran.err) < 600
 
 
-def test_strict_makes_a_bad_file_an_error(cli, tmp_path: Path) -> None:
+def test_strict_turns_an_unusable_file_into_an_error(cli, tmp_path: Path) -> None:
     data = make_images(tmp_path / "photos")
     (data / "class0" / "bad.png").write_bytes(b"x")
     assert json.loads(cli("split", data, "--json").out)["left_out"] == [
-        {"path": "class0/bad.png", "reason": "no image"}
+        {"path": "class0/bad.png", "reason": "not an image"}
     ]
     ran = cli("split", data, "--strict", "--force")
-    assert ran.code == 1 and "class0/bad.png (no image)" in ran.err
+    assert ran.code == 1 and "class0/bad.png (not an image)" in ran.err

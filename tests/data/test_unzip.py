@@ -25,7 +25,7 @@ def silent(done: int, total: int) -> None:
 
 
 def zipped(members: Members, kind: int = 0, method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    """A zip file; `kind` is the file type that its last member claims to have."""
+    """A zip file; `kind` is the file type of its last member."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", method) as out:
         for number, (name, content) in enumerate(members, 1):
@@ -39,13 +39,13 @@ def zipped(members: Members, kind: int = 0, method: int = zipfile.ZIP_DEFLATED) 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Where to unpack to: alone in a folder, so that whatever else appears is seen."""
+    """The target of unpacking, alone in a folder."""
     (tmp_path / "inside").mkdir()
     return tmp_path / "inside" / "d"
 
 
 def refused(content: bytes, place: Path, match: str, **options: object) -> None:
-    """Unpacking must fail and leave nothing at all, in the folder or beside it."""
+    """Unpacking fails and leaves no files."""
     file = place.parent.parent / "a.zip"
     file.write_bytes(content)
     before = sorted(place.parent.parent.iterdir())
@@ -55,18 +55,18 @@ def refused(content: bytes, place: Path, match: str, **options: object) -> None:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_good_archive_is_unpacked_whole(tmp_path: Path, place: Path, method: int) -> None:
-    ticks: list[tuple[int, int]] = []
+def test_a_valid_archive_is_unpacked(tmp_path: Path, place: Path, method: int) -> None:
+    reports: list[tuple[int, int]] = []
     (tmp_path / "a.zip").write_bytes(zipped(GOOD, method=method))
-    unpack(tmp_path / "a.zip", place, "d", lambda *tick: ticks.append(tick))
+    unpack(tmp_path / "a.zip", place, "d", lambda *counts: reports.append(counts))
     assert {file.relative_to(place).as_posix() for file in place.rglob("*")} == {
         *("train", "train/Aves", "train/Aves/1.jpg", "val", "val/Aves", "val/Aves/2.jpg", "empty"),
     }
     assert (place / "val/Aves/2.jpg").read_bytes() == b"two"
-    assert ticks == [(1, 3), (2, 3), (3, 3)] and list(place.parent.iterdir()) == [place]
+    assert reports == [(1, 3), (2, 3), (3, 3)] and list(place.parent.iterdir()) == [place]
 
 
-def test_what_is_there_is_not_overwritten_and_leftovers_are_cleared(tmp_path: Path, place: Path) -> None:
+def test_existing_files_are_kept_and_unfinished_folders_are_removed(tmp_path: Path, place: Path) -> None:
     (tmp_path / "a.zip").write_bytes(zipped(GOOD))
     place.mkdir()
     left_by_a_kill = place.with_name(".d.unfinished")
@@ -74,7 +74,7 @@ def test_what_is_there_is_not_overwritten_and_leftovers_are_cleared(tmp_path: Pa
     (left_by_a_kill / "stale").touch()
     unpack(tmp_path / "a.zip", place, "d", silent)  # an empty folder is as good as none
     assert not (place / "stale").exists() and not left_by_a_kill.exists()
-    with pytest.raises(DataError, match="exists already"):
+    with pytest.raises(DataError, match="already exists"):
         unpack(tmp_path / "a.zip", place, "d", silent)
 
 
@@ -82,12 +82,12 @@ def test_what_is_there_is_not_overwritten_and_leftovers_are_cleared(tmp_path: Pa
     "name",
     ["../x", "/x", "d/../../x", "d/..", "C:\\x", "c:/x", "d\\..\\x", "\\\\host\\share\\x", "d/x:stream", ".", "//x"],
 )
-def test_a_name_that_leads_out_is_refused(place: Path, name: str) -> None:
-    refused(zipped([*GOOD, (name, b"evil")]), place, "leads out of its folder")
+def test_a_name_outside_the_archive_is_refused(place: Path, name: str) -> None:
+    refused(zipped([*GOOD, (name, b"evil")]), place, "a name outside its folder")
 
 
-def test_a_name_that_no_file_can_have_is_refused(place: Path) -> None:
-    refused(zipped([*GOOD, ("d/aXXb", b"cut")]).replace(b"d/aXXb", b"d/a\0\0b"), place, "a name that no file can have")
+def test_an_invalid_name_is_refused(place: Path) -> None:
+    refused(zipped([*GOOD, ("d/aXXb", b"cut")]).replace(b"d/aXXb", b"d/a\0\0b"), place, "an invalid name")
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
@@ -95,7 +95,7 @@ def test_links_and_devices_are_refused(place: Path, kind: int) -> None:
     refused(zipped([*GOOD, ("d/l", b"/etc/passwd")], kind=kind), place, "a link or device")
 
 
-def test_a_name_that_comes_twice_is_refused(place: Path) -> None:
+def test_a_duplicate_name_is_refused(place: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         twice = zipped([*GOOD, GOOD[0]])
     refused(twice, place, "a name twice: train/Aves/1.jpg")
@@ -103,11 +103,11 @@ def test_a_name_that_comes_twice_is_refused(place: Path) -> None:
     refused(zipped([("d/a/b", b"2"), ("d/a", b"1")]), place, "a name twice")
 
 
-def test_a_folder_depth_without_end_is_refused(place: Path) -> None:
+def test_excessive_folder_depth_is_refused(place: Path) -> None:
     refused(zipped([("d/" * 2000 + "x", b"1")]), place, "more than 32 deep")
 
 
-def test_bombs_are_refused_by_what_they_unpack_to(place: Path) -> None:
+def test_zip_bombs_are_refused_by_their_unpacked_size(place: Path) -> None:
     bomb = zipped([("d/zeros", bytes(20_000_000))])
     assert len(bomb) < 30_000
     refused(bomb, place, "more than 16,777,216 bytes")
@@ -116,7 +116,7 @@ def test_bombs_are_refused_by_what_they_unpack_to(place: Path) -> None:
     )
 
 
-def test_headers_that_lie_about_the_size_do_not_help(tmp_path: Path, place: Path) -> None:
+def test_wrong_sizes_in_headers_are_detected(tmp_path: Path, place: Path) -> None:
     bomb = zipped([("d/zeros", bytes(20_000_000))])
     refused(bomb.replace(struct.pack("<L", 20_000_000), struct.pack("<L", 1000)), place, "damaged")
     (tmp_path / "a.zip").write_bytes(bomb)
@@ -127,21 +127,21 @@ def test_headers_that_lie_about_the_size_do_not_help(tmp_path: Path, place: Path
 
 def test_too_many_files_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "MAX_FILES", 3)
-    refused(zipped(GOOD), place, "holds 4 files, more than 3")
+    refused(zipped(GOOD), place, "contains 4 files, more than 3")
 
 
-def test_other_methods_and_encryption_are_refused(place: Path) -> None:
-    refused(zipped(GOOD, method=zipfile.ZIP_LZMA), place, "other than deflate")
+def test_other_compression_methods_and_encryption_are_refused(place: Path) -> None:
+    refused(zipped(GOOD, method=zipfile.ZIP_LZMA), place, "not packed by deflate")
     encrypted = bytearray(zipped([("d/x", b"1")], method=zipfile.ZIP_STORED))
     for mark, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
         encrypted[encrypted.index(mark) + flags] |= 1
     refused(bytes(encrypted), place, "encrypted")
 
 
-def test_another_archive_is_refused(place: Path) -> None:
-    refused(zipped([("e/x", b"1")]), place, "holds no folder d")
-    refused(zipped([("d", b"a file")]), place, "holds no folder d")
-    refused(zipped([]), place, "holds no folder d")
+def test_an_archive_without_the_expected_folder_is_refused(place: Path) -> None:
+    refused(zipped([("e/x", b"1")]), place, "does not contain a folder d")
+    refused(zipped([("d", b"a file")]), place, "does not contain a folder d")
+    refused(zipped([]), place, "does not contain a folder d")
     for no_archive in (b"", b"<!DOCTYPE html>", b"\x1f\x8b" + bytes(100)):
         refused(no_archive, place, "is damaged: File is not a zip file")
 
@@ -163,7 +163,7 @@ def test_a_damaged_stream_is_refused(place: Path) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(NOISE) - 1), st.integers(0, 255)), max_size=4), st.integers(0, len(NOISE)))
-def test_a_damaged_archive_is_whole_or_refused(
+def test_a_damaged_archive_is_unpacked_completely_or_refused(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], stop: int
 ) -> None:
     content = bytearray(NOISE)
@@ -179,7 +179,7 @@ def test_a_damaged_archive_is_whole_or_refused(
         assert all(len(file.read_bytes()) == 500 for file in (folder / "in" / "d").rglob("*") if file.is_file())
 
 
-def test_a_full_disk_is_said_and_nothing_is_left(tmp_path: Path, place: Path) -> None:
+def test_a_full_disk_is_reported_and_nothing_remains(tmp_path: Path, place: Path) -> None:
     (tmp_path / "a.zip").write_bytes(zipped([("d/small", b"1"), ("d/big", np.random.default_rng(0).bytes(300_000))]))
     code = "import sys, pathlib; from inat_ft.download.unzip import unpack\n"
     code += "unpack(pathlib.Path('a.zip'), pathlib.Path('inside/d'), 'd', lambda done, total: None)"

@@ -1,4 +1,4 @@
-"""Several processes that train together: real ones, started by torchrun, on the CPU."""
+"""Distributed training: real processes, started by torchrun, on the CPU."""
 
 import json
 import os
@@ -20,15 +20,17 @@ from inat_ft.models.net import make_net
 
 pytestmark = pytest.mark.slow
 
-WORDS = "--backbone resnet18 --weights none --image-size 32 --batch-size 12 --precision fp32 --optimizer sgd --lr 1e-3"
+OPTIONS = (
+    "--backbone resnet18 --weights none --image-size 32 --batch-size 12 --precision fp32 --optimizer sgd --lr 1e-3"
+)
 
 
-TINY = ["--backbone", "cnn", "--set", "model.filters=16"]  # dropout inside
+TINY = ["--backbone", "cnn", "--set", "model.filters=16"]  # has dropout
 
 
-def together(processes: int, manifest: Path, *words: str) -> subprocess.Popen[str]:
+def torchrun(processes: int, manifest: Path, *arguments: str) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [*launcher, "-m", "inat_ft", "train", "--split", str(manifest), *WORDS.split(), *words]
+    command = [*launcher, "-m", "inat_ft", "train", "--split", str(manifest), *OPTIONS.split(), *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -42,25 +44,25 @@ def record(name: str) -> dict:
     [
         ("head", ["--cache", "prefix"]),
         ("full", []),
-        ("full", ["--backbone", "cnn", "--set", "model.filters=16"]),  # dropout inside
+        ("full", ["--backbone", "cnn", "--set", "model.filters=16"]),  # has dropout
         ("full", ["--backbone", "efficientnet_b0"]),  # stochastic depth
-        ("full", ["--average", "swa", "--batch-size", "16", "--epochs", "2"]),  # unequal batches
-        ("full", [*TINY, "--accumulate", "4", "--batch-size", "29"]),  # parts of the batch that differ in size
+        ("full", ["--average", "swa", "--batch-size", "16", "--epochs", "2"]),  # batches of different sizes
+        ("full", [*TINY, "--accumulate", "4", "--batch-size", "29"]),  # micro-batches of different sizes
         ("full", [*TINY, "--accumulate", "100", "--batch-size", "12", "--set", "data.balance=weights"]),
         ("full", [*TINY, "--mixup", "0.4", "--cutmix", "1", "--accumulate", "2", "--batch-size", "12"]),
     ],
     ids=["head", "full", "cnn", "efficientnet", "swa", "accumulate", "weights", "blended"],
 )
-def test_two_processes_give_what_one_gives_up_to_the_order_of_summation(cli, manifest_file, mode: str, more) -> None:
-    words = ["--mode", mode, "--epochs", "1", "--batch-size", "36", *more]
-    process = together(2, manifest_file, *words, "--name", "two", "--cache-dir", "other", "--json")
+def test_two_processes_give_the_result_of_one_up_to_rounding(cli, manifest_file, mode: str, more) -> None:
+    arguments = ["--mode", mode, "--epochs", "1", "--batch-size", "36", *more]
+    process = torchrun(2, manifest_file, *arguments, "--name", "two", "--cache-dir", "other", "--json")
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    assert json.loads(out)["compute"]["processes"] == 2  # printed once, by the first process alone
-    alone = cli("train", "--split", manifest_file, *WORDS.split(), *words, "--name", "one")
+    assert json.loads(out)["compute"]["processes"] == 2  # only the main process prints
+    alone = cli("train", "--split", manifest_file, *OPTIONS.split(), *arguments, "--name", "one")
     assert alone.code == 0, alone.err
     one, two = record("one"), record("two")
-    swa = "swa" in more  # many steps on few images: here one thread and two differ as much
+    swa = "swa" in more  # many steps on few images amplify rounding errors
     for key in ("train_loss",) if swa else ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
         assert one["history"][0][key] == pytest.approx(two["history"][0][key], rel=1e-2 if swa else 1e-4)
     a, b = (load_file(f"runs/{name}/model.safetensors") for name in ("one", "two"))
@@ -71,20 +73,20 @@ def test_two_processes_give_what_one_gives_up_to_the_order_of_summation(cli, man
         assert rows[0] == rows[1] > 0
 
 
-def test_a_range_test_by_two_processes_finds_what_one_finds(cli, manifest_file) -> None:
-    words = [*TINY, "--mode", "full", "--find-lr", "--accumulate", "2", "--mixup", "0.2", "--json"]
-    process = together(2, manifest_file, *words, "--name", "two", "--cache-dir", "other")
+def test_a_range_test_in_two_processes_gives_the_result_of_one(cli, manifest_file) -> None:
+    arguments = [*TINY, "--mode", "full", "--find-lr", "--accumulate", "2", "--mixup", "0.2", "--json"]
+    process = torchrun(2, manifest_file, *arguments, "--name", "two", "--cache-dir", "other")
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    alone = cli("train", "--split", manifest_file, *WORDS.split(), *words, "--name", "one")
+    alone = cli("train", "--split", manifest_file, *OPTIONS.split(), *arguments, "--name", "one")
     assert alone.code == 0, alone.err
     one, two = alone.json, json.loads(out)
-    steps = 50  # before the loss explodes, and with it the differences of rounding
+    steps = 50  # before the loss explodes and amplifies rounding errors
     assert one["lr"][:steps] == two["lr"][:steps] and len(one["lr"]) > steps
     assert one["loss"][:steps] == pytest.approx(two["loss"][:steps], rel=1e-2)
 
 
-def test_a_network_whose_layers_look_at_all_processes_can_be_pickled() -> None:
+def test_a_network_with_synchronized_layers_can_be_pickled() -> None:
     net = make_net("resnet18", resnet18(), 3, 0.5)
     parameters, state = list(map(id, net.parameters())), list(net.state_dict())
     images = torch.rand(2, 3, 32, 32)
@@ -98,8 +100,8 @@ def test_a_network_whose_layers_look_at_all_processes_can_be_pickled() -> None:
     assert torch.equal(copy(images), net(images)) and torch.equal(net(images), before)
 
 
-def test_a_process_that_dies_ends_the_run_which_can_go_on(cli, manifest_file) -> None:
-    process = together(2, manifest_file, "--mode", "full", "--epochs", "12", "--patience", "0", "--name", "broken")
+def test_a_killed_process_ends_the_run_which_can_be_resumed(cli, manifest_file) -> None:
+    process = torchrun(2, manifest_file, "--mode", "full", "--epochs", "12", "--patience", "0", "--name", "broken")
     checkpoint, deadline = Path("runs/broken/resume.pt"), time.monotonic() + 120
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -112,7 +114,7 @@ def test_a_process_that_dies_ends_the_run_which_can_go_on(cli, manifest_file) ->
     assert resumed.code == 0 and len(resumed.json["history"]) == 12
 
 
-def test_every_process_has_its_rows_of_every_part_of_a_batch() -> None:
+def test_each_process_has_a_shard_of_each_micro_batch() -> None:
     for count in (2, 5, 29, 64):
         for size in (1, 2, 3):
             for parts in (1, 2, 4):
@@ -122,10 +124,10 @@ def test_every_process_has_its_rows_of_every_part_of_a_batch() -> None:
                     assert all(batches[part][0] == everyone[0][part][0] for batches in everyone)
 
 
-def test_shares_are_whole_and_even() -> None:
+def test_shards_are_complete_and_balanced() -> None:
     for count in (1, 5, 64, 67):
         for size in (1, 2, 3, 8):
-            parts = [range(count)[ProcessGroup(rank, size).share(count)] for rank in range(size)]
+            parts = [range(count)[ProcessGroup(rank, size).shard(count)] for rank in range(size)]
             assert [number for part in parts for number in part] == list(range(count))
-            assert [len(part) for part in parts] == ProcessGroup(0, size).shares(count)
+            assert [len(part) for part in parts] == ProcessGroup(0, size).shard_sizes(count)
             assert max(map(len, parts)) - min(map(len, parts)) <= 1

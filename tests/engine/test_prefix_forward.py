@@ -1,4 +1,4 @@
-"""The forms in which frozen stages are computed give the same features, as far as they promise."""
+"""The ways to compute frozen stages give the same features within their tolerance."""
 
 import shutil
 
@@ -21,35 +21,35 @@ needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++
 def test_compiled_stages_give_the_same_features_for_batches_of_any_size() -> None:
     net = build_net(ModelConfig(backbone="resnet18", weights="none"), 3, 64, seed=0).eval()
     images = torch.randn(13, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    said: list[str] = []
-    compiled = Compiled(folded_prefix(net, 3).build(), said.append)
+    logged: list[str] = []
+    compiled = Compiled(folded_prefix(net, 3).build(), logged.append)
     with torch.inference_mode():
         wanted = exact_prefix(net, 3).build()(images)
         made = [compiled(part) for part in (images[:5], images[5:8], images[8:])]
         assert compiled._run is not compiled.stages
         torch.testing.assert_close(torch.cat(made), wanted, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(compiled(images), wanted, rtol=1e-3, atol=1e-4)  # more than it was compiled for
-    assert said == []
+        torch.testing.assert_close(compiled(images), wanted, rtol=1e-3, atol=1e-4)  # a larger batch
+    assert logged == []
 
 
-def test_stages_that_cannot_be_compiled_are_computed_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_that_cannot_be_compiled_run_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(graph: object, example: object) -> None:
         raise RuntimeError("no such instruction")
 
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module, **how: original(module, backend=fail, dynamic=False))
-    said: list[str] = []
-    compiled = Compiled(nn.Conv2d(3, 4, 3), said.append)
+    logged: list[str] = []
+    compiled = Compiled(nn.Conv2d(3, 4, 3), logged.append)
     images = torch.randn(2, 3, 8, 8)
     with torch.inference_mode():
         assert torch.equal(compiled(images), compiled.stages(images))
         assert torch.equal(compiled(images), compiled.stages(images))
-    (line,) = said
+    (line,) = logged
     assert "torch.compile failed" in line
 
 
 @needs_compiler
-def test_many_images_are_computed_compiled_and_the_record_says_so(
+def test_the_prefix_is_compiled_for_many_images_and_recorded(
     config, directories, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"compute__precision": "auto", "optim__epochs": 1}
@@ -59,14 +59,14 @@ def test_many_images_are_computed_compiled_and_the_record_says_so(
     monkeypatch.setattr("inat_ft.cache.loaders._CHECKED_IMAGES", 8)
     directories = type(directories)(directories.runs, directories.cache / "fresh")
     many, _ = train(config(**settings), directories)
-    assert any("compiled with torch.compile, which 36 images repay" in line for line in many.compute["decisions"])
+    assert any("compiled with torch.compile, which pays for 36 images" in line for line in many.compute["decisions"])
     assert many.history[0].train_loss == pytest.approx(few.history[0].train_loss, rel=0.02)
     exact, _ = train(config(**{**settings, "compute__precision": "fp32"}), directories)
     assert not any("compiled" in line for line in exact.compute["decisions"])
 
 
 @needs_compiler
-def test_a_compiled_prefix_that_runs_out_of_memory_goes_on_in_smaller_batches(config, directories, monkeypatch) -> None:
+def test_a_compiled_prefix_uses_smaller_batches_when_memory_runs_out(config, directories, monkeypatch) -> None:
     sizes: list[int] = []
 
     def scarce(self: Compiled, inputs: torch.Tensor) -> torch.Tensor:
@@ -77,12 +77,12 @@ def test_a_compiled_prefix_that_runs_out_of_memory_goes_on_in_smaller_batches(co
     monkeypatch.setattr("inat_ft.cache.loaders._CHECKED_IMAGES", 8)
     monkeypatch.setattr(Compiled, "forward", scarce)
     record, _ = train(config(compute__precision="auto", optim__epochs=1), directories)
-    assert sizes == [32, 9], "once for the training images and once for those of validation"
+    assert sizes == [32, 9], "once for the training images, once for the validation images"
     assert record.history[0].train_loss > 0
 
 
 @pytest.mark.parametrize(("precision", "dtype", "error"), [("bf16", torch.bfloat16, 0.1), ("fp32", torch.float32, 0)])
-def test_frozen_stages_that_are_not_kept_are_computed_in_their_own_form(
+def test_frozen_stages_that_are_not_cached_use_the_chosen_precision(
     config, directories, precision, dtype, error
 ) -> None:
     setup = prepare(config(compute__cache="none", compute__precision=precision, optim__batch_size=21))
@@ -95,7 +95,7 @@ def test_frozen_stages_that_are_not_kept_are_computed_in_their_own_form(
     assert (made.float() - wanted).norm() <= (error or 1e-5) * wanted.norm()
 
 
-def test_where_bits_count_they_hang_on_no_batch(config, directories) -> None:
+def test_the_exact_form_gives_the_same_bits_in_every_batch(config, directories) -> None:
     net = build_net(ModelConfig(backbone="efficientnet_b0", weights="none"), 3, 32, seed=0).eval()
     images = torch.randn(40, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     prefix_forward = exact_prefix(net, len(net.stages)).build()
@@ -105,7 +105,7 @@ def test_where_bits_count_they_hang_on_no_batch(config, directories) -> None:
             assert torch.equal(torch.cat([prefix_forward(part) for part in torch.split(images, sizes)]), whole)
 
 
-def test_stages_whose_bits_hang_on_an_images_place_are_not_kept(config, directories) -> None:
+def test_stages_whose_bits_depend_on_the_position_of_an_image_are_not_cached(config, directories) -> None:
     class Placed(nn.Module):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             return inputs * torch.arange(1.0, 1 + len(inputs))[:, None, None, None]
@@ -113,7 +113,9 @@ def test_stages_whose_bits_hang_on_an_images_place_are_not_kept(config, director
     setup = prepare(config())
     net, model = setup.plan.net, setup.model
     cache = PrefixCache(net, model.preprocess, setup.compute, directories.cache)
-    assert cache.exact_cut(len(net.stages)) == len(net.stages)
+    assert cache.exact_depth(len(net.stages)) == len(net.stages)
     second = list(net.stages.values())[1]
     second.register_forward_hook(lambda module, given, made: Placed()(made))
-    assert PrefixCache(net, model.preprocess, setup.compute, directories.cache / "new").exact_cut(len(net.stages)) == 1
+    assert (
+        PrefixCache(net, model.preprocess, setup.compute, directories.cache / "new").exact_depth(len(net.stages)) == 1
+    )

@@ -57,19 +57,19 @@ def test_cached_and_uncached_runs_agree_bit_for_bit(config, directories, setting
         assert_same(runs[0], other)
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(config, directories) -> None:
+def test_the_seed_decides_the_result(config, directories) -> None:
     first, again, other = (train(config(strategy__name="full", seed=seed), directories) for seed in (1, 1, 2))
     assert_same(first, again)
     assert figures(first[0]) != figures(other[0])
 
 
-def test_a_runs_own_config_file_gives_the_run_again(config, directories) -> None:
+def test_the_config_file_of_a_run_reproduces_it(config, directories) -> None:
     first = train(config(strategy__name="partial", data__augment="standard"), directories)
     again = load_config(first[1] / "config.yaml", [("name", "again")])
     assert_same(first, train(again, directories))
 
 
-def test_a_named_run_can_be_repeated_by_its_config_and_paths_name_nobody(cli, manifest_file, monkeypatch) -> None:
+def test_a_named_run_can_be_repeated_and_its_paths_hide_the_home_folder(cli, manifest_file, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(manifest_file.parent))
     settings = ["--backbone", "cnn", "--image-size", "32", "--epochs", "1", "--precision", "fp32"]
     ran = cli("train", "--split", str(manifest_file), "--name", "mine", *settings)
@@ -83,7 +83,7 @@ def test_a_named_run_can_be_repeated_by_its_config_and_paths_name_nobody(cli, ma
     assert cli("train", "--config", "runs/mine/config.yaml", "--name", "mine").code == 2
 
 
-def test_head_tuning_leaves_the_trunk_bit_identical(config, directories) -> None:
+def test_training_the_head_does_not_change_the_backbone(config, directories) -> None:
     settings = config(optim__lr=0.1)
     before = {name: tensor.clone() for name, tensor in prepare(settings).plan.net.original_state_dict().items()}
     after = load_file(train(settings, directories)[1] / "model.safetensors")
@@ -91,7 +91,7 @@ def test_head_tuning_leaves_the_trunk_bit_identical(config, directories) -> None
     assert changed == {"fc.weight", "fc.bias"}
 
 
-def test_partial_tuning_changes_only_what_it_says_statistics_included(config, directories) -> None:
+def test_partial_training_changes_only_its_stages_and_their_statistics(config, directories) -> None:
     settings = config(strategy__name="partial", strategy__unfreeze_from="layer4", compute__cache="none")
     before = {name: tensor.clone() for name, tensor in prepare(settings).plan.net.original_state_dict().items()}
     after = load_file(train(settings, directories)[1] / "model.safetensors")
@@ -99,7 +99,7 @@ def test_partial_tuning_changes_only_what_it_says_statistics_included(config, di
     assert changed == {name for name in before if name.startswith(("layer4", "fc"))}
 
 
-def test_a_network_learns_what_there_is_to_learn(config, directories) -> None:
+def test_a_network_learns(config, directories) -> None:
     record, _ = train(config(model__backbone="cnn", strategy__name="full", optim__epochs=6), directories)
     assert record.val_accuracy is not None and record.val_accuracy > 0.9
 
@@ -125,7 +125,7 @@ def test_every_optimizer_and_schedule_trains(config, directories, optimizer: str
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7])
-def test_the_schedule_is_that_of_torch_and_no_step_has_a_rate_of_zero(steps: int) -> None:
+def test_the_schedule_equals_that_of_torch_and_is_never_zero(steps: int) -> None:
     config = OptimConfig(epochs=10, schedule="cosine", warmup_epochs=2)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     rates = []
@@ -150,30 +150,30 @@ def epoch(val_accuracy: float | None, val_loss: float | None = 1.0) -> Epoch:
     return Epoch(epoch=1, val_accuracy=val_accuracy, val_loss=val_loss)
 
 
-class TestEarlyStop:
-    def test_stops_after_patience_epochs_without_a_rise(self) -> None:
+class TestEarlyStopping:
+    def test_it_stops_after_patience_epochs_without_improvement(self) -> None:
         stop = EarlyStopping(patience=3)
         assert [stop.step(epoch(score)) for score in (0.5, 0.6, 0.6, 0.55, 0.6)] == [False, False, False, False, True]
 
     @pytest.mark.parametrize("monitor", ["val_accuracy", "val_loss"])
-    def test_what_is_not_finite_is_never_better_and_zero_patience_never_stops(self, monitor: str) -> None:
+    def test_values_that_are_not_finite_are_worst_and_zero_patience_never_stops(self, monitor: str) -> None:
         assert EarlyStopping(patience=1, monitor=monitor).step(epoch(None, None))
         assert EarlyStopping(patience=1, monitor=monitor).step(Epoch.model_construct(epoch=1, **{monitor: math.nan}))
         never = EarlyStopping(patience=0, monitor=monitor)
         assert not any(never.step(epoch(0.0)) for _ in range(50))
 
-    def test_a_rise_smaller_than_min_delta_does_not_count_nor_does_a_tie_then(self) -> None:
+    def test_with_min_delta_small_changes_and_ties_are_not_improvements(self) -> None:
         stop = EarlyStopping(patience=2, min_delta=0.1)
         assert [stop.step(epoch(score)) for score in (0.5, 0.55, 0.59)] == [False, False, True]
         stop = EarlyStopping(patience=2, min_delta=0.1)
         assert [stop.step(epoch(0.5, loss)) for loss in (3.0, 2.0, 1.0)] == [False, False, True]
 
-    def test_a_tie_in_accuracy_is_broken_by_a_lower_loss(self) -> None:
+    def test_ties_in_accuracy_are_broken_by_the_loss(self) -> None:
         stop = EarlyStopping(patience=2)
         assert not any(stop.step(epoch(0.5, loss)) for loss in (3.0, 2.0, 1.0, 0.5, 0.4))
         assert [stop.step(epoch(0.5, loss)) for loss in (0.4, 0.6)] == [False, True]
 
-    def test_a_loss_that_is_monitored_must_fall_by_more_than_min_delta(self) -> None:
+    def test_a_monitored_loss_must_fall_by_more_than_min_delta(self) -> None:
         stop = EarlyStopping(patience=2, min_delta=0.1, monitor="val_loss")
         assert [stop.step(epoch(score, loss)) for score, loss in ((0.1, 2.0), (0.9, 1.95), (1.0, 1.91))] == [
             False,
@@ -182,7 +182,7 @@ class TestEarlyStop:
         ]
 
     @pytest.mark.parametrize("monitor", ["val_accuracy", "val_loss", "train_accuracy", "train_loss"])
-    def test_the_best_epoch_is_that_of_the_monitored_metric_resumed_or_not(
+    def test_the_monitored_metric_decides_the_best_epoch_also_after_a_resume(
         self, config, directories, monitor: str
     ) -> None:
         settings = {
@@ -210,7 +210,7 @@ class TestEarlyStop:
         assert_same((record, directory), resumed)
         assert resumed[0].best_epoch == record.best_epoch and resumed[0].optimizer_steps == record.optimizer_steps
 
-    def test_training_stops_there_and_keeps_the_first_best_epoch(self, config, directories) -> None:
+    def test_training_stops_and_keeps_the_first_best_epoch(self, config, directories) -> None:
         settings = config(
             optim__epochs=40, optim__lr=0.05, stop__patience=2, model__backbone="cnn", strategy__name="full"
         )
@@ -237,7 +237,7 @@ class Interrupted(Exception):
     "settings", [{"strategy__name": "head"}, {"strategy__name": "full", "data__augment": "standard"}]
 )
 @pytest.mark.parametrize("stopped_after", [1, 2])
-def test_an_interrupted_run_goes_on_to_the_same_numbers(config, directories, settings, stopped_after: int) -> None:
+def test_a_resumed_run_gives_the_same_numbers(config, directories, settings, stopped_after: int) -> None:
     whole = train(config(optim__epochs=3, stop__patience=0, name="whole", **settings), directories)
 
     def interrupt(epoch) -> None:
@@ -258,9 +258,9 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(config, directories, set
 
 
 def test_a_killed_process_can_be_resumed(config, directories, cli, manifest_file) -> None:
-    words = ["train", "--split", manifest_file, "--backbone", "resnet18", "--weights", "none", "--mode", "full"]
-    words += ["--image-size", 32, "--epochs", 4, "--patience", 0, "--precision", "fp32", "--batch-size", 8]
-    command = [sys.executable, "-m", "inat_ft", *map(str, words), "--name", "killed"]
+    arguments = ["train", "--split", manifest_file, "--backbone", "resnet18", "--weights", "none", "--mode", "full"]
+    arguments += ["--image-size", 32, "--epochs", 4, "--patience", 0, "--precision", "fp32", "--batch-size", 8]
+    command = [sys.executable, "-m", "inat_ft", *map(str, arguments), "--name", "killed"]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     checkpoint = Path("runs/killed/resume.pt")
     deadline = time.monotonic() + 120
@@ -271,7 +271,7 @@ def test_a_killed_process_can_be_resumed(config, directories, cli, manifest_file
     assert checkpoint.exists() and not Path("runs/killed/record.json").exists()
     resumed = cli("train", "--resume", "runs/killed", "--json")
     assert resumed.code == 0, resumed.err
-    assert cli(*words, "--name", "whole").code == 0
+    assert cli(*arguments, "--name", "whole").code == 0
     histories = [json.loads(Path(f"runs/{name}/record.json").read_text())["history"] for name in ("killed", "whole")]
     for epochs in histories:
         for epoch in epochs:
@@ -279,14 +279,14 @@ def test_a_killed_process_can_be_resumed(config, directories, cli, manifest_file
     assert histories[0] == histories[1]
 
 
-def test_a_finished_run_is_returned_as_it_is(config, directories) -> None:
+def test_a_finished_run_is_returned(config, directories) -> None:
     record, directory = train(config(), directories)
     again, _ = train(config(), directories, resume=directory)
     assert again == record
 
 
 @pytest.mark.parametrize("left", [b"", b"PK\3\4 not whole"])
-def test_from_a_damaged_checkpoint_there_is_no_going_on(config, directories, left: bytes) -> None:
+def test_a_damaged_checkpoint_is_refused(config, directories, left: bytes) -> None:
     seen = []
 
     def interrupt(epoch) -> None:
@@ -296,11 +296,11 @@ def test_from_a_damaged_checkpoint_there_is_no_going_on(config, directories, lef
 
     with pytest.raises(Interrupted) as first:
         train(config(name="a"), directories, TrainCallbacks(on_epoch=interrupt))
-    assert first.value.__notes__ == [f"go on: inat-ft train --resume {directories.runs / 'a'}"]
+    assert first.value.__notes__ == [f"resume: inat-ft train --resume {directories.runs / 'a'}"]
     (directories.runs / "a" / "resume.pt").write_bytes(left)
     with pytest.raises(InatFtError, match=r"cannot read the checkpoint .*: .") as caught:
         train(config(name="a"), directories, resume=directories.runs / "a")
-    assert caught.value.hint == "start again under another --name" and not hasattr(caught.value, "__notes__")
+    assert caught.value.hint == "start a new run with another --name" and not hasattr(caught.value, "__notes__")
 
 
 def test_a_checkpoint_of_other_settings_is_refused(config, directories) -> None:
@@ -320,24 +320,24 @@ def test_a_checkpoint_of_other_settings_is_refused(config, directories) -> None:
 
 def test_a_name_is_not_used_twice(config, directories) -> None:
     train(config(name="once"), directories)
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         train(config(name="once"), directories)
     names = [train(config(), directories)[1].name for _ in range(2)]
     assert names == ["resnet18-head-1", "resnet18-head-2"]
 
 
-def test_a_diverged_loss_is_an_error_that_says_what_to_try(config, directories) -> None:
+def test_a_diverged_loss_is_an_error_with_a_hint(config, directories) -> None:
     with pytest.raises(InatFtError, match="training has diverged") as caught:
         train(config(strategy__name="full", optim__lr=100.0, optim__optimizer="sgd", optim__epochs=20), directories)
     assert "--lr" in caught.value.hint
 
 
-def test_on_epoch_can_end_the_training_and_the_best_is_kept(config, directories) -> None:
+def test_on_epoch_can_stop_training(config, directories) -> None:
     record, _ = train(config(optim__epochs=5), directories, TrainCallbacks(on_epoch=lambda epoch: epoch.epoch == 2))
     assert len(record.history) == 2 and record.best_epoch in (1, 2)
 
 
-def test_the_optimizer_holds_just_what_learns_and_decays_no_biases(config) -> None:
+def test_the_optimizer_holds_trainable_parameters_and_does_not_decay_biases(config) -> None:
     setup = prepare(config(strategy__name="partial", strategy__unfreeze_from="layer4"))
     optimizer = make_optimizer(setup.plan.epochs[0], OptimConfig(weight_decay=0.1))
     held = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -355,7 +355,7 @@ class HeadThenAll(Strategy):
         return [Group(net.head.parameters())] if epoch < 2 else [Group(net.parameters(), lr_scale=0.1)]
 
 
-def test_a_change_between_epochs_keeps_the_state_of_what_learned_before() -> None:
+def test_a_new_phase_keeps_the_optimizer_state() -> None:
     from torchvision.models import resnet18
 
     net = make_net("resnet18", resnet18(), 3, 0.0)
@@ -364,7 +364,7 @@ def test_a_change_between_epochs_keeps_the_state_of_what_learned_before() -> Non
     assert [plan.starts_phase(epoch) for epoch in range(4)] == [False, False, True, False]
     assert plan.epochs_until_thaw(0) == 2
     first = make_optimizer(plan.epochs[0], OptimConfig())
-    net.set_trainable(plan.epochs[0].parameters)
+    net.set_trainable(plan.epochs[0].scales)
     net.eval()(torch.rand(2, 3, 32, 32)).sum().backward()
     first.step()
     second = make_optimizer(plan.epochs[2], OptimConfig(), first)
@@ -373,7 +373,7 @@ def test_a_change_between_epochs_keeps_the_state_of_what_learned_before() -> Non
     assert len([p for group in second.param_groups for p in group["params"]]) == len(list(net.parameters()))
 
 
-def test_a_record_says_what_is_needed_to_repeat_and_not_who_ran_it(config, directories) -> None:
+def test_a_record_describes_the_environment_without_personal_data(config, directories) -> None:
     record, directory = train(config(), directories)
     text = (directory / "record.json").read_text()
     assert record.environment["torch"] == torch.__version__ and record.split.fingerprint and record.seed == 0
@@ -384,17 +384,38 @@ def test_a_record_says_what_is_needed_to_repeat_and_not_who_ran_it(config, direc
     assert [line["epoch"] for line in lines] == [1, 2]
 
 
-def test_a_disk_that_is_full_is_told_as_such_and_leaves_nothing_half_written(manifest_file) -> None:
-    words = ["train", "--split", manifest_file, "--backbone", "cnn", "--set", "model.filters=16", "--image-size", "32"]
-    command = [sys.executable, "-m", "inat_ft", *map(str, words), "--cache", "none", "--epochs", "1", "--name", "full"]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))  # noqa: E731 - a full disk, as far as it goes
+def test_a_full_disk_is_reported_and_leaves_no_partial_file(manifest_file) -> None:
+    arguments = [
+        "train",
+        "--split",
+        manifest_file,
+        "--backbone",
+        "cnn",
+        "--set",
+        "model.filters=16",
+        "--image-size",
+        "32",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "inat_ft",
+        *map(str, arguments),
+        "--cache",
+        "none",
+        "--epochs",
+        "1",
+        "--name",
+        "full",
+    ]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))  # noqa: E731 - acts like a full disk
     ran = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
     assert ran.returncode == 1 and "cannot write runs/full/resume.pt: File too large" in ran.stderr, ran.stderr
     assert "free some space" in ran.stderr and "fault of inat-ft" not in ran.stderr
     assert not Path("runs/full/resume.pt").exists() and not list(Path("runs/full").glob(".*.tmp"))
 
 
-def test_what_libraries_say_of_a_full_disk_is_understood(tmp_path) -> None:
+def test_a_full_disk_is_recognized_in_errors_of_libraries(tmp_path) -> None:
     with pytest.raises(InatFtError, match="No space left"), atomic_write(tmp_path / "model"):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     with pytest.raises(RuntimeError, match="something else"), atomic_write(tmp_path / "model"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from inat_ft.data.manifest import read_manifest
@@ -16,7 +17,7 @@ from inat_ft.evaluation.evaluate import evaluate_run
 from inat_ft.evaluation.inference import predict_images
 from inat_ft.evaluation.ledger import past_test_evaluations
 from inat_ft.evaluation.predictions import read_predictions
-from inat_ft.exporters.onnx import export_onnx
+from inat_ft.exporters import export_run
 from inat_ft.images.decode import load_image, sha256_of
 from inat_ft.training import train
 
@@ -34,7 +35,7 @@ def test_predictions_are_those_of_an_evaluation(run: Path, images: Path, cli, tm
     (tmp_path / "new" / ".DS_Store").write_bytes(b"x")
     ran = cli("predict", run, tmp_path / "new", "--out", "p.csv", "--json")
     assert ran.code == 0, ran.err
-    assert "broken.png: no image; skipped" in ran.err
+    assert "broken.png: not an image; skipped" in ran.err
     said = {Path(answer["path"]).relative_to(tmp_path / "new").as_posix(): answer for answer in ran.json}
     assert len(said) == 60 and all(len(answer["top"]) == 3 for answer in said.values())
     for row, path in enumerate(known.paths):
@@ -64,7 +65,7 @@ def test_test_images_that_changed_are_not_scored_as_those_that_were_split(
     assert known.hashes[known.paths.index(first)] == sha256_of(tmp_path / "photos" / first)
     record.write_text(record.read_text().replace('"changed": "ignore"', '"changed": "error"'))
     (tmp_path / "photos" / second).unlink()
-    with pytest.raises(DataError, match="1 image gone or unreadable, 1 image changed") as caught:
+    with pytest.raises(DataError, match="1 image missing or unreadable, 1 image changed") as caught:
         evaluate_run(run, "test", root=tmp_path / "photos")
     assert "bring them back" in caught.value.hint and "ignore" not in caught.value.hint
 
@@ -81,21 +82,41 @@ def test_what_cannot_be_predicted(run: Path, cli, tmp_path: Path) -> None:
         predict_images(tmp_path / "empty", [tmp_path / "x.png"])
 
 
-def test_the_exported_network_says_the_same_from_bare_pixels(run: Path, images: Path, monkeypatch) -> None:
-    runtime = pytest.importorskip("onnxruntime")
-    assert export_onnx(run, run / "model.onnx") < 1e-4
-    session = runtime.InferenceSession(run / "model.onnx", providers=["CPUExecutionProvider"])
-    said = session.get_modelmeta().custom_metadata_map
-    size = json.loads(said["preprocess"])["image_size"]
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
+def test_an_exported_network_predicts_the_same_from_pixels(run: Path, images: Path, name: str) -> None:
+    done = export_run(run, run / name)
+    assert done.largest_difference < 1e-4
     files = sorted(images.rglob("*.png"))[:5]
-    (shares,) = session.run(None, {"images": np.stack([load_image(file, size) for file in files])})
-    answers, _ = predict_images(run, files)
-    assert json.loads(said["classes"]) == ["class0", "class1", "class2"]
-    np.testing.assert_allclose(shares, np.stack([answer.probabilities for answer in answers]), atol=1e-4)
-    monkeypatch.setattr("inat_ft.exporters.onnx._TOLERANCE", -1.0)
+    predictions, _ = predict_images(run, files)
+    if name == "model.onnx":
+        runtime = pytest.importorskip("onnxruntime")
+        session = runtime.InferenceSession(done.file, providers=["CPUExecutionProvider"])
+        metadata = session.get_modelmeta().custom_metadata_map
+    else:
+        metadata = {"classes": "", "preprocess": ""}
+        program = torch.export.load(done.file, extra_files=metadata).module()
+    size = json.loads(metadata["preprocess"])["image_size"]
+    pixels = np.stack([load_image(file, size) for file in files])
+    if name == "model.onnx":
+        (exported,) = session.run(None, {"images": pixels})
+    else:
+        exported = program(torch.from_numpy(pixels)).detach().numpy()
+    assert json.loads(metadata["classes"]) == ["class0", "class1", "class2"]
+    np.testing.assert_allclose(exported, np.stack([row.probabilities for row in predictions]), atol=1e-4)
+
+
+def test_an_export_that_differs_from_pytorch_is_not_kept(run: Path, monkeypatch) -> None:
+    monkeypatch.setattr("inat_ft.exporters._TOLERANCE", -1.0)
     with pytest.raises(InatFtError, match="does not match PyTorch"):
-        export_onnx(run, run / "other.onnx")
-    assert not (run / "other.onnx").exists()
+        export_run(run, run / "other.pt2")
+    assert not (run / "other.pt2").exists()
+
+
+def test_a_missing_package_and_an_unknown_format_are_named(run: Path, monkeypatch, invoke) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UsageError, match="onnxruntime"):
-        export_onnx(run, run / "other.onnx")
+        export_run(run)
+    ran = invoke("export", run, "--format", "torch-exprot")
+    assert ran.code == 2 and "unknown exporter 'torch-exprot': did you mean 'torch-export'?" in ran.err
+    ran = invoke("export", run, "--format", "torch-export", "--json")
+    assert ran.code == 0 and ran.json["file"].endswith("model.pt2") and ran.json["largest_difference"] < 1e-4

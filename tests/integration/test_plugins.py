@@ -1,31 +1,16 @@
 """Plugins as packages of their own, installed into an environment of their own."""
 
 import subprocess
-import sys
-import venv
 from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory) -> Path:
-    """A fresh environment that sees the packages of this one, with both example plugins installed by pip."""
-    home = tmp_path_factory.mktemp("venv")
-    venv.create(home, with_pip=False, symlinks=True)
-    site = next(home.glob("lib/python*/site-packages"))
-    here = [path for path in sys.path if path.endswith("site-packages")] + [str(ROOT)]
-    (site / "ours.pth").write_text("\n".join(here) + "\n")
-    for name in ("strategy", "backbone"):
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-        target = [*command, "--target", str(site), str(ROOT / "examples" / "plugins" / name)]
-        ran = subprocess.run(target, capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, ran.stderr
-    return home / "bin" / "python"
+def python(plugin_environment) -> Path:
+    return plugin_environment("strategy", "backbone")
 
 
 def run(python: Path, *words: object) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from torchvision.models import get_model
 from inat_ft.cache.frozen_prefix import PrefixCache
 from inat_ft.cache.loaders import EpochLoaders
 from inat_ft.cache.packed_images import Pixels
-from inat_ft.config import OptimConfig, build_strategy
+from inat_ft.config import build_strategy
 from inat_ft.engine.device import Compute
 from inat_ft.engine.early_stopping import EarlyStopping
 from inat_ft.engine.fit import TrainState, fit
@@ -51,11 +51,11 @@ def run(net: Net, plan: TrainingPlan, images: Path, cache: Path, mode: str) -> d
     with ThreadPoolExecutor(1) as pool:
         hashes = [sha256_of(file) for file in files]
         pixels = Pixels(files, hashes, torch.arange(len(files)) % 3, preprocess.image_size, cache, pool)
-        loaders = EpochLoaders(
-            plan, pixels, pixels, preprocess, PrefixCache(net, preprocess, CPU, cache), 3, 0, mode=mode
-        )
-        config = OptimConfig(epochs=1, lr=1e-2, optimizer="sgd", momentum=0)
-        fit(net, loaders, plan, StepConfig(config), CPU, 0, TrainState(EarlyStopping(0)))
+        settings = {"epochs": 1, "lr": 1e-2, "optimizer": "sgd", "momentum": 0, "batch_size": 3}
+        overrides = [(f"optim.{key}", value) for key, value in settings.items()]
+        config = load_config(None, [*overrides, ("compute.cache", mode)])
+        loaders = EpochLoaders(plan, pixels, pixels, PrefixCache(net, preprocess, CPU, cache), config)
+        fit(loaders, plan, StepConfig(config.optim), CPU, TrainState(EarlyStopping(0)))
     return {name: tensor.clone() for name, tensor in net.original_state_dict().items()}
 
 

@@ -40,10 +40,10 @@ def model_config(backbone: str, weights: str = "none") -> ModelConfig:
             "none",
             16,
             None,
-            "squeezenet1_1 cannot take images of 16 pixels: .*Output size is too small",
+            "squeezenet1_1 does not support images of 16 pixels: .*Output size is too small",
         ),
         ("vit_b_32", "none", 40, None, "vit_b_32 cannot be built for images of 40 pixels: Input shape indivisible"),
-        ("vit_b_32", "none", 64, 96, "vit_b_32 cannot take images of 96 pixels, being built for 64"),
+        ("vit_b_32", "none", 64, 96, "vit_b_32 does not support images of 96 pixels; it was built for 64"),
         ("maxvit_t", "none", 100, None, "maxvit_t cannot be built for images of 100 pixels: .*not divisible"),
     ],
 )

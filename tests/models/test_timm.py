@@ -67,7 +67,7 @@ def test_missing_weights_are_named_with_where_they_belong(tmp_path, monkeypatch)
 
 def test_without_the_package_the_message_says_how_to_install_it(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(WeightsError, match="need the package timm") as caught:
+    with pytest.raises(WeightsError, match="require the package timm") as caught:
         build_model(model_config("resnet10t", "none"), 3, 0)
     assert caught.value.hint == "pip install 'inat-ft[timm]'"
 
@@ -75,7 +75,7 @@ def test_without_the_package_the_message_says_how_to_install_it(monkeypatch) -> 
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("resnet10tt", ConfigError, "timm has no classifier 'resnet10tt': did you mean 'resnet10t'"),
+        ("resnet10tt", ConfigError, "unknown timm classifier 'resnet10tt': did you mean 'resnet10t'"),
         ("resnet10t.nope", ConfigError, r"invalid pretrained tag \(nope\)"),
         ("levit_128", PluginError, "does not end with a Linear layer"),
     ],

@@ -200,7 +200,7 @@ class NoBias(nn.Module):
 def test_a_strategy_with_nothing_to_train_but_the_head_refuses_and_names_what_fits(name: str) -> None:
     net = make_net("plain", NoBias(), 5, 0.0)
     asked = strategy(name)
-    with pytest.raises(ConfigError, match=f"^plain has no .*{name} could") as caught:
+    with pytest.raises(ConfigError, match=f"^plain has no .*{name} has nothing to") as caught:
         make_plan(asked, asked.adapt(net), 1)
     assert caught.value.exit_code == 2 and "--mode head" in caught.value.hint
 

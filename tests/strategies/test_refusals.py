@@ -17,7 +17,7 @@ from inat_ft.training import TrainCallbacks, train
         (["--mode", "bn-only", "--backbone", "squeezenet1_1"], "squeezenet1_1 has no BatchNorm"),
         (
             ["--mode", "lora", "--backbone", "resnet18", "--set", "strategy.adapt_from=fc"],
-            "resnet18 has no Linear layer and no ungrouped convolution from 'fc' on",
+            "resnet18 has no Linear layer or ungrouped convolution from 'fc' on",
         ),
     ],
 )

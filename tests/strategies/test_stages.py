@@ -49,7 +49,7 @@ def seeds_own_rule(mode: str, unfreeze_from: str) -> set[str]:
 def test_what_learns_is_what_the_task_says(net: Net, mode: str, stage: str) -> None:
     options = {"unfreeze_from": stage} if stage else {}
     plan = make_plan(strategy(mode, **options), net, 1)
-    net.set_trainable(plan.epochs[0].parameters)
+    net.set_trainable(plan.epochs[0].scales)
     learning = {net.original_name(name) for name, parameter in net.named_parameters() if parameter.requires_grad}
     assert learning == seeds_own_rule(mode, stage)
 
@@ -60,7 +60,7 @@ def test_partial_starts_at_layer3_unless_told_otherwise(net: Net) -> None:
 
 
 def test_frozen_batch_norms_stay_in_eval_mode_whatever_is_called(net: Net) -> None:
-    net.set_trainable(make_plan(strategy("partial", unfreeze_from="layer4"), net, 1).epochs[0].parameters)
+    net.set_trainable(make_plan(strategy("partial", unfreeze_from="layer4"), net, 1).epochs[0].scales)
     net.eval()
     net.train()
     modes = {name: module.training for name, module in net.named_modules() if isinstance(module, _BatchNorm)}
@@ -69,7 +69,7 @@ def test_frozen_batch_norms_stay_in_eval_mode_whatever_is_called(net: Net) -> No
 
 
 def test_a_pass_in_training_mode_moves_no_frozen_statistics(net: Net) -> None:
-    net.set_trainable(make_plan(strategy("partial", unfreeze_from="layer4"), net, 1).epochs[0].parameters)
+    net.set_trainable(make_plan(strategy("partial", unfreeze_from="layer4"), net, 1).epochs[0].scales)
     before = copy.deepcopy(net.original_state_dict())
     net.train()
     net(torch.rand(4, 3, 64, 64))
@@ -121,9 +121,9 @@ class Exits(Strategy):
     [
         (Raises, r"failed in groups\(epoch=0\): KeyError: 'layer9'"),
         (Exits, r"failed in groups\(epoch=0\): SystemExit: 3"),
-        (Nothing, "lets nothing learn in epoch 1"),
+        (Nothing, "returned no trainable parameters for epoch 1"),
         (Twice, "returned a parameter in two groups"),
-        (Foreign, "a parameter that is not the network's"),
+        (Foreign, "a parameter that the network does not have"),
         (Negative, "lr_scale must be 0 or more, not -1.0"),
         (NoGroups, "must return a list of Group"),
     ],

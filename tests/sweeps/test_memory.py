@@ -42,7 +42,7 @@ def test_the_network_of_a_trial_is_gone_before_the_next_one_is_built(
     gc.disable()  # or Python might do it by chance
     try:
         work(
-            sweep, training("val_accuracy", tmp_path / "cache", lambda config: TrainCallbacks()), say=lambda line: None
+            sweep, training("val_accuracy", tmp_path / "cache", lambda config: TrainCallbacks()), log=lambda line: None
         )
     finally:
         gc.enable()

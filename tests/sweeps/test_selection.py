@@ -58,7 +58,7 @@ def sweep_of(folder: Path, runs: list[tuple[int, float]], **how):
     )
     sweep = create(spec, folder, "tied")
     outcomes = iter(runs)
-    work(sweep, lambda job: leave_run(job, *next(outcomes), **how), say=lambda line: None)
+    work(sweep, lambda job: leave_run(job, *next(outcomes), **how), log=lambda line: None)
     return sweep
 
 
@@ -176,7 +176,7 @@ def test_the_report_is_one_page_without_network_or_scripts_and_escapes_names(tmp
     page, *pngs = write_report(sweep, tmp_path / "report")
     text = page.read_text()
     parsed = _Page()
-    parsed.loaders(text)
+    parsed.feed(text)
     assert parsed.tags.count("img") == 4
     assert "script" not in parsed.tags
     assert "&lt;script&gt;alert(1)" in text
@@ -193,7 +193,7 @@ def test_a_report_of_a_single_trial_and_of_words_in_the_space(tmp_path: Path) ->
     words = {"mode": {"values": ["head", "partial", "full"]}, "lr": {"min": 0.001, "max": 0.1}}
     spec = parse_spec({"method": "random", "run_cap": 6, "parameters": words})
     sweep = create(spec, tmp_path, "words")
-    work(sweep, lambda job: leave_run(job, int(1000 * dict(job.overrides)["optim.lr"]), 1.0), say=lambda line: None)
+    work(sweep, lambda job: leave_run(job, int(1000 * dict(job.overrides)["optim.lr"]), 1.0), log=lambda line: None)
     assert len(write_report(sweep, tmp_path / "b")) == 5
 
 
@@ -282,7 +282,7 @@ def test_the_loss_of_trials_is_tested_for_all_pairs(tmp_path: Path) -> None:
         leave_run(job, right, 1.0)
         return 1 - right / NUM_IMAGES
 
-    work(sweep, objective, say=lambda line: None)
+    work(sweep, objective, log=lambda line: None)
     selection = choose(sweep)
     assert [candidate.standing for candidate in selection.candidates] == [Standing.BEST, Standing.TIED, Standing.WORSE]
     assert selection.candidates[2].p < 0.05 < selection.candidates[1].p

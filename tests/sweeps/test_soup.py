@@ -34,7 +34,7 @@ def trained(manifest: Path, folder: Path, **parameters: list[object]) -> Sweep:
     varying = {name.replace("__", "."): {"values": values} for name, values in parameters.items()}
     fixed = {key: {"value": value} for key, value in {**FIXED, "data.split": str(manifest)}.items()}
     sweep = create(parse_spec({"method": "grid", "parameters": fixed | varying}), folder / "sweeps", "mix")
-    work(sweep, training("val_accuracy", folder / "cache", lambda config: TrainCallbacks()), say=lambda line: None)
+    work(sweep, training("val_accuracy", folder / "cache", lambda config: TrainCallbacks()), log=lambda line: None)
     return sweep
 
 

@@ -42,9 +42,9 @@ def small(folder: Path, **more):
 def test_22_trials_are_22_points_the_same_ones_twice(tmp_path: Path) -> None:
     sweeps = [create(read_spec(None), tmp_path, id, seed=5) for id in ("first", "second")]
 
-    assert work(sweeps[0], accuracy, say=quiet) == ("finished", "run_cap is reached")
+    assert work(sweeps[0], accuracy, log=quiet) == ("finished", "run_cap is reached")
     work(sweeps[1], accuracy, 10, quiet)  # and the rest by another process, which reads it anew
-    work(open_sweep("second", tmp_path), accuracy, say=quiet)
+    work(open_sweep("second", tmp_path), accuracy, log=quiet)
 
     first, second = ([trial.point for trial in sweep.trials()] for sweep in sweeps)
     assert len({tuple(point.values()) for point in first}) == 22
@@ -55,7 +55,7 @@ def test_22_trials_are_22_points_the_same_ones_twice(tmp_path: Path) -> None:
 def test_a_sweep_ends_when_the_space_is_used_up(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=100)
 
-    assert work(sweep, accuracy, say=quiet) == ("finished", "all 6 points have been tried")
+    assert work(sweep, accuracy, log=quiet) == ("finished", "all 6 points have been tried")
     assert sweep.state() == ("finished", "all 6 points have been tried")
     best = sweep.best()[0]
     assert (best.point, best.value) == ({"epochs": 2, "dropout": 0.2}, pytest.approx(0.72))
@@ -113,7 +113,7 @@ def test_count_limits_one_call_and_a_target_ends_the_sweep(tmp_path: Path) -> No
 
     assert work(sweep, accuracy, 1, quiet)[0] == "waiting"
     assert len(sweep.trials()) == 1
-    state, why = work(sweep, accuracy, say=quiet)
+    state, why = work(sweep, accuracy, log=quiet)
     assert (state, why) == ("finished", "a trial reached the target, val_accuracy 0.6")
     assert [trial.point["dropout"] for trial in sweep.trials()] == [0.0, 0.1]
 
@@ -127,7 +127,7 @@ def test_a_failure_is_recorded_retried_once_and_skipped(tmp_path: Path) -> None:
             raise RuntimeError("out of memory")
         return math.nan if job.name == "small-02" and tried.count(job.name) == 1 else accuracy(job)
 
-    assert work(sweep, objective, say=quiet)[0] == "finished"
+    assert work(sweep, objective, log=quiet)[0] == "finished"
     assert tried.count("small-01") == 2
     assert tried.count("small-02") == 2
     trials = sweep.trials()
@@ -141,11 +141,11 @@ def test_ten_failures_in_a_row_stop_the_sweep_until_it_is_run_again(tmp_path: Pa
     def objective(job: TrialJob) -> float:
         raise InatFtError("the loss is nan in epoch 1")
 
-    state, why = work(sweep, objective, say=quiet)
+    state, why = work(sweep, objective, log=quiet)
     assert (state, "the loss is nan in epoch 1" in why) == ("failed", True)
     assert sum(trial.attempts for trial in sweep.trials()) == 10
     sweep.resume()
-    assert work(sweep, accuracy, say=quiet)[0] == "finished"
+    assert work(sweep, accuracy, log=quiet)[0] == "finished"
     assert {trial.state for trial in sweep.trials()} == {"complete"}
 
 
@@ -155,12 +155,12 @@ def test_a_trial_that_cannot_be_is_not_repeated_and_tells_what_to_do(tmp_path: P
     def objective(job: TrialJob) -> float:
         raise ConfigError("unknown stage 'layer9'", "it has: layer1 layer2")
 
-    work(sweep, objective, say=quiet)
+    work(sweep, objective, log=quiet)
     (trial,) = sweep.trials()
     assert (trial.state, trial.attempts) == ("failed", 1)
     assert trial.reason == "unknown stage 'layer9'; it has: layer1 layer2"
     sweep.resume()  # as nothing but failures came of it, running it again tries anew
-    assert work(sweep, accuracy, say=quiet)[0] == "finished"
+    assert work(sweep, accuracy, log=quiet)[0] == "finished"
     assert [trial.state for trial in sweep.trials()] == ["complete"]
 
 
@@ -171,9 +171,9 @@ def test_missing_data_ends_the_first_trial_and_costs_nothing(tmp_path: Path) -> 
         raise DataError("no images")
 
     with pytest.raises(DataError, match="no images"):
-        work(sweep, objective, say=quiet)
+        work(sweep, objective, log=quiet)
     assert [(trial.state, trial.reason) for trial in sweep.trials()] == [("interrupted", "could not run: no images")]
-    assert work(sweep, accuracy, say=quiet)[0] == "finished"
+    assert work(sweep, accuracy, log=quiet)[0] == "finished"
     assert [trial.state for trial in sweep.trials()] == ["complete"] * 6
 
 
@@ -182,10 +182,10 @@ def test_stop_and_go_on(tmp_path: Path) -> None:
     work(sweep, accuracy, 2, quiet)
     sweep.stop()
 
-    assert work(sweep, accuracy, say=quiet)[0] == "stopped"
+    assert work(sweep, accuracy, log=quiet)[0] == "stopped"
     assert len(sweep.trials()) == 2
     sweep.resume()
-    assert work(sweep, accuracy, say=quiet)[0] == "finished"
+    assert work(sweep, accuracy, log=quiet)[0] == "finished"
 
 
 def test_ctrl_c_puts_the_trial_back(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_ctrl_c_puts_the_trial_back(tmp_path: Path) -> None:
 
     for _ in range(5):  # a user may do this as often as he likes
         with pytest.raises(KeyboardInterrupt):
-            work(sweep, objective, say=quiet)
+            work(sweep, objective, log=quiet)
     assert [(trial.state, trial.number) for trial in sweep.trials()] == [("interrupted", 0)]
     work(sweep, accuracy, 1, quiet)
     assert [(trial.state, trial.number) for trial in sweep.trials()] == [("complete", 0)]
@@ -208,13 +208,13 @@ def test_hyperband_ends_poor_trials_and_nothing_else_does(tmp_path: Path) -> Non
         return next((value for epoch in range(1, 10) if job.report(epoch, value)), value)
 
     plain = small(tmp_path, method="grid")
-    work(plain, objective, say=quiet)
+    work(plain, objective, log=quiet)
     assert {trial.state for trial in plain.trials()} == {"complete"}
 
     spec = parse_spec({**SMALL, "method": "grid", "early_terminate": {"type": "hyperband", "min_iter": 3, "eta": 2}})
     spec = spec.model_copy(update={"metric": spec.metric.model_copy(update={"goal": "minimize"})})
     pruned = create(spec, tmp_path, "pruned")
-    work(pruned, objective, say=quiet)
+    work(pruned, objective, log=quiet)
     states = [trial.state for trial in pruned.trials()]
     assert states[0] == "complete"
     assert "pruned" in states
@@ -265,7 +265,7 @@ def test_half_a_line_in_the_journal_is_cut_off(tmp_path: Path) -> None:
         journal.write(b'{"op_code":4,"wor')
 
     again = open_sweep("small", tmp_path)
-    assert work(again, accuracy, say=quiet)[0] == "finished"
+    assert work(again, accuracy, log=quiet)[0] == "finished"
     assert len(again.trials()) == 6
     for line in (sweep.folder / "journal.log").read_text().splitlines():
         json.loads(line)

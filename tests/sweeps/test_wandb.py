@@ -22,7 +22,7 @@ from inat_ft.sweeps.folder import create
 from inat_ft.sweeps.parsing import read_spec
 from inat_ft.sweeps.wandb import adopt_sweep, create_sweep, run_agent
 from inat_ft.errors import InatFtError
-from inat_ft.tracking import tracker_for
+from inat_ft.tracking import make_trackers
 
 wandb.agents.pyagent.Agent.HEARTBEAT_SLEEP_SECONDS = 0.05
 folder, what, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -31,8 +31,8 @@ def objective(job):
     config = load_config(None, job.overrides)
     if config.optim.lr == 1e-5:
         raise InatFtError("the loss is nan")
-    tracker = tracker_for(config.track)
-    tracker.start(config, job.name, folder)
+    tracker = make_trackers(config.track)
+    tracker.start(config, job.name, folder, [])
     epochs = [Epoch(epoch=n, train_loss=1.0, val_accuracy=0.5 + config.optim.lr) for n in (1, 2)]
     for epoch in epochs:
         tracker.log(epoch)

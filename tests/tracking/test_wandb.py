@@ -11,8 +11,7 @@ import pytest
 from inat_ft.config import TrackConfig
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.settings import load_config
-from inat_ft.tracking import NullTracker, tracker_for
-from inat_ft.tracking.wandb import require_server
+from inat_ft.tracking.wandb import WandbTracker, require_server
 from inat_ft.training import train
 from tests.fake_wandb import KEY, FakeWandb
 
@@ -22,21 +21,30 @@ from pathlib import Path
 from inat_ft.config import TrackConfig
 from inat_ft.records import Epoch, RunRecord
 from inat_ft.settings import load_config
-from inat_ft.tracking import tracker_for
+from inat_ft.tracking import make_trackers
 
 mode, directory = sys.argv[1], Path(sys.argv[2])
 config = load_config(None, [("optim.lr", 1e-3), ("model.backbone", "cnn")])
-tracker = tracker_for(TrackConfig(wandb=mode, project="birds"))
-tracker.start(config, "first", directory)
+first, last = map(int, sys.argv[3].split("-"))
+trackers = make_trackers(TrackConfig(wandb=mode, project="birds"))
 epochs = [
     Epoch(epoch=n, train_loss=1 / n, train_accuracy=0.5, val_loss=1.0, val_accuracy=acc, lr=1e-3, seconds=2.0)
     for n, acc in ((1, 0.6), (2, 0.8), (3, 0.7))
 ]
-for epoch in epochs:
-    tracker.log(epoch)
-said = tracker.finish(RunRecord(name="first", history=epochs, best_epoch=2, seconds={"total": 6.0}))
-print(said, file=sys.stderr)
+trackers.start(config, "first", directory, epochs[: first - 1])
+for epoch in epochs[first - 1 : last]:
+    trackers.log(epoch)
+record = RunRecord(name="first", history=epochs, best_epoch=2, seconds={"total": 6.0}) if last == 3 else None
+print(*trackers.finish(record), file=sys.stderr)
 print("done")
+"""
+
+
+POLL_OFTEN = """
+import wandb.sdk.lib.run_stopping as stopping
+stopping.RunStopChecker.__init__.__kwdefaults__["poll_interval"] = 0.2
+from inat_ft.cli.main import run
+run()
 """
 
 
@@ -46,8 +54,8 @@ def environment(tmp_path: Path, url: str, **more: str) -> dict[str, str]:
     return {**kept, **own, "OMP_NUM_THREADS": "1", **more}
 
 
-def log_run(tmp_path: Path, mode: str, url: str, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", RUN, mode, str(tmp_path)]
+def log_run(tmp_path: Path, mode: str, url: str, epochs: str = "1-3", **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", RUN, mode, str(tmp_path), epochs]
     return subprocess.run(
         command, check=False, env=environment(tmp_path, url, **more), capture_output=True, text=True, timeout=60
     )
@@ -65,6 +73,50 @@ def test_an_online_run_has_config_history_summary_and_figure(tmp_path: Path) -> 
     assert (run["summary"]["val_accuracy"], run["summary"]["best_epoch"], run["summary"]["total_s"]) == (0.8, 2, 6)
     assert run["exit"] == 0
     assert any(name.endswith(".png") and content.startswith(b"\x89PNG") for name, content in run["files"].items())
+
+
+def test_a_resumed_run_is_continued_without_a_step_twice_or_missing(tmp_path: Path) -> None:
+    with FakeWandb() as fake:
+        for mode, epochs in (("online", "1-1"), ("offline", "2-2"), ("online", "3-3")):
+            ended = log_run(tmp_path, mode, fake.url, epochs)
+            assert ended.stdout == "done\n", ended.stderr
+        (run,) = fake.runs.values()
+        assert [row["_step"] for row in run["history"]] == [1, 2, 3]
+        assert [row["val_accuracy"] for row in run["history"]] == [0.6, 0.8, 0.7]
+        assert run["exit"] == 0
+
+
+def test_epochs_that_wandb_has_are_not_logged_again(tmp_path: Path) -> None:
+    with FakeWandb() as fake:
+        for epochs in ("1-2", "2-3"):  # as after a training that was killed before it saved its second epoch
+            assert log_run(tmp_path, "online", fake.url, epochs).returncode == 0
+        (run,) = fake.runs.values()
+        assert [row["epoch"] for row in run["history"]] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_on_its_page_says_so_and_can_be_resumed(tmp_path: Path, manifest_file: Path) -> None:
+    train = ["train", "--split", str(manifest_file), "--backbone", "cnn", "--image-size", "32", "--patience", "0"]
+    train += ["--set", "model.filters=16", "--epochs", "2000", "--name", "mine", "--tracker", "wandb"]
+    with FakeWandb() as fake:
+        fake.stop_after = 2
+        env = environment(tmp_path, fake.url)
+        command = [sys.executable, "-c", POLL_OFTEN, *train]
+        ended = subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 130 and "the run was stopped on its W&B page" in ended.stderr
+    assert "--resume runs/mine" in ended.stderr and "Traceback" not in ended.stderr
+    (run,) = fake.runs.values()
+    epochs = [row["epoch"] for row in run["history"]]
+    assert 2 <= len(epochs) < 2000 and run["exit"] == 1
+
+    with FakeWandb() as fake:
+        fake.runs[Path("runs/mine/wandb/run-id.txt").read_text().strip()] = run
+        fake.stop_after = len(epochs) + 2
+        command = [sys.executable, "-c", POLL_OFTEN, "train", "--resume", "mine"]
+        env = environment(tmp_path, fake.url)
+        subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=120)
+    epochs = [row["epoch"] for row in run["history"]]
+    assert epochs == list(range(1, len(epochs) + 1)) and len(epochs) >= fake.stop_after
 
 
 def test_an_offline_run_asks_nobody_and_can_be_sent_later(tmp_path: Path) -> None:
@@ -88,7 +140,7 @@ def test_a_run_that_wandb_refuses_leaves_no_folder(config, directories, at) -> N
 
 
 def test_off_is_silent() -> None:
-    assert isinstance(tracker_for(TrackConfig()), NullTracker)
+    assert not TrackConfig().trackers
     assert load_config().track.wandb == "off"
 
 
@@ -116,14 +168,14 @@ def test_the_preflight_passes_and_says_what_is_wrong(at) -> None:
         with pytest.raises(UsageError, match="there is no W&B key"):
             require_server()
         at("notaurl")
-        with pytest.raises(UsageError, match="WANDB_BASE_URL=notaurl is no web address"):
+        with pytest.raises(UsageError, match="WANDB_BASE_URL=notaurl is not a web address"):
             require_server()
         at(fake.url, mode="offline")
         with pytest.raises(UsageError, match="WANDB_MODE=offline"):
             require_server()
         fake.down = True
         at(fake.url)
-        with pytest.raises(InatFtError, match="it answers 503"):
+        with pytest.raises(InatFtError, match="it answered 503"):
             require_server()
 
 
@@ -150,17 +202,15 @@ def test_a_server_that_is_down_or_mute_is_named(at) -> None:
     [
         ("online", "offline", "offline"),
         ("online", "dryrun", "offline"),
-        ("online", "disabled", None),
+        ("online", "disabled", "disabled"),
         ("offline", "online", "offline"),
-        ("offline", "disabled", None),
+        ("offline", "disabled", "disabled"),
         ("offline", "", "offline"),
-        ("off", "online", None),
     ],
 )
 def test_the_variable_decides_how_a_run_is_logged(monkeypatch, configured: str, variable: str, expected) -> None:
     monkeypatch.setenv("WANDB_MODE", variable)
-    tracker = tracker_for(TrackConfig(wandb=configured))
-    assert isinstance(tracker, NullTracker) if expected is None else tracker.config.wandb == expected
+    assert WandbTracker(mode=configured).effective_mode == expected
 
 
 def test_an_unknown_mode_is_refused_before_a_run_folder_is_made(invoke, manifest_file: Path, monkeypatch) -> None:

@@ -1,31 +1,33 @@
-"""Files that should be images, as a source lists them, and why others are left out."""
+"""The base class of data sources, and the list of image files that a source returns."""
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
+from inat_ft.errors import DataError
 from inat_ft.text import escape_unprintable
 
 _IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"}
 
 
 class Reason(StrEnum):
-    """Why a file is left out of a manifest; manifests store the value."""
+    """Why a file is not part of a manifest; manifests store the value."""
 
     UNUSABLE = "unusable"
     """It cannot be read or decoded."""
     TOO_LARGE = "too_large"
     """It has more pixels than the limit."""
     COPY = "copy"
-    """It is a copy of an image of another subset."""
+    """It is a copy of an image in another subset."""
     GROUP = "group"
-    """It is in one group with an image of another subset."""
+    """It is in the same group as an image in another subset."""
     LABEL_CONFLICT = "label_conflict"
     """Equal files have several labels."""
     PLACE = "place"
@@ -36,30 +38,33 @@ class Reason(StrEnum):
     """It matches a pattern of `--exclude`."""
 
 
+NOT_UTF8 = ("the name is not UTF-8", Reason.NAME)
+
+
 class LeftOut(NamedTuple):
     """A file or folder that is not part of a manifest."""
 
     path: str
     text: str
-    """The reason for a person, as "kind: detail" or "kind"."""
+    """The reason as a user reads it."""
     reason: Reason | None
-    """None in a manifest of a version that stored the text alone."""
+    """None in a manifest that stores the text alone."""
 
 
 class Exclusions:
     """Glob patterns of files and folders to leave out.
 
-    A pattern with a slash applies to the path relative to the root, one without to each name in it. A name equal to the
-    pattern matches too, so that brackets in names need no escaping.
+    A pattern with a slash is compared with the path relative to the root, one without with each name in it. A name equal to
+    the pattern matches too, so that brackets in names need no escaping.
     """
 
-    def __init__(self, patterns: Sequence[str]) -> None:
+    def __init__(self, patterns: Sequence[str] = ()) -> None:
         self.patterns = [pattern.strip("/") for pattern in patterns]
         self.found: dict[str, str] = {}
         """Excluded paths, with the pattern that each matches."""
 
     def __call__(self, path: str) -> bool:
-        """Return whether a file or folder is excluded, its parent folders not considered."""
+        """Return whether a file or folder matches a pattern, its parent folders not considered."""
         name = path.rpartition("/")[2]
         for pattern in self.patterns:
             compared = path if "/" in pattern else name
@@ -69,61 +74,115 @@ class Exclusions:
         return False
 
     def contains(self, path: str) -> bool:
-        """Return whether a file is excluded, itself or with one of its parent folders."""
+        """Return whether a file or one of its parent folders matches a pattern."""
         parts = path.split("/") if self.patterns else []
         return any(self("/".join(parts[: end + 1])) for end in range(len(parts)))
 
     def unused(self) -> list[str]:
-        """Return the patterns that no path matches."""
+        """Return the patterns that match nothing."""
         return [pattern for pattern in self.patterns if pattern not in self.found.values()]
 
 
-@dataclass
-class Files:
-    """Files that should be images: path (posix, relative to the root), label, and subset where the source says it.
+@dataclass(slots=True)
+class ImageRow:
+    """One image file."""
 
-    subsets: train, val, test, or "" for images that are to be split; left_out: what is not part of it; classes: every class
-    that the source has, even if it has no images; csv: the name of the CSV that lists them, in the root; exclude: patterns of
-    what is left out on request.
+    path: str
+    """Relative to the root, with forward slashes."""
+    label: str
+    subset: str = ""
+    """train, val or test; "" for an image that `split` assigns to a subset."""
+    group: str = ""
+    """Images with the same group stay in one subset; "" for none."""
+    sha256: str = ""
+    """Of the file's content, in hex, once it has been read."""
+
+
+@dataclass
+class ImageList:
+    """Image files of a data set, and the files that are left out.
+
+    root: the folder that paths are relative to; layout: the arrangement in a few words, recorded in the manifest; listing:
+    name of the file in `root` that lists the images, "" if folders do; classes: every class, also those without images;
+    source: name of the source if reading the location again requires it, set by the caller.
     """
 
     root: Path
     layout: str
-    paths: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    subsets: list[str] = field(default_factory=list)
+    listing: str = ""
+    rows: list[ImageRow] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     classes: set[str] = field(default_factory=set)
-    csv: str = ""
-    exclude: Exclusions = field(default_factory=lambda: Exclusions(()))
+    source: str = ""
 
-    def add(self, path: str, label: str, subset: str) -> None:
-        """Take up one file."""
-        self.paths.append(path)
-        self.labels.append(label)
-        self.subsets.append(subset)
+    @property
+    def paths(self) -> list[str]:
+        """Paths of the images, relative to the root."""
+        return [row.path for row in self.rows]
+
+    def add(self, path: str, label: str, subset: str = "", group: str = "") -> None:
+        """Add an image. Raises DataError for a path outside the root and for a label or subset that is not valid."""
+        if not path or not label:
+            raise DataError("path or label is empty", "give each image a path and a label")
+        if not is_text(label):
+            raise DataError(f"the label {label!r} contains a character that cannot be stored", "rename the label")
+        if subset not in ("", "train", "val", "test"):
+            raise DataError(f"the subset {subset!r} is not train, val, test or empty", "correct the subset")
+        if os.path.isabs(path):
+            raise DataError(f"the path {path} is absolute", f"make it relative to {self.root}")
+        if ".." in path and ".." in path.split("/"):
+            raise DataError(f"the path {path} is outside {self.root}", "move the list to a folder above the images")
+        self.classes.add(label)
+        self.rows.append(ImageRow(path, label, subset, group))
 
     def leave_out(self, path: str, text: str, reason: Reason = Reason.PLACE) -> None:
-        """Leave one out."""
+        """Record a file or folder that is not used, with the reason as the user reads it."""
         self.left_out.append(LeftOut(path if is_text(path) else escape_unprintable(path), text, reason))
 
-    def leave_out_unnamed(self, path: str) -> None:
-        """Leave one out whose name cannot be written to a file."""
-        self.leave_out(path, "the name is not UTF-8", Reason.NAME)
 
-    def leave_out_excluded(self) -> None:
-        """Leave out what the patterns have matched."""
-        for path, pattern in self.exclude.found.items():
-            self.leave_out(path, f"excluded: it matches {pattern}", Reason.EXCLUDED)
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the command line passes to a source.
+
+    exclude: only sources that walk folders need to apply it; manifest: the file that `split` writes, which can be in the
+    folder of the images; classes_from: taxonomic rank, for sources with `supports_classes_from`.
+    """
+
+    exclude: Exclusions = field(default_factory=Exclusions)
+    manifest: Path | None = None
+    classes_from: str | None = None
+
+
+class Source(ABC):
+    """Base class of data sources: it turns a location on disk into a list of image files with labels.
+
+    Register a subclass under the entry point group `inat_ft.sources`. It is created without arguments. The first line of
+    its docstring describes it to users.
+    """
+
+    supports_classes_from: ClassVar[bool] = False
+    """Whether `read` uses `options.classes_from`."""
+
+    @abstractmethod
+    def recognizes(self, location: Path) -> bool:
+        """Return whether `read` can read this existing file or folder, without reading all of it."""
+
+    @abstractmethod
+    def read(self, location: Path, options: ReadOptions) -> ImageList:
+        """Return the image files of a location, in any order.
+
+        Add each image with `ImageList.add`. For a list with a `listing`, excluded paths, names that are not UTF-8 and links
+        out of the root are left out by the caller. Raise DataError, with a hint, if the location is not valid.
+        """
 
 
 def real_path(path: Path | str) -> Path:
-    """Where a path leads when links are followed; Path.resolve() would raise on a link that leads to itself."""
+    """Resolve links. Unlike Path.resolve, this does not raise on a link to itself."""
     return Path(os.path.realpath(path))
 
 
 def is_text(name: str) -> bool:
-    """Return whether a name can be written as UTF-8; any such name of a file can be read back from a manifest."""
+    """Return whether a name can be written as UTF-8 and is a possible file name."""
     try:
         return b"\0" not in name.encode()
     except UnicodeEncodeError:
@@ -131,5 +190,5 @@ def is_text(name: str) -> bool:
 
 
 def is_ignored(name: str) -> bool:
-    """Return whether a file is hidden or a by-product of a file manager."""
+    """Return whether a file is hidden or created by a file manager."""
     return name.startswith(".") or name.lower() in _IGNORED

@@ -1,5 +1,6 @@
-"""What a run says at its end, what its JSON holds, and what it leaves behind in the process."""
+"""The results of a run: messages, JSON, exit, and the state of the process afterwards."""
 
+import gc
 import json
 import math
 import os
@@ -17,13 +18,13 @@ from inat_ft.data.batches import Batches, ResidentRows
 from inat_ft.data.manifest import read_manifest, write_manifest
 from inat_ft.engine.advice import advise
 from inat_ft.engine.device import Compute, reproducible
-from inat_ft.engine.loops import Forward, StepConfig, evaluate, step
+from inat_ft.engine.loops import Batch, Forward, StepConfig, evaluate, step
 from inat_ft.engine.plan import make_plan
 from inat_ft.errors import UsageError
 from inat_ft.records import Advice, Epoch, read_record
 from inat_ft.strategies import Group, Strategy
 from inat_ft.testing import tiny_net
-from inat_ft.training import TrainCallbacks, find_lr, train
+from inat_ft.training import TrainCallbacks, find_lr, release_memory, train
 
 CPU = Compute(torch.device("cpu"), "fp32", forced=True)
 TINY = ["--backbone", "cnn", "--set", "model.filters=16", "--image-size", "32", "--precision", "fp32"]
@@ -38,7 +39,7 @@ def strict(text: str) -> object:
 
 class TestNotFinite:
     @pytest.mark.parametrize("bad", [{1, 2, 3}, {2}], ids=["all", "one"])
-    def test_a_validation_loss_that_is_not_finite_is_said_and_is_null_in_json(
+    def test_a_validation_loss_that_is_not_finite_is_reported_and_null_in_json(
         self, invoke, manifest_file, monkeypatch, bad: set[int]
     ) -> None:
         epochs = []
@@ -49,8 +50,8 @@ class TestNotFinite:
             return (math.nan, 0.0, logits * math.nan) if len(epochs) in bad else (loss, accuracy, logits)
 
         monkeypatch.setattr("inat_ft.engine.fit.evaluate", broken)
-        words = ["--epochs", 3, "--patience", 0, "--name", "n", "--json"]
-        ran = invoke("train", "--split", manifest_file, *TINY, *words)
+        arguments = ["--epochs", 3, "--patience", 0, "--name", "n", "--json"]
+        ran = invoke("train", "--split", manifest_file, *TINY, *arguments)
         assert ran.code == 0, ran.err
         assert "the validation loss is nan after epoch 2" in ran.err and "--lr" in ran.err
         shown = strict(ran.out)
@@ -61,7 +62,7 @@ class TestNotFinite:
         assert bool(shown["predictions"]) == Path("runs/n/predictions-val.csv").exists() == (bad == {2})
         assert read_record(Path("runs/n"))[0].best_epoch == shown["best_epoch"] and shown["best_epoch"] not in bad - {1}
 
-    def test_an_image_whose_logits_are_not_finite_is_not_right(self) -> None:
+    def test_an_image_whose_logits_are_not_finite_counts_as_wrong(self) -> None:
         net = tiny_net()
         with torch.no_grad():
             net.head[1].weight.fill_(math.nan)
@@ -85,45 +86,47 @@ class TestAdvice:
     def history(self, *losses: float, accuracy: float = 0.5) -> list[Epoch]:
         return [Epoch(epoch=n, train_loss=loss, val_accuracy=accuracy, val_loss=1) for n, loss in enumerate(losses, 1)]
 
-    def test_few_steps_and_a_falling_loss_are_reasons(self) -> None:
+    def test_few_steps_and_a_falling_loss_give_advice(self) -> None:
         assert advise(self.history(2.0, 1.5), 10, False) == [Advice.FEW_STEPS, Advice.LOSS_STILL_FALLING]
         assert advise(self.history(2.0, 1.5), 1000, False) == [Advice.LOSS_STILL_FALLING]
         assert advise(self.history(2.0, 1.5), 10, True) == [Advice.FEW_STEPS]
         assert advise(self.history(2.0, 1.99), 1000, False) == advise(self.history(2.0), 1000, False) == []
         assert advise(self.history(2.0, 1.5, accuracy=1.0), 10, False) == []
-        assert advise([*self.history(2.0), Epoch(epoch=2, train_loss=1.0)], 10, False) == []  # its warning says enough
+        assert (
+            advise([*self.history(2.0), Epoch(epoch=2, train_loss=1.0)], 10, False) == []
+        )  # there is a warning already
 
-    def test_a_short_run_says_it_with_numbers_and_the_next_command(self, invoke, manifest_file) -> None:
-        words = ["train", "--split", manifest_file, "--backbone", "resnet18", "--weights", "none", "--mode", "head"]
-        words += ["--image-size", 32, "--precision", "fp32", "--lr", "1e-2", "--epochs", 2, "--batch-size", 36]
-        ran = invoke(*words, "--json")
+    def test_a_short_run_suggests_more_epochs_and_a_range_test(self, invoke, manifest_file) -> None:
+        arguments = ["train", "--split", manifest_file, "--backbone", "resnet18", "--weights", "none", "--mode", "head"]
+        arguments += ["--image-size", 32, "--precision", "fp32", "--lr", "1e-2", "--epochs", 2, "--batch-size", 36]
+        ran = invoke(*arguments, "--json")
         assert ran.code == 0, ran.err
         record = strict(ran.out)
         assert record["optimizer_steps"] == 2 and "few_steps" in record["advice"]
         assert record["advice"] == strict(Path(record["directory"], "record.json").read_text())["advice"]
-        (line,) = (line for line in ran.err.splitlines() if "optimizer steps in all" in line)
-        assert line.startswith("2 optimizer steps in all") and "--epochs 30" in line and "--find-lr" in line
+        (line,) = (line for line in ran.err.splitlines() if "optimizer steps" in line)
+        assert line.startswith("only 2 optimizer steps") and "--epochs 30" in line and "--find-lr" in line
         assert ("still falling" in line) == ("loss_still_falling" in record["advice"])
 
 
 class TestStopping:
     @pytest.mark.parametrize(
-        ("epoch", "said", "not_said"),
+        ("epoch", "expected", "unexpected"),
         [(1, "run the same command again", "--resume"), (2, "inat-ft train --resume runs/n", "same command")],
     )
-    def test_ctrl_c_says_how_to_continue(self, invoke, manifest_file, monkeypatch, epoch, said, not_said) -> None:
+    def test_ctrl_c_prints_how_to_resume(self, invoke, manifest_file, monkeypatch, epoch, expected, unexpected) -> None:
         def interrupt(done) -> None:
             if done.epoch == epoch:
                 raise KeyboardInterrupt
 
-        words = ["train", "--split", manifest_file, *TINY, "--epochs", 2, "--name", "n"]
+        arguments = ["train", "--split", manifest_file, *TINY, "--epochs", 2, "--name", "n"]
         with monkeypatch.context() as patched:
             patched.setattr(
                 "inat_ft.cli.training_progress.callbacks", lambda config: TrainCallbacks(on_epoch=interrupt)
             )
-            ran = invoke(*words)
-        assert ran.code == 130 and said in ran.err and not_said not in ran.err, ran.err
-        again = invoke("train", "--resume", "runs/n") if epoch == 2 else invoke(*words)
+            ran = invoke(*arguments)
+        assert ran.code == 130 and expected in ran.err and unexpected not in ran.err, ran.err
+        again = invoke("train", "--resume", "runs/n") if epoch == 2 else invoke(*arguments)
         assert again.code == 0, again.err
 
     def test_progress_within_an_epoch_shows_loss_and_accuracy_of_every_step(self, config, directories) -> None:
@@ -159,7 +162,7 @@ def test_a_single_class_is_refused(config, directories, manifest_file, tmp_path)
 
 
 class TestDeterministic:
-    def test_it_gives_the_same_bits_and_is_switched_off_afterwards(self, config, directories, monkeypatch) -> None:
+    def test_runs_are_equal_and_the_setting_is_restored(self, config, directories, monkeypatch) -> None:
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
         seen = []
 
@@ -173,7 +176,7 @@ class TestDeterministic:
         a, b = (load_file(directory / "model.safetensors") for _, directory in runs)
         assert all(torch.equal(a[name], b[name]) for name in a)
 
-    def test_what_was_switched_on_before_stays_on_also_after_a_failure(self, config, directories, monkeypatch) -> None:
+    def test_the_previous_setting_is_restored_after_an_error(self, config, directories, monkeypatch) -> None:
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
@@ -186,15 +189,22 @@ class TestDeterministic:
             torch.use_deterministic_algorithms(False)
 
     @pytest.mark.parametrize("act", [train, find_lr])
-    def test_the_random_numbers_of_the_process_stay_its_own(self, config, directories, act) -> None:
+    def test_the_random_state_of_the_process_is_restored(self, config, directories, act) -> None:
         torch.manual_seed(5)
         before = torch.get_rng_state()
         act(config(optim__epochs=1, model__backbone="cnn", model__filters=16), directories)
         assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_training_does_not_change_the_garbage_collector(config, directories) -> None:
+    before = gc.get_freeze_count()
+    train(config(optim__epochs=1), directories)
+    release_memory()
+    assert gc.get_freeze_count() == before
+
+
 @pytest.mark.parametrize("augment", ["standard", "flip"])
-def test_views_mean_the_same_with_and_without_cache(config, directories, augment: str) -> None:
+def test_views_are_the_same_with_and_without_a_cache(config, directories, augment: str) -> None:
     settings = {"data__augment": augment, "optim__epochs": 3, "stop__patience": 0, "optim__batch_size": 16}
     settings |= {"data__views": 2} if augment == "standard" else {}
     runs = [train(config(compute__cache=cache, **settings), directories)[0] for cache in ("prefix", "none", "packed")]
@@ -214,7 +224,7 @@ class Switching(Strategy):
 
 
 @pytest.mark.parametrize("strategy", [All(), Switching()])
-def test_the_work_of_asking_a_plan_grows_with_the_epochs_and_no_faster(strategy: Strategy) -> None:
+def test_queries_of_a_plan_take_linear_time(strategy: Strategy) -> None:
     def calls(epochs: int) -> int:
         plan, count = make_plan(strategy, tiny_net(), epochs), 0
 
@@ -237,7 +247,7 @@ def test_the_work_of_asking_a_plan_grows_with_the_epochs_and_no_faster(strategy:
 
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_class_weights_are_those_of_cross_entropy_loss(parts: int, smoothing: float) -> None:
+def test_class_weights_give_the_gradients_of_cross_entropy_loss(parts: int, smoothing: float) -> None:
     torch.manual_seed(0)
     weights, images, labels = torch.tensor([5.0, 1.0, 0.2]), torch.rand(9, 3, 16, 16), torch.arange(9) % 2 * 2
     nets = [tiny_net(), tiny_net()]
@@ -250,14 +260,8 @@ def test_class_weights_are_those_of_cross_entropy_loss(parts: int, smoothing: fl
     optimizers[0].step()
     config = OptimConfig(label_smoothing=smoothing)
     batches = Batches(ResidentRows(images), labels, 9, lambda rows, _: rows)
-    on = Forward(nets[1], batches, len(nets[1].stages), CPU)
-    step(on, StepConfig(config, class_weights=weights, accumulation_steps=parts), optimizers[1], images, labels, 9)
+    forward = Forward(nets[1], batches, len(nets[1].stages), CPU)
+    step_config = StepConfig(config, class_weights=weights, accumulation_steps=parts)
+    step(forward, step_config, optimizers[1], Batch(9, images, labels, labels))
     for a, b in zip(nets[0].head.parameters(), nets[1].head.parameters(), strict=True):
         torch.testing.assert_close(a, b)
-
-
-def test_an_unknown_optimizer_is_an_error() -> None:
-    from inat_ft.engine.optimizer import make_optimizer
-
-    with pytest.raises(AssertionError, match="lion"):
-        make_optimizer(make_plan(All(), tiny_net(), 1).epochs[0], OptimConfig.model_construct(optimizer="lion"))

@@ -1,4 +1,4 @@
-"""Stages that are frozen for a while, by strategies of a third party: what is cached of them is never out of date."""
+"""Stages that a strategy freezes and unfreezes: their cached output is never out of date."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +19,12 @@ from inat_ft.registry import plugins
 from inat_ft.strategies import Group, Strategy
 
 class Alternate(Strategy):
-    """The head, then everything, and so on."""
+    """Train the head and the whole network in turn."""
     def groups(self, net, epoch):
         return [Group(net.parameters())] if epoch % 2 else [Group(net.head.parameters())]
 
 class Settle(Strategy):
-    """Everything, then fewer and fewer stages from the end."""
+    """Freeze two more stages in each epoch."""
     def groups(self, net, epoch):
         stages = list(net.stages.values())[2 * epoch :]
         return [Group(p for stage in stages for p in stage.parameters()), Group(net.head.parameters())]
@@ -49,10 +49,10 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", ["alternate", "settle"])
 @pytest.mark.parametrize("more", [{}, {"optim__average": "ema"}, {"data__augment": "flip"}], ids=["", "ema", "flip"])
-def test_stages_that_learned_before_are_cached_as_they_are_now(plugin, config, directories, name, more) -> None:
+def test_stages_that_were_trained_before_are_cached_correctly(plugin, config, directories, name, more) -> None:
     settings = {"strategy__name": name, "optim__epochs": 4, "stop__patience": 0, "model__backbone": "cnn", **more}
     cached, plain = (train(config(compute__cache=cache, **settings), directories) for cache in ("prefix", "none"))
-    averaged_all = name == "settle" and "optim__average" in more  # averages of what is frozen by now are not what it is
+    averaged_all = name == "settle" and "optim__average" in more  # the averages of frozen stages still change
     assert any("prefix cache: on" in line for line in cached[0].compute["decisions"]) != averaged_all
     for one, other in zip(cached[0].history, plain[0].history, strict=True):
         assert one.model_dump(exclude={"seconds"}) == other.model_dump(exclude={"seconds"})
@@ -60,7 +60,7 @@ def test_stages_that_learned_before_are_cached_as_they_are_now(plugin, config, d
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_an_interrupted_run_goes_on_with_stages_that_learned_before(plugin, config, directories) -> None:
+def test_a_run_resumes_with_stages_that_were_trained_before(plugin, config, directories) -> None:
     settings = {"strategy__name": "alternate", "optim__epochs": 4, "stop__patience": 0, "model__backbone": "cnn"}
     whole, _ = train(config(compute__cache="prefix", **settings), directories)
 
@@ -78,7 +78,7 @@ def test_an_interrupted_run_goes_on_with_stages_that_learned_before(plugin, conf
     ]
 
 
-def test_frozen_prefix_and_when_it_learned_last() -> None:
+def test_frozen_prefix_and_its_last_trained_epoch() -> None:
     layers = [torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.ReLU()) for _ in range(2)]
     head = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 2)]
     net = make_net("tiny", torch.nn.Sequential(*layers, *head), 2, 0.0)

@@ -1,6 +1,5 @@
 import os
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +9,23 @@ from PIL import Image
 
 from inat_ft.cache.packed_images import Pixels
 from inat_ft.data.batches import ImageFiles, StoredRows
-from inat_ft.data.file_hashes import verify_hashes
 from inat_ft.data.manifest import Manifest, read_manifest
+from inat_ft.data.verify import verify_hashes
 from inat_ft.errors import DataError
 from inat_ft.images.decode import load_image, sha256_of
+from inat_ft.progress import no_progress
 from inat_ft.threads import decoders
 
 
 @pytest.fixture
 def manifest(images: Path, manifest_file: Path, tmp_path: Path) -> Manifest:
-    """Of images that may be changed, with the hashes of the untouched ones."""
+    """The manifest of a copy of the images that a test can change."""
     shutil.copytree(images, tmp_path / "photos")
     return read_manifest(manifest_file, tmp_path / "photos")
 
 
 def hashes(manifest: Manifest, policy: str, cache: Path = Path("cache")):
-    return verify_hashes(manifest, ("train", "val"), cache, policy, lambda what: nullcontext(lambda done, total: None))
+    return verify_hashes(manifest, ("train", "val"), cache, policy, no_progress)
 
 
 def repaint(manifest: Manifest, row: int) -> Path:
@@ -42,7 +42,7 @@ def packed(manifest: Manifest, names, row: int) -> np.ndarray:
         return stored.rows(torch.tensor([0])).numpy()[0]
 
 
-def test_changed_pixels_that_are_accepted_are_not_cached_as_the_old_ones(manifest: Manifest, images: Path) -> None:
+def test_accepted_changes_are_cached_under_the_new_hash(manifest: Manifest, images: Path) -> None:
     row = int(manifest.rows("train")[0])
     file = repaint(manifest, row)
     for _ in range(2):  # the second time nothing is remembered of what changed
@@ -56,38 +56,38 @@ def test_changed_pixels_that_are_accepted_are_not_cached_as_the_old_ones(manifes
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\3\4", b"\x93NUMPY\1\0v\0(((((((", b"noise"])
-def test_where_what_was_seen_is_damaged_all_is_looked_at_again(manifest: Manifest, damage: bytes) -> None:
+def test_a_damaged_stat_cache_is_ignored(manifest: Manifest, damage: bytes) -> None:
     assert list(hashes(manifest, "error")) == list(manifest.hashes)
     (file,) = Path("cache/verified").iterdir()
     file.write_bytes(damage)
     assert list(hashes(manifest, "error")) == list(manifest.hashes) and file.read_bytes() != damage
 
 
-def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(manifest: Manifest) -> None:
+def test_a_pipe_in_place_of_an_image_does_not_block(manifest: Manifest) -> None:
     file = manifest.root / manifest.paths[int(manifest.rows("train")[0])]
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(DataError, match="1 image gone or unreadable"):
+    with pytest.raises(DataError, match="1 image missing or unreadable"):
         hashes(manifest, "error")
-    with pytest.raises(DataError, match="no regular file"):
+    with pytest.raises(DataError, match="not a regular file"):
         load_image(file, 32)
 
 
-def test_what_is_gone_and_what_changed_is_told_apart(manifest: Manifest) -> None:
+def test_missing_and_changed_images_are_counted_separately(manifest: Manifest) -> None:
     first, second, third = manifest.rows("train")[:3].tolist()
     (manifest.root / manifest.paths[first]).unlink()
-    with pytest.raises(DataError, match=r"^1 image gone or unreadable since"):
+    with pytest.raises(DataError, match=r"^1 image missing or unreadable since"):
         hashes(manifest, "error")
     repaint(manifest, second), repaint(manifest, third)
-    with pytest.raises(DataError, match=r"^1 image gone or unreadable, 2 images changed since"):
+    with pytest.raises(DataError, match=r"^1 image missing or unreadable, 2 images changed since"):
         hashes(manifest, "error")
     assert hashes(manifest, "ignore")[first] == manifest.hashes[first]
     shutil.rmtree(manifest.root)
-    with pytest.raises(DataError, match=r"the folder of the images, .*photos, is gone"):
+    with pytest.raises(DataError, match=r"the folder of the images does not exist: .*photos"):
         hashes(manifest, "error")
 
 
-def test_a_cache_folder_that_cannot_be_written_is_done_without(manifest: Manifest) -> None:
+def test_an_unwritable_cache_folder_is_not_an_error(manifest: Manifest) -> None:
     Path("file").touch()
     assert hashes(manifest, "error", Path("file")) is not None
     repaint(manifest, int(manifest.rows("val")[0]))
@@ -95,9 +95,7 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(manifest: Manifes
         hashes(manifest, "error", Path("file"))
 
 
-def test_an_image_replaced_after_it_was_hashed_is_not_cached_under_the_old_hash(
-    manifest: Manifest, images: Path
-) -> None:
+def test_an_image_replaced_after_hashing_is_not_cached_under_the_old_hash(manifest: Manifest, images: Path) -> None:
     row = int(manifest.rows("train")[0])
     names = hashes(manifest, "error")
     file = repaint(manifest, row)  # between hashing and decoding
@@ -107,7 +105,7 @@ def test_an_image_replaced_after_it_was_hashed_is_not_cached_under_the_old_hash(
     assert (packed(manifest, names, row) == load_image(images / manifest.paths[row], 32)).all()
 
 
-def test_a_run_whose_images_change_meanwhile_stops_and_poisons_no_cache(
+def test_a_run_stops_if_an_image_changes_and_leaves_caches_correct(
     invoke, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import inat_ft.setup
@@ -143,7 +141,7 @@ def test_an_image_that_changes_while_it_is_evaluated_is_refused(manifest: Manife
         source.rows(torch.tensor([0]))
 
 
-def test_other_content_of_the_same_size_and_time_of_modification_is_noticed(manifest: Manifest) -> None:
+def test_changed_content_with_the_same_size_and_mtime_is_detected(manifest: Manifest) -> None:
     hashes(manifest, "error")
     row = int(manifest.rows("train")[0])
     file = manifest.root / manifest.paths[row]

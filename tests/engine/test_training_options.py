@@ -1,4 +1,4 @@
-"""What a step can do besides forward and backward, and what weights are kept."""
+"""Options of the training step: schedules, clipping, mixing, regularization, averages, memory."""
 
 import dataclasses
 import math
@@ -11,7 +11,6 @@ from torch import nn
 from torchvision.models import resnet18
 
 from inat_ft.config import OptimConfig
-from inat_ft.engine import weight_averaging as averages
 from inat_ft.engine.device import Compute
 from inat_ft.engine.early_stopping import EarlyStopping
 from inat_ft.engine.fit import TrainState, fit
@@ -19,6 +18,7 @@ from inat_ft.engine.loops import StepConfig
 from inat_ft.engine.lr_finder import steepest_descent_lr
 from inat_ft.engine.optimizer import lr_factor
 from inat_ft.engine.plan import make_plan
+from inat_ft.engine.weight_averaging import make_average
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.images.augment import blender
 from inat_ft.models.net import make_net
@@ -30,7 +30,7 @@ from inat_ft.training import TrainCallbacks, find_lr, prepare, train
 
 @pytest.fixture
 def pretrained(config, tmp_path):
-    """Configurations as everywhere, but with weights to start from, which l2-sp and wise-ft ask for."""
+    """Like `config`, with pretrained weights, which l2-sp and wise-ft require."""
     torch.manual_seed(0)
     torch.save(resnet18().state_dict(), tmp_path / "start.pth")
     return lambda **settings: config(**{"model__weights": str(tmp_path / "start.pth"), **settings})
@@ -45,7 +45,7 @@ def start(settings) -> dict[str, torch.Tensor]:
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], prefix: str = "layer") -> float:
-    """Of the parameters; statistics of BatchNorm go where the activations go."""
+    """Return the L2 distance of the parameters, without BatchNorm statistics."""
     names = [name for name in a if name.startswith(prefix) and name.endswith(("weight", "bias"))]
     return math.sqrt(sum(float((a[name] - b[name]).square().sum()) for name in names))
 
@@ -55,18 +55,17 @@ class All(Strategy):
         return [Group(net.parameters())]
 
 
-def test_layer_decay_lowers_the_rate_with_each_layer_below_the_head() -> None:
+def test_layer_decay_lowers_the_learning_rate_per_layer() -> None:
     net = tiny_net()
     scales = {net.original_name(name): None for name, _ in net.named_parameters()}
     plan = make_plan(All(), net, 1, layer_decay=0.5)
-    by_id = {id(parameter): scale for parameter, scale in plan.epochs[0].scales}
-    scales = {net.original_name(name): by_id[id(parameter)] for name, parameter in net.named_parameters()}
+    scales = {net.original_name(name): plan.epochs[0].scales[parameter] for name, parameter in net.named_parameters()}
     assert scales["fc.weight"] == scales["fc.bias"] == 1
-    assert scales["block4.0.weight"] == scales["block4.1.weight"] == 0.5  # a norm goes with its convolution
+    assert scales["block4.0.weight"] == scales["block4.1.weight"] == 0.5  # BatchNorm belongs to its convolution
     assert scales["block1.0.weight"] == 0.5**4
 
 
-def test_clip_norm_bounds_a_step_of_sgd(config, directories) -> None:
+def test_clip_norm_limits_a_step_of_sgd(config, directories) -> None:
     settings = config(
         strategy__name="full", optim__optimizer="sgd", optim__momentum=0, optim__epochs=1, optim__batch_size=36,
         optim__lr=1.0, optim__clip_norm=0.01, model__dropout=0,
@@ -78,7 +77,7 @@ def test_clip_norm_bounds_a_step_of_sgd(config, directories) -> None:
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0), (0, 1.0), (0.4, 1.0)])
-def test_blended_images_have_targets_that_sum_to_one(mixup: float, cutmix: float) -> None:
+def test_mixed_images_have_targets_that_sum_to_one(mixup: float, cutmix: float) -> None:
     torch.manual_seed(0)
     mix = blender(mixup, cutmix, 3)
     assert mix is not None
@@ -91,7 +90,7 @@ def test_blended_images_have_targets_that_sum_to_one(mixup: float, cutmix: float
     assert changed >= 6
 
 
-def test_training_with_blended_images_goes_on_after_an_interruption_and_caches_no_prefix(config, directories) -> None:
+def test_a_run_with_mixed_images_resumes_and_does_not_cache_the_prefix(config, directories) -> None:
     settings = {"optim__mixup": 0.2, "optim__cutmix": 1.0, "optim__epochs": 3, "stop__patience": 0}
     whole = train(config(name="whole", **settings), directories)
     assert "images are blended" in whole[0].compute["decisions"][0]
@@ -110,7 +109,7 @@ def interrupted_and_resumed(settings, directories):
     with pytest.raises(Interrupted) as caught:
         train(settings, directories, TrainCallbacks(on_epoch=interrupt))
     directory = directories.runs / settings.name
-    assert caught.value.__notes__ == [f"go on: inat-ft train --resume {directory}"]
+    assert caught.value.__notes__ == [f"resume: inat-ft train --resume {directory}"]
     return train(load_config(directory / "config.yaml"), directories, resume=directory)
 
 
@@ -124,7 +123,7 @@ def test_l2_sp_keeps_the_backbone_near_its_start_and_the_head_near_zero(pretrain
 
 
 @pytest.mark.parametrize("average", ["ema", "swa", "wise-ft"])
-def test_averages_combine_with_strategies_and_survive_an_interruption(pretrained, directories, average: str) -> None:
+def test_averages_work_with_strategies_and_resume(pretrained, directories, average: str) -> None:
     settings = {
         "strategy__name": "lp-ft", "strategy__head_epochs": 1, "optim__epochs": 4, "stop__patience": 0,
         "optim__average": average, "optim__swa_from": 0.25,
@@ -137,35 +136,35 @@ def test_averages_combine_with_strategies_and_survive_an_interruption(pretrained
     plain = train(pretrained(**{**settings, "optim__average": "none"}), directories)
     assert [e.train_loss for e in plain[0].history] == [
         e.train_loss for e in whole[0].history
-    ]  # training goes on as ever
+    ]  # training itself does not change
     assert plain[0].history[-1].val_loss != whole[0].history[-1].val_loss
 
 
-def test_wise_ft_mixes_start_and_end_and_alpha_1_is_the_end(pretrained, directories) -> None:
+def test_wise_ft_interpolates_and_alpha_1_is_the_fine_tuned_network(pretrained, directories) -> None:
     settings = {"strategy__name": "partial", "optim__epochs": 1, "optim__average": "wise-ft"}
     begin = start(pretrained(**settings))
     runs = {alpha: weights(train(pretrained(**settings, optim__alpha=alpha), directories)) for alpha in (0.0, 0.5, 1.0)}
     for name in ("layer4.0.conv1.weight", "layer4.1.bn2.running_mean"):
         assert torch.equal(runs[0.0][name], begin[name])
         assert torch.allclose(runs[0.5][name], (begin[name] + runs[1.0][name]) / 2, atol=1e-6)
-    assert torch.equal(runs[0.0]["fc.weight"], runs[1.0]["fc.weight"])  # the new head has no start worth mixing
-    with pytest.raises(UsageError, match="only the head learns"):
+    assert torch.equal(runs[0.0]["fc.weight"], runs[1.0]["fc.weight"])  # the new head is not averaged
+    with pytest.raises(UsageError, match="only the head is trained"):
         train(pretrained(optim__average="wise-ft"), directories)
 
 
 @pytest.mark.parametrize(("epochs", "averaged"), [(1, 1), (2, 2), (3, 2), (5, 2), (10, 3), (20, 5)])
-def test_swa_averages_the_last_quarter_and_two_epochs_at_least(epochs: int, averaged: int) -> None:
-    swa = averages.make_average(make_plan(All(), tiny_net(), epochs), OptimConfig(average="swa", epochs=epochs), {})
+def test_swa_averages_the_last_quarter_but_at_least_two_epochs(epochs: int, averaged: int) -> None:
+    swa = make_average(make_plan(All(), tiny_net(), epochs), OptimConfig(average="swa", epochs=epochs), {})
     assert [bool(swa.after_epoch(epoch)) for epoch in range(epochs)] == [False] * (epochs - averaged) + [
         True
     ] * averaged
 
 
-def test_an_ema_follows_and_swa_is_the_mean() -> None:
+def test_values_of_ema_and_swa() -> None:
     net = tiny_net()
     plan = make_plan(All(), net, 4)
-    swa = averages.make_average(plan, OptimConfig(average="swa", swa_from=0.5, epochs=4), {})
-    ema = averages.make_average(plan, OptimConfig(average="ema"), {})
+    swa = make_average(plan, OptimConfig(average="swa", swa_from=0.5, epochs=4), {})
+    ema = make_average(plan, OptimConfig(average="ema"), {})
     weight = net.head[1].weight
     for epoch in range(4):
         with torch.no_grad():
@@ -176,21 +175,26 @@ def test_an_ema_follows_and_swa_is_the_mean() -> None:
     assert 2 < float(ema.after_epoch(3)["head.1.weight"][0, 0]) < 3
 
 
-def test_a_schedule_may_restart_when_something_else_begins_to_learn(config, directories) -> None:
+def test_a_schedule_can_restart_with_each_phase(config, directories) -> None:
     settings = {
         "strategy__name": "lp-ft", "strategy__head_epochs": 2, "optim__epochs": 4, "optim__schedule": "cosine",
         "stop__patience": 0,
     }  # fmt: skip
-    spanning, anew = (train(config(**settings, optim__restart=restart), directories)[0] for restart in (False, True))
+    spanning, restarted = (
+        train(config(**settings, optim__restart=restart), directories)[0] for restart in (False, True)
+    )
     last = 1 - 1 / 5  # the last of the epoch's 5 steps
     assert [epoch.lr for epoch in spanning.history] == pytest.approx(
         [1e-3 * lr_factor(OptimConfig(schedule="cosine"), epoch + last, 4, 1 / 5) for epoch in range(4)]
     )
-    assert anew.history[0].lr == anew.history[2].lr and 0 < anew.history[1].lr == anew.history[3].lr < 1e-4
+    assert (
+        restarted.history[0].lr == restarted.history[2].lr
+        and 0 < restarted.history[1].lr == restarted.history[3].lr < 1e-4
+    )
 
 
 class Greedy(nn.Module):
-    """Takes more memory than there is for more than a few images."""
+    """Run out of memory for more than a few images."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -203,7 +207,7 @@ class Greedy(nn.Module):
 
 
 @pytest.mark.parametrize("most", [3, 1])
-def test_a_batch_that_does_not_fit_is_split_and_said_so(config, directories, monkeypatch, most: int) -> None:
+def test_a_batch_that_does_not_fit_into_memory_is_split_and_logged(config, directories, monkeypatch, most: int) -> None:
     from torchvision.models import resnet18
 
     from inat_ft.models import build
@@ -216,52 +220,52 @@ def test_a_batch_that_does_not_fit_is_split_and_said_so(config, directories, mon
 
     plain = build.build_model
     monkeypatch.setattr("inat_ft.setup.build_model", greedy)
-    said: list[str] = []
+    logged: list[str] = []
     settings = config(strategy__name="full", optim__batch_size=8)
     if most == 1:
-        with pytest.raises(InatFtError, match="out of memory, with two images"):
-            train(settings, directories, TrainCallbacks(say=said.append))
+        with pytest.raises(InatFtError, match="out of memory with micro-batches of two images"):
+            train(settings, directories, TrainCallbacks(log=logged.append))
     else:
-        record, _ = train(settings, directories, TrainCallbacks(say=said.append))
+        record, _ = train(settings, directories, TrainCallbacks(log=logged.append))
         assert len(record.history) == 2
-        assert any("a batch of 8 images is computed in 4 parts" in line for line in said)
+        assert any("each batch of 8 images is split into 4 parts" in line for line in logged)
 
 
 class TestRangeTest:
-    def test_it_suggests_a_rate_that_learns_and_changes_nothing(self, config, directories) -> None:
+    def test_it_suggests_a_learning_rate_and_creates_no_run(self, config, directories) -> None:
         settings = config(model__backbone="cnn", strategy__name="full", optim__optimizer="adam")
         found = find_lr(settings, directories)
         assert found.lrs == sorted(found.lrs) and len(found.lrs) == len(found.losses) == len(found.smooth)
         assert found.suggestion is not None and 1e-5 < found.suggestion < 1
         assert not directories.runs.exists()
 
-    def test_steepest_fall(self) -> None:
+    def test_steepest_descent(self) -> None:
         lrs = [10.0**power for power in range(-6, 1)]
         assert steepest_descent_lr(lrs, [2.0, 2.0, 1.9, 1.2, 0.6, 0.5, 9.0]) == pytest.approx(1e-3)
         assert steepest_descent_lr(lrs, [2.0, 2.0, 2.0, 2.0, 2.1, 3.0, 9.0]) is None
 
-    def test_the_command_draws_a_picture(self, cli, manifest_file, tmp_path) -> None:
-        words = ["--split", manifest_file, "--backbone", "cnn", "--image-size", 32, "--batch-size", 8]
-        ran = cli("train", "--find-lr", *words, "--json")
+    def test_the_command_draws_a_figure(self, cli, manifest_file, tmp_path) -> None:
+        arguments = ["--split", manifest_file, "--backbone", "cnn", "--image-size", 32, "--batch-size", 8]
+        ran = cli("train", "--find-lr", *arguments, "--json")
         assert ran.code == 0, ran.err
         assert (tmp_path / ran.json["picture"]).read_bytes().startswith(b"\x89PNG")
         assert ran.json["suggestion"] in ran.json["lr"]
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
-def test_compiled_training_agrees_with_plain() -> None:
+def test_compiled_training_gives_the_same_loss() -> None:
     losses = []
     for compiled in (False, True):
         net = tiny_net()
         plan, step_config = make_plan(All(), net, 1), StepConfig(OptimConfig(epochs=1, lr=1e-2), compile=compiled)
         exact = Compute(torch.device("cpu"), "fp32", forced=True)
         losses.append(
-            fit(net, SyntheticData(), plan, step_config, exact, 0, TrainState(EarlyStopping(0))).history[0].train_loss
+            fit(SyntheticData(), plan, step_config, exact, TrainState(EarlyStopping(0))).history[0].train_loss
         )
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_compiling_without_a_compiler_is_an_error_that_says_so(cli, manifest_file) -> None:
-    words = ["--split", manifest_file, "--backbone", "cnn", "--image-size", 32, "--compile"]
-    ran = cli("train", *words, PATH="/nonexistent", CXX="")
+def test_compiling_without_a_compiler_is_a_usage_error(cli, manifest_file) -> None:
+    arguments = ["--split", manifest_file, "--backbone", "cnn", "--image-size", 32, "--compile"]
+    ran = cli("train", *arguments, PATH="/nonexistent", CXX="")
     assert ran.code == 2 and "C++ compiler" in ran.err

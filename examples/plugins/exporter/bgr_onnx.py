@@ -1,0 +1,24 @@
+"""An exporter in a package of its own: ONNX for images as OpenCV reads them, with the channels in reverse order."""
+
+from torch import nn
+
+from inat_ft.exporters.onnx import Onnx
+
+
+class FromBgr(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network(images.flip(3))
+
+
+class BgrOnnx(Onnx):
+    """Write ONNX for BGR images."""
+
+    def export(self, network, images, metadata, file):
+        super().export(FromBgr(network), images, metadata, file)
+
+    def predict(self, file, images):
+        return super().predict(file, images[..., ::-1].copy())

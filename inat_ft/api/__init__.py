@@ -1,0 +1,1 @@
+"""The functions and results of the public Python API; import them from `inat_ft`."""

@@ -1,0 +1,111 @@
+"""Compare classifiers on the same test images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from inat_ft.api.run import RunLike
+from inat_ft.evaluation import compare as comparison
+from inat_ft.evaluation.candidates import Candidate
+from inat_ft.evaluation.tables import as_dict, differing_settings
+from inat_ft.tables import Column, Table
+
+
+def _interval(pair: tuple[float, float]) -> str:
+    return f"{pair[0]:.4f} to {pair[1]:.4f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}"
+
+
+@dataclass(frozen=True)
+class Comparison(comparison.Comparison):
+    """A comparison: its summary, its table, and the results of the tests.
+
+    print(comparison.summary)
+    comparison.to_html("report.html")
+    """
+
+    @property
+    def table(self) -> Table:
+        """One row per classifier, the best first, with its difference to the reference and the cost of its training.
+
+        The columns of intervals hold (low, high), or None if the interval is not known.
+        """
+        columns = (
+            Column("name"),
+            Column(self.scored_by.label, ".4f", right=True),
+            Column("95 % interval", _interval),
+            Column(f"difference to {self.reference}", _signed, right=True),
+            Column("interval of the difference", _interval),
+            Column("p (Holm)", ".2g", right=True),
+            Column("trained", ",", right=True),
+            Column("epochs", right=True),
+            Column("seconds", ",.1f", right=True),
+        )
+        return Table(columns, [self._row(candidate) for candidate in self.candidates])
+
+    def _row(self, candidate: Candidate) -> tuple[Any, ...]:
+        record, score = candidate.record, candidate.score
+        pair = next((pair for pair in self.pairs if pair.second == candidate.name), None)
+        difference = pair.difference if pair else None
+        return (
+            candidate.name,
+            score.value if score else None,
+            None if score is None or score.low is None or score.high is None else (score.low, score.high),
+            0.0 - difference.value if difference else None,
+            (0.0 - difference.high, 0.0 - difference.low) if difference else None,
+            pair.p_holm if pair else None,
+            record.parameters.trained if record.parameters else None,
+            len(record.history) or None,
+            record.seconds.get("total"),
+        )
+
+    @property
+    def settings(self) -> Mapping[str, tuple[str, ...]]:
+        """Configuration keys whose values differ, with the value of each classifier in the order of the table."""
+        return differing_settings([candidate.record for candidate in self.candidates])
+
+    def to_html(self, file: str | os.PathLike[str]) -> Path:
+        """Write a report with figures as one HTML file, and return its path. Raises StorageError."""
+        from inat_ft.evaluation.report import write_report
+
+        write_report(self, Path(file))
+        return Path(file)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as `inat-ft compare --json` prints it."""
+        return as_dict(self)
+
+    def __str__(self) -> str:
+        return "\n".join([str(self.table), *(f"note: {remark}" for remark in self.remarks), self.summary])
+
+    def _repr_html_(self) -> str:
+        return f"{self.table._repr_html_()}<p>{escape(self.summary)}</p>"
+
+
+def compare(*runs: RunLike, metric: str = "accuracy", group: bool = False, margin: float | None = None) -> Comparison:
+    """Compare two or more classifiers on their test images, with paired tests.
+
+        comparison = inat_ft.compare(run_a, run_b, margin=0.01)
+        print(comparison.summary)
+
+    Evaluate the runs first. A record of another program can be compared too: it requires `name` and `test_accuracy`.
+
+    Args:
+        *runs: Runs, run directories, record.json files, or folders of run directories.
+        metric: `accuracy`, `balanced_accuracy`, `macro_f1`, `log_loss`, or another metric of `inat-ft eval`.
+        group: treat runs that differ only in their seed as one classifier.
+        margin: a difference below it is considered equivalent, such as 0.01. Default: do not test equivalence.
+
+    Raises:
+        UsageError: there are fewer than two runs, a run is missing, or the metric is unknown.
+        RecordError: a record or its predictions are damaged.
+    """
+    return Comparison(**vars(comparison.compare([Path(run) for run in runs], metric, group, margin)))

@@ -1,0 +1,199 @@
+"""Evaluate a classifier on the test set, and classify images with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from inat_ft.api.run import Run, RunLike
+from inat_ft.errors import DataError, UsageError
+from inat_ft.evaluation import evaluate as evaluation
+from inat_ft.evaluation.inference import Prediction, predict_images, write_csv
+from inat_ft.evaluation.predict import InferenceConfig
+from inat_ft.progress import ProgressFn, ignore_progress
+from inat_ft.records import MetricValue
+from inat_ft.tables import Column, Table
+
+Tta = Literal["none", "flip"]
+Precision = Literal["fp32", "bf16", "auto"]
+
+
+@dataclass(frozen=True)
+class EvaluationResult(evaluation.EvaluationResult):
+    """Metrics with 95 % intervals, predictions and figures of one evaluation."""
+
+    @property
+    def run(self) -> Run:
+        """The run with its updated record."""
+        return Run(self.record, self.directory)
+
+    @property
+    def metrics(self) -> Mapping[str, MetricValue]:
+        """Metrics by name, such as `accuracy` and `macro_f1`; each has `value`, `low` and `high`."""
+        return self.evaluation.metrics
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of correctly classified images, 0 to 1."""
+        return self.metrics["accuracy"].value
+
+    @property
+    def table(self) -> Table:
+        """The metrics with their 95 % intervals."""
+        columns = [Column("metric"), *(Column(name, ".4f", True) for name in ("value", "low", "high"))]
+        rows = [(name, metric.value, metric.low, metric.high) for name, metric in self.metrics.items()]
+        about = self.evaluation
+        return Table(columns, rows, f"{self.record.name} on {about.num_images:,} {about.subset} images")
+
+    @property
+    def per_class(self) -> Table:
+        """Precision, recall and F1 of each class."""
+        columns = [Column("class"), Column("images", ",", True)]
+        columns += [Column(name, ".4f", True) for name in ("precision", "recall", "F1")]
+        rows = [
+            (row.name, row.num_images, row.precision.value, row.recall.value, row.f1.value)
+            for row in self.evaluation.per_class
+        ]
+        return Table(columns, rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as `inat-ft eval --json` prints it."""
+        figures = [file.as_posix() for file in self.figures]
+        return {"run": self.record.name, **self.evaluation.model_dump(mode="json"), "figures": figures}
+
+    def __str__(self) -> str:
+        return str(self.table)
+
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_()
+
+
+def evaluate(
+    run: RunLike,
+    subset: Literal["test", "val"] = "test",
+    *,
+    tta: Tta = "none",
+    image_size: int | None = None,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    root: str | os.PathLike[str] | None = None,
+    cam: bool = False,
+    progress: ProgressFn = ignore_progress,
+) -> EvaluationResult:
+    """Evaluate a run and write metrics, predictions and figures to its directory.
+
+        result = inat_ft.evaluate(run)
+        result.metrics["accuracy"].value, result.metrics["accuracy"].low
+
+    Each evaluation on the test set is counted in a file next to the manifest.
+
+    Args:
+        run: a Run, a run directory, or its record.json.
+        subset: images to evaluate on.
+        tta: test-time augmentation; `flip` averages the probabilities of the image and its mirror image.
+        image_size: height and width of the images in pixels, 16 to 1024. Default: that of the run.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        precision: `fp32`, `bf16`, or `auto`.
+        root: folder of the images, if they were moved.
+        cam: draw Grad-CAM maps. Requires the extra `cam`.
+        progress: called with (done, total) images.
+
+    Raises:
+        UsageError: the run or the subset is missing, or the device is not available.
+        RecordError: the manifest is missing or has changed since training.
+        DataError: an image is missing or has changed since the split.
+        WeightsError: the saved weights are damaged.
+    """
+    inference = InferenceConfig(device, precision, tta, image_size)
+    moved = None if root is None else Path(root)
+    found = evaluation.evaluate_run(Path(run), subset, inference, root=moved, cam=cam, progress=progress)
+    return EvaluationResult(**vars(found))
+
+
+@dataclass(frozen=True)
+class PredictionResult(Sequence[Prediction]):
+    """Predictions in the order of the images, and the images that could not be read."""
+
+    predictions: Sequence[Prediction]
+    skipped: Sequence[DataError] = field(default=())
+    """One error per image that could not be read."""
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    @overload
+    def __getitem__(self, place: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Prediction]: ...
+    def __getitem__(self, place: int | slice) -> Prediction | Sequence[Prediction]:
+        return self.predictions[place]
+
+    @property
+    def table(self) -> Table:
+        """Path, predicted class and its probability, one row per image."""
+        columns = [Column("image"), Column("predicted"), Column("probability", ".4f", True)]
+        return Table(columns, [(each.path.as_posix(), *each.top(1)[0]) for each in self])
+
+    def to_csv(self, file: str | os.PathLike[str]) -> None:
+        """Write `path,predicted,p_<class>...` with one row per image."""
+        write_csv(self.predictions, Path(file))
+
+    def to_dicts(self, top: int = 3) -> list[dict[str, Any]]:
+        """Return one dictionary per image with its `top` most probable classes, as `inat-ft predict --json` prints it."""
+        return [
+            {
+                "path": each.path.as_posix(),
+                "predicted": each.top(1)[0][0],
+                "probability": each.top(1)[0][1],
+                "top": [{"class": name, "probability": probability} for name, probability in each.top(top)],
+            }
+            for each in self
+        ]
+
+    def __str__(self) -> str:
+        return str(self.table)
+
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_()
+
+
+def predict(
+    run: RunLike,
+    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    tta: Tta = "none",
+    image_size: int | None = None,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    progress: ProgressFn = ignore_progress,
+) -> PredictionResult:
+    """Classify images with a trained network.
+
+        for prediction in inat_ft.predict(run, "photos"):
+            print(prediction.path, prediction.top(3))
+
+    Args:
+        run: a Run, a run directory, its record.json, or a model.safetensors.
+        images: an image or a folder, or several of them. Folders are searched recursively.
+        tta: test-time augmentation; `flip` averages the probabilities of the image and its mirror image.
+        image_size: height and width of the images in pixels, 16 to 1024. Default: that of the run.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        precision: `fp32`, `bf16`, or `auto`.
+        progress: called with (done, total) images.
+
+    Raises:
+        UsageError: the run or an image is missing, or a folder has no files.
+        DataError: none of the images can be read. If only some cannot be read, the result names them in `skipped`.
+        WeightsError: the saved weights are damaged.
+    """
+    given = [images] if isinstance(images, str | os.PathLike) else list(images)
+    if not given:
+        raise UsageError("no images to classify", "name an image or a folder of images")
+    inference = InferenceConfig(device, precision, tta, image_size)
+    predictions, skipped = predict_images(Path(run), [Path(each) for each in given], inference, progress)
+    if not predictions:
+        raise DataError(f"none of the {len(skipped):,} images can be read: {skipped[0].message}")
+    return PredictionResult(predictions, tuple(skipped))

@@ -1,0 +1,53 @@
+"""Pydantic's validation errors as sentences for the user."""
+
+import re
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from inat_ft.errors import ConfigError, did_you_mean
+
+
+def format_validation_error(
+    error: ValidationError, model: type[BaseModel], where: str = "", also: tuple[str, ...] = (), owner: str = "it"
+) -> ConfigError:
+    """Return one ConfigError for all errors that pydantic found, each with its key, its value and the most similar one.
+
+    where: dotted key of `model`; also: further valid keys at its top level; owner: what has these keys, for the message.
+    """
+    lines = []
+    for finding in error.errors():
+        *sections, key = [str(part) for part in finding["loc"]] or [""]
+        dotted = ".".join(part for part in (where, *sections, key) if part)
+        got, kind, context = finding["input"], finding["type"], finding.get("ctx", {})
+        if kind == "extra_forbidden":
+            home = dotted.rpartition(".")[0]
+            own = _fields(model, sections)
+            near = did_you_mean(key, (*own, *(also if not sections else ())))
+            near = near or f": {owner} has {', '.join(own) or 'no options'}"
+            lines.append(f"unknown key '{key}'{f' in {home}' if home else ''}{near}")
+        elif kind == "literal_error":
+            choices = tuple(re.findall(r"'([^']*)'", context["expected"]))
+            lines.append(f"{dotted}: {got!r} is not one of {', '.join(choices)}{did_you_mean(str(got), choices)}")
+        elif kind == "missing":
+            lines.append(f"{dotted}: field required")
+        elif kind == "value_error":
+            lines.append(str(context["error"]))
+        else:
+            lines.append(f"{dotted}: {finding['msg'][0].lower()}{finding['msg'][1:]} (got {got!r})")
+    return ConfigError("\n".join(lines), "to list all keys: inat-ft train --show-config")
+
+
+def _fields(model: type[BaseModel], sections: list[str]) -> tuple[str, ...]:
+    """Return the keys of the section at a path. Sections can be optional, and values of a mapping."""
+    here: Any = model
+    for name in sections:
+        if get_origin(here) is dict:
+            here = get_args(here)[1]
+        else:
+            field = here.model_fields.get(name) if hasattr(here, "model_fields") else None
+            here = field.annotation if field else None
+        if get_origin(here) in (Union, UnionType):
+            here = next((inner for inner in get_args(here) if hasattr(inner, "model_fields")), None)
+    return tuple(here.model_fields) if hasattr(here, "model_fields") else ()
