@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from inat_ft.evaluation.inference import Prediction
     from inat_ft.exporters.base import Exporter
+    from inat_ft.metrics.base import Metric
     from inat_ft.models.base import Backbone
     from inat_ft.optim.base import Optimizer
     from inat_ft.records import RunRecord
@@ -56,6 +57,7 @@ __all__ = [
     "Exporter",
     "Group",
     "InatFtError",
+    "Metric",
     "Optimizer",
     "PluginError",
     "Prediction",
@@ -108,6 +110,7 @@ _NAMES = {
     ),
     "evaluation.inference": ("Prediction",),
     "exporters.base": ("Exporter",),
+    "metrics.base": ("Metric",),
     "models.base": ("Backbone",),
     "optim.base": ("Optimizer",),
     "records": ("RunRecord",),

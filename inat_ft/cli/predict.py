@@ -1,14 +1,11 @@
 """`inat-ft predict`: classify images with a trained network."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from inat_ft.cli import options, render
-
-if TYPE_CHECKING:
-    from inat_ft.evaluation.inference import Prediction
 
 _SHOWN = 30
 
@@ -42,35 +39,23 @@ def predict(
 
     [dim]inat-ft predict runs/resnet50-head-1 photos/ --out predictions.csv[/dim]
     """
-    from inat_ft.errors import DataError
-    from inat_ft.evaluation.inference import predict_images, write_csv
-    from inat_ft.evaluation.predict import InferenceConfig
+    from inat_ft.api.evaluate import predict as predict_images
 
     with render.progress("predicting") as progress:
-        answers, problems = predict_images(run, images, InferenceConfig(device, precision, tta, image_size), progress)
-    for problem in problems:
+        found = predict_images(
+            run, images, tta=tta, image_size=image_size, device=device, precision=precision, progress=progress
+        )
+    for problem in found.skipped:
         render.warn(f"{problem.message}; skipped")
-    if not answers:
-        raise DataError("cannot read any of the images")
     if out is not None:
-        write_csv(answers, out)
+        found.to_csv(out)
     if json:
-        render.echo_json([_as_json(answer, top) for answer in answers])
+        render.echo_json(found.to_dicts(top))
         return
-    rows = [(answer.path.as_posix(), *(f"{name} {share:.1%}" for name, share in answer.top(top))) for answer in answers]
+    rows = [(each.path.as_posix(), *(f"{name} {share:.1%}" for name, share in each.top(top))) for each in found]
     columns = ("image", "predicted", *(f"choice {number}" for number in range(2, len(rows[0]))))
     render.table("", columns, rows[:_SHOWN])
     if len(rows) > _SHOWN:
         render.echo(f"and {len(rows) - _SHOWN:,} more{'' if out else ': --out predictions.csv or --json has them all'}")
     if out is not None:
         render.echo(f"predictions: {out}")
-
-
-def _as_json(answer: "Prediction", top: int) -> dict[str, Any]:
-    best = answer.top(top)
-    return {
-        "path": answer.path.as_posix(),
-        "predicted": best[0][0],
-        "probability": best[0][1],
-        "top": [{"class": name, "probability": share} for name, share in best],
-    }

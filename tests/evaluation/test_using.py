@@ -76,9 +76,9 @@ def test_what_cannot_be_predicted(run: Path, cli, tmp_path: Path) -> None:
     assert ran.code == 1 and "cannot read any of the images" in ran.err
     assert cli("predict", run, tmp_path / "nowhere").code == 2
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="holds no file"):
+    with pytest.raises(UsageError, match="has no files"):
         predict_images(run, [tmp_path / "empty"])
-    with pytest.raises(UsageError, match="no run"):
+    with pytest.raises(UsageError, match="is not a run"):
         predict_images(tmp_path / "empty", [tmp_path / "x.png"])
 
 
