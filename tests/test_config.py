@@ -116,7 +116,7 @@ _BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 
         ("seed: " + "[" * 9000, "line 1: it is nested more than 50 levels deep"),
         ("seed: " + "[" * 9000 + "]" * 9000, "line 1: it is nested more than 50 levels deep"),
         (_BOMB, "its aliases expand to more than"),
-        ("a: &a [*a]", "an alias refers to the value that it stands in"),
+        ("a: &a [*a]", "an alias refers to the value that contains it"),
         ("a: \x07", "not allowed"),
         ("a: [1", "line 1: expected"),
         ("? [1]\n: 2", "line 1: found unhashable key"),
