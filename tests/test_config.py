@@ -65,6 +65,7 @@ def test_a_network_without_weights_is_trained_whole() -> None:
         ),
         ("schedule=cosin", "optim.schedule: 'cosin' is not one of constant, cosine: did you mean 'cosine'?"),
         ("strategy.unfreeze_from=layer3", "unknown key 'unfreeze_from' in strategy: 'head' has no options"),
+        ("model.filters=3", "unknown key 'filters' in model: 'resnet50' has "),
         ("warmup_epochs=9", "optim.warmup_epochs is greater than optim.epochs, 5"),
         ("optim=3", "unknown key 'optim': did you mean"),
     ],

@@ -15,12 +15,14 @@ from inat_ft.errors import InatFtError, UsageError
 from inat_ft.progress import Log, ignore_log
 from inat_ft.setup import TrainCallbacks
 from inat_ft.sweeps import folder
+from inat_ft.sweeps.attempts import Trial, TrialState
+from inat_ft.sweeps.base import SweepState
 from inat_ft.sweeps.defaults import BUILT_IN
 from inat_ft.sweeps.parsing import read_spec
 from inat_ft.sweeps.preflight import check_models, require_split
 from inat_ft.sweeps.selection import Selection, choose
-from inat_ft.sweeps.study import Sweep, Trial
-from inat_ft.sweeps.worker import training, work
+from inat_ft.sweeps.study import Sweep
+from inat_ft.sweeps.worker import run_worker, training_objective
 from inat_ft.tables import Column, Table
 
 
@@ -28,12 +30,12 @@ from inat_ft.tables import Column, Table
 class SweepResult:
     """The trials of a sweep, and how they compare with the best one.
 
-    result.best.point       # {"lr": 0.001, "dropout": 0.3}
+    result.best.params       # {"lr": 0.001, "dropout": 0.3}
     result.run.directory    # the run of the best trial
     """
 
     sweep: Sweep
-    state: str
+    state: SweepState
     """finished, stopped or waiting (for more trials)."""
     reason: str
     """Why the sweep is in this state."""
@@ -68,11 +70,18 @@ class SweepResult:
     def table(self) -> Table:
         """One row per complete trial, the best first."""
         candidates = self.selection.candidates
-        names = list(dict.fromkeys(name for candidate in candidates for name in candidate.trial.point))
+        names = list(dict.fromkeys(name for candidate in candidates for name in candidate.trial.params))
         columns = [Column("trial", right=True), Column(self.sweep.spec.metric.name, ".4f", right=True)]
         columns += [Column("compared with the best"), Column("p (Holm)", ".2g", True), Column("seconds", ".1f", True)]
         rows = [
-            (c.trial.number, c.trial.value, c.standing.value, c.p, c.cost, *(c.trial.point.get(name) for name in names))
+            (
+                c.trial.number,
+                c.trial.value,
+                c.standing.value,
+                c.p,
+                c.cost,
+                *(c.trial.params.get(name) for name in names),
+            )
             for c in candidates
         ]
         return Table([*columns, *(Column(name) for name in names)], rows, f"sweep {self.id}")
@@ -135,18 +144,18 @@ def sweep(
     require_split(parsed)
     created = folder.create(parsed, Path(sweeps_dir), name or folder.new_id(), seed)
     if "data.split" not in dict(fixed) and "data.split" not in dict(parsed.overrides({})):
-        created.study.set_user_attr("split", find_manifest().as_posix())
+        created.note("split", find_manifest().as_posix())
     listener = callbacks or TrainCallbacks()
-    objective = training(parsed.metric.name, cache_directory(cache_dir), lambda config: listener)
-    state, reason = work(created, objective, count, log)
+    objective = training_objective(parsed.metric.name, cache_directory(cache_dir), lambda config: listener)
+    state, reason = run_worker(created, objective, count, log)
     return _result(created, state, reason)
 
 
-def _result(created: Sweep, state: str, reason: str) -> SweepResult:
-    hint = f"correct the cause, then: inat-ft sweep run {created.id}"
-    if state == "failed":
+def _result(created: Sweep, state: SweepState, reason: str) -> SweepResult:
+    hint = f"correct the cause, then: {created.next_command('run')}"
+    if state is SweepState.FAILED:
         raise InatFtError(f"the sweep has stopped: {reason}", hint)
-    failed = [trial for trial in created.trials() if trial.state == "failed"]
+    failed = [trial for trial in created.trials() if trial.state is TrialState.FAILED]
     if failed and not created.best():
         raise InatFtError(f"no trial of sweep {created.id} has succeeded; the last one: {failed[-1].reason}", hint)
     return SweepResult(created, state, reason, choose(created))

@@ -58,7 +58,7 @@ def split(
         bool,
         typer.Option(
             "--near/--no-near",
-            help="Search for near duplicates: resized or recompressed. Crops, rotations and mirror images are not found.",
+            help="Search for near duplicates: resized, recompressed, brighter or slightly cropped. Mirror images are missed.",
         ),
     ] = True,
     classes_from: Annotated[
@@ -140,6 +140,12 @@ def _show(result: "SplitResult") -> None:
     else:
         render.echo("imbalance: none, every class has the same number of training images")
     _show_duplicates(result)
+    if manifest.made["near_copies"]:
+        from inat_ft.images.near_duplicates import FOUND_COPIES, MISSED_COPIES
+
+        render.info(
+            f"near duplicates found: {', '.join(FOUND_COPIES)}; most others are missed: {', '.join(MISSED_COPIES)}"
+        )
     _show_left_out(result)
     if findings.classes_without_test:
         render.warn(f"no test images of {few(findings.classes_without_test)}")

@@ -1,19 +1,18 @@
-"""`inat-ft sweep`: many trainings from one file, on this machine, on many, or through W&B."""
+"""`inat-ft sweep`: train many settings from one file, on this machine, on several, or through W&B."""
 
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inat_ft.cli import options, render
-from inat_ft.cli import sweep_render as sweep_show
-from inat_ft.cli import sweep_results as sweep_found
+from inat_ft.cli import options, render, sweep_render, sweep_results
 from inat_ft.cli.commands import HELP
-from inat_ft.cli.sweep_options import Id, Storage, SweepsDir, objective, open_sweep, where
+from inat_ft.cli.sweep_options import Id, Storage, SweepsDir, folder_options, objective, open_sweep
 
 if TYPE_CHECKING:
+    from inat_ft.sweeps.space import SweepSpec
     from inat_ft.sweeps.study import Sweep
 
 app = typer.Typer(
@@ -36,16 +35,20 @@ Entity = Annotated[
 
 @app.command()
 def create(
-    file: Annotated[Path | None, typer.Argument(help="Sweep in W&B's YAML.", show_default="the built-in one")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="Sweep file in W&B's YAML format.", show_default="the built-in sweep")
+    ] = None,
     strategies: Annotated[
-        bool, typer.Option("--strategies", help="Without a file: try every installed strategy, each in its own space.")
+        bool, typer.Option("--strategies", help="Without a file: try every installed strategy in its own space.")
     ] = False,
-    backend: Annotated[Literal["local", "wandb"], typer.Option(help="Who gives out the trials.")] = "local",
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="What decides the points: local, wandb, or a plugin.")
+    ] = "local",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Fix any key for all trials; may be repeated."),
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Fix a setting for all trials. Repeatable."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The sweep's ID.", show_default="eight letters")] = None,
+    name: Annotated[str | None, typer.Option(help="ID of the sweep.", show_default="eight random letters")] = None,
     seed: options.Seed = 0,
     storage: Storage = None,
     project: Project = None,
@@ -53,7 +56,7 @@ def create(
     json: options.Json = False,
     sweeps_dir: SweepsDir = Path("sweeps"),
 ) -> None:
-    """Check a sweep's file, value by value, and make the sweep; nothing is trained yet.
+    """Validate a sweep file and create the sweep. Nothing is trained yet.
 
     [dim]inat-ft sweep create[/dim]
     [dim]inat-ft sweep create --strategies --set epochs=10[/dim]
@@ -61,182 +64,160 @@ def create(
     [dim]inat-ft sweep create sweep.yaml --backend wandb --project birds[/dim]
     """
     from inat_ft.errors import UsageError
-    from inat_ft.settings import parse_override
+    from inat_ft.registry import SWEEP_BACKENDS, plugin_errors
     from inat_ft.sweeps import folder
-    from inat_ft.sweeps.defaults import BUILT_IN, strategy_sweep
-    from inat_ft.sweeps.parsing import read_spec
     from inat_ft.sweeps.preflight import check_models, require_split
+    from inat_ft.sweeps.study import load_backend
 
     if name is not None and not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise UsageError(f"--name {name}: an ID is made of letters, digits, '-', '_' and '.'")
-    if file and strategies:
-        raise UsageError(f"--strategies makes a sweep of its own, and {file} is one", "leave one of them out")
-    raw, left_out = strategy_sweep() if strategies else (BUILT_IN, {})
-    spec = read_spec(file, [parse_override(text) for text in set_ or ()], raw)
+        raise UsageError(f"--name {name}: an ID may have letters, digits, '-', '_' and '.'")
+    scheduler = load_backend(backend)
+    spec, skipped = _read(file, strategies, set_ or [])
     check_models(spec)
-    path = None
-    if backend == "local":
+    if scheduler.schedules_here:
         require_split(spec)
-    else:
-        from inat_ft.sweeps.wandb import create_sweep
-
-        path = create_sweep(spec, project or spec.project, entity or spec.entity)
-    sweep = folder.create(
-        spec, sweeps_dir, name or (path.split("/")[-1] if path else folder.new_id()), seed, storage, path
-    )
-    points = spec.points()
+    with plugin_errors(SWEEP_BACKENDS, type(scheduler), "create()"):
+        address = scheduler.create(spec, project or spec.project, entity or spec.entity)
+    id = name or (address.rsplit("/", 1)[-1] if address else folder.new_id())
+    sweep = folder.create(spec, sweeps_dir, id, seed, storage, backend, address)
     if json:
-        number = None if points is None else len(points)
-        about = {
-            "id": sweep.id,
-            "points": number,
-            "trials": spec.num_trials,
-            "wandb": path,
-            "left_out": left_out,
-            "next": _next(sweep, sweeps_dir),
-        }
-        render.echo_json(about)
-        return
-    for line in sweep_show.about_space(sweep):
-        render.info(line)
-    for strategy, why in left_out.items():
-        render.info(f"left out: {strategy}: {why}")
-    if path:
-        render.echo(f"W&B:  {path}")
-    render.echo(f"id:   {sweep.id}")
-    render.echo(f"next: {_next(sweep, sweeps_dir)}")
+        render.echo_json(sweep_render.created_json(sweep, skipped))
+    else:
+        sweep_render.show_created(sweep, skipped)
 
 
-def _next(sweep: "Sweep", sweeps_dir: Path) -> str:
-    return f"inat-ft sweep run {sweep.id}{where(sweeps_dir)}"
+def _read(file: Path | None, strategies: bool, overrides: list[str]) -> "tuple[SweepSpec, dict[str, str]]":
+    """Return the sweep, and why some strategies are not in it."""
+    from inat_ft.errors import UsageError
+    from inat_ft.settings import parse_override
+    from inat_ft.sweeps.defaults import BUILT_IN, strategy_sweep
+    from inat_ft.sweeps.parsing import read_spec
+
+    if file and strategies:
+        raise UsageError(f"--strategies cannot be combined with a file (got {file})", "omit one of them")
+    raw, skipped = strategy_sweep() if strategies else (BUILT_IN, {})
+    return read_spec(file, [parse_override(text) for text in overrides], raw), skipped
 
 
 @app.command()
 def run(
     id: Id = None,
-    count: Annotated[int | None, typer.Option(min=1, help="Trials to run now.", show_default="all")] = None,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share cores and trials.")] = 1,
+    count: Annotated[int | None, typer.Option(min=1, help="Number of trials to run now.", show_default="all")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Number of processes; they share the cores.")] = 1,
     storage: Storage = None,
     project: Project = None,
     entity: Entity = None,
     sweeps_dir: SweepsDir = Path("sweeps"),
     cache_dir: options.CacheDir = None,
 ) -> None:
-    """Run trials until the sweep is at its end. May be run again after whatever happened, on several terminals at once.
+    """Run trials until the sweep ends. Run it again after an interruption, or in several terminals at once.
 
-    ENTITY/PROJECT/ID runs trials of a W&B sweep made elsewhere.
+    ENTITY/PROJECT/ID runs trials of an existing W&B sweep.
 
     [dim]inat-ft sweep run[/dim]
     [dim]inat-ft sweep run abcd2345 --workers 4 --count 8[/dim]
     """
+    from inat_ft.errors import UsageError
     from inat_ft.paths import cache_folder
-    from inat_ft.sweeps.worker import is_child_worker, run_workers, work
+    from inat_ft.registry import SWEEP_BACKENDS, plugin_errors
+    from inat_ft.sweeps.base import SweepState
+    from inat_ft.sweeps.worker import is_child_worker, run_workers
 
     sweep = open_sweep(id, sweeps_dir, storage, adopt=True)
-    endless = sweep.spec.num_trials is None and sweep.wandb is None
-    if endless and count is None:
-        from inat_ft.errors import UsageError
-
-        raise UsageError("nothing limits this sweep", "add run_cap to its file, or run with --count")
+    if sweep.backend.schedules_here and sweep.spec.num_trials is None and count is None:
+        raise UsageError("this sweep has no limit", "add run_cap to its file, or use --count")
     if not is_child_worker():
         sweep.resume()
         _pin_split(sweep)
     if workers > 1:
-        directories = ["--sweeps-dir", str(sweeps_dir), *(["--cache-dir", str(cache_dir)] if cache_dir else [])]
-        if storage:  # in the environment: command lines are visible to everyone on the machine
+        folders = ["--sweeps-dir", str(sweeps_dir), *(["--cache-dir", str(cache_dir)] if cache_dir else [])]
+        if storage:  # in the environment, because every user of the machine can read command lines
             os.environ["INAT_FT_SWEEP_STORAGE"] = storage
-        code = run_workers([sweep.wandb or sweep.id, *directories], workers, count)
-        state, why = sweep.state()
-        if code and state not in ("finished", "failed"):
+        code = run_workers([sweep.id, *folders], workers, count)
+        status = sweep.status()
+        if code and status.state not in (SweepState.FINISHED, SweepState.FAILED):
             raise typer.Exit(code)
-    elif sweep.wandb:
-        from inat_ft.sweeps.wandb import run_agent
-
-        state, why = run_agent(sweep, objective(sweep, cache_folder(cache_dir)), count, render.info)
     else:
         try:
-            state, why = work(sweep, objective(sweep, cache_folder(cache_dir)), count, render.info)
+            with plugin_errors(SWEEP_BACKENDS, type(sweep.backend), "run()"):
+                status = sweep.backend.run(sweep, objective(sweep, cache_folder(cache_dir)), count, render.info)
         except KeyboardInterrupt:
-            render.info(f"interrupted; go on with: {_next(sweep, sweeps_dir)}")
+            render.info(f"interrupted; resume it: {sweep.next_command('run', *folder_options(cache_dir))}")
             raise
     if not is_child_worker():
-        sweep_show.show_end(sweep, state, why)
+        sweep_render.show_end(sweep, status, folder_options(cache_dir))
 
 
 def _pin_split(sweep: "Sweep") -> None:
-    """Note the split at the first run, so that a later one does not change the data under the sweep."""
+    """Store the split of the first run, so that later runs use the same data."""
     from inat_ft.data.manifest import find_manifest
 
-    if "data.split" not in dict(sweep.spec.overrides({})) and not sweep.study.user_attrs.get("split"):
-        sweep.study.set_user_attr("split", find_manifest().as_posix())
+    if "data.split" not in dict(sweep.spec.overrides({})) and not sweep.attr("split"):
+        sweep.note("split", find_manifest().as_posix())
 
 
 @app.command()
 def status(
     id: Id = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Show it anew every two seconds until the sweep ends.")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every two seconds until the sweep ends.")] = False,
     json: options.Json = False,
     storage: Storage = None,
     sweeps_dir: SweepsDir = Path("sweeps"),
 ) -> None:
-    """How far a sweep is: every trial, the best so far, the time left.
+    """Show the progress of a sweep: every trial, the best so far, the time left.
 
     [dim]inat-ft sweep status --watch[/dim]
     """
+    from inat_ft.sweeps.base import SweepState
+
     sweep = open_sweep(id, sweeps_dir, storage)
     if json:
-        render.echo_json(sweep_show.status_json(sweep))
+        render.echo_json(sweep_render.status_json(sweep))
         return
     while watch:
         render.console().clear()
-        state, _ = sweep_show.show_status(sweep)
-        if state not in ("running", "waiting"):
+        if sweep_render.show_status(sweep).state not in (SweepState.RUNNING, SweepState.WAITING):
             return
         try:
             time.sleep(_WATCH_S)
         except KeyboardInterrupt:
             return
-    sweep_show.show_status(sweep)
+    sweep_render.show_status(sweep)
 
 
-app.command()(sweep_found.best)
-app.command()(sweep_found.soup)
-app.command()(sweep_found.report)
+app.command()(sweep_results.best)
+app.command()(sweep_results.soup)
+app.command()(sweep_results.report)
 
 
 @app.command("list")
 def list_(json: options.Json = False, sweeps_dir: SweepsDir = Path("sweeps")) -> None:
-    """The sweeps in the folder."""
+    """List the sweeps in the folder."""
     from inat_ft.sweeps.folder import list_sweeps
 
-    found = [{**about, **sweep_show.standing(about["id"], sweeps_dir)} for about in list_sweeps(sweeps_dir)]
+    found = [{**about, **sweep_render.progress_json(about["id"], sweeps_dir)} for about in list_sweeps(sweeps_dir)]
     if json:
         render.echo_json(found)
     elif not found:
-        render.info(f"there is no sweep in {sweeps_dir}; make one: inat-ft sweep create")
+        render.info(f"there is no sweep in {sweeps_dir}; create one: inat-ft sweep create")
     else:
         rows = [
             (
-                each["id"],
-                each["state"],
-                each["trials"],
-                each["best"],
-                each.get("wandb") or each.get("storage") or "local",
+                *(sweep[key] for key in ("id", "state", "trials", "best")),
+                sweep.get("address") or sweep.get("storage") or sweep.get("backend"),
             )
-            for each in found
+            for sweep in found
         ]
         render.table("", ("sweep", "state", "trials", "best", "where"), rows, right=("trials", "best"))
 
 
 @app.command()
 def stop(id: Id = None, storage: Storage = None, sweeps_dir: SweepsDir = Path("sweeps")) -> None:
-    """Give out no more trials; those that run are finished. `sweep run` goes on."""
+    """Start no more trials; running ones finish. `sweep run` resumes the sweep."""
+    from inat_ft.registry import SWEEP_BACKENDS, plugin_errors
+
     sweep = open_sweep(id, sweeps_dir, storage)
     sweep.stop()
-    if sweep.wandb:
-        from inat_ft.sweeps.wandb import stop_sweep
-
-        stop_sweep(sweep.wandb)
+    with plugin_errors(SWEEP_BACKENDS, type(sweep.backend), "stop()"):
+        sweep.backend.stop(sweep)
     render.echo(f"stopped: {sweep.id}")

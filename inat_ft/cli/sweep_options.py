@@ -1,6 +1,7 @@
-"""What the commands of `inat-ft sweep` share: options, the sweep that is meant, and how a trial is trained."""
+"""What the commands of `inat-ft sweep` share: options, opening a sweep, and training a trial."""
 
 import gc
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,32 +13,37 @@ from inat_ft.progress import ignore_log
 if TYPE_CHECKING:
     from inat_ft.config import RunConfig
     from inat_ft.settings import Override
+    from inat_ft.sweeps.base import Objective
     from inat_ft.sweeps.study import Sweep
-    from inat_ft.sweeps.worker import Objective
 
 SweepsDir = Annotated[Path, typer.Option("--sweeps-dir", envvar="INAT_FT_SWEEPS_DIR", help="Folder of the sweeps.")]
 Id = Annotated[
     str | None,
-    typer.Argument(metavar="ID", help="Of the sweep. May be left out where there is only one.", show_default=False),
+    typer.Argument(metavar="ID", help="ID of the sweep; optional if there is only one.", show_default=False),
 ]
 Storage = Annotated[
     str | None,
     typer.Option(
         "--storage",
         envvar="INAT_FT_SWEEP_STORAGE",
-        help="PostgreSQL for workers on many machines: postgresql://user@host/database.",
+        help="PostgreSQL for workers on several machines: postgresql://user@host/database.",
         show_default=False,
     ),
 ]
 
 
-def where(sweeps_dir: Path) -> str:
-    """The option that a next command needs to find the sweep."""
-    return "" if sweeps_dir == Path("sweeps") else f" --sweeps-dir {sweeps_dir}"
+def folder_options(cache_dir: Path | None = None, runs_dir: Path = Path("runs")) -> list[str]:
+    """Return the user's --cache-dir and --runs-dir for a printed command, unless the environment sets them."""
+    given = {"--cache-dir": cache_dir, "--runs-dir": None if runs_dir == Path("runs") else runs_dir}
+    return [
+        f"{option} {path}"
+        for option, path in given.items()
+        if path and os.environ.get(f"INAT_FT_{option[2:].upper().replace('-', '_')}") != str(path)
+    ]
 
 
 def open_sweep(id: str | None, sweeps_dir: Path, storage: str | None, adopt: bool = False) -> "Sweep":
-    """The sweep that was named, or the only one; adopt: take in a W&B sweep made elsewhere."""
+    """Return the named sweep, or the only one. adopt: accept an existing W&B sweep, `ENTITY/PROJECT/ID`."""
     from inat_ft.errors import UsageError
     from inat_ft.sweeps import folder
 
@@ -46,7 +52,7 @@ def open_sweep(id: str | None, sweeps_dir: Path, storage: str | None, adopt: boo
     name = id.rsplit("/", 1)[-1]
     if "/" in id and not (sweeps_dir / name / "sweep.json").exists():
         if not adopt or id.count("/") != 2:
-            raise UsageError(f"no sweep '{id}' in {sweeps_dir}", "a W&B sweep is named ENTITY/PROJECT/ID")
+            raise UsageError(f"no sweep '{id}' in {sweeps_dir}", "the name of a W&B sweep is ENTITY/PROJECT/ID")
         from inat_ft.sweeps.wandb import adopt_sweep
 
         return adopt_sweep(id, sweeps_dir)
@@ -54,8 +60,8 @@ def open_sweep(id: str | None, sweeps_dir: Path, storage: str | None, adopt: boo
 
 
 def objective(sweep: "Sweep", cache: Path, *extra: "Override") -> "Objective":
-    """How a trial is trained; what was chosen for the first one is told. extra: settings for all of them."""
-    from inat_ft.sweeps.worker import training
+    """Return the function that trains a trial. extra: settings for all trials. Only the first trial logs its setup."""
+    from inat_ft.sweeps.worker import training_objective
     from inat_ft.training import TrainCallbacks
 
     first = iter([render.info])
@@ -64,4 +70,4 @@ def objective(sweep: "Sweep", cache: Path, *extra: "Override") -> "Objective":
         gc.freeze()  # the collection before the next trial skips the objects that are left
         return TrainCallbacks(log=next(first, ignore_log), progress=render.progress)
 
-    return training(sweep.spec.metric.name, cache, callbacks, extra)
+    return training_objective(sweep.spec.metric.name, cache, callbacks, extra)

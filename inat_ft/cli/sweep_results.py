@@ -1,33 +1,33 @@
-"""What a sweep has found: `inat-ft sweep best`, `soup` and `report`."""
+"""The results of a sweep: `inat-ft sweep best`, `soup` and `report`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inat_ft.cli import options, render
-from inat_ft.cli import sweep_render as sweep_show
-from inat_ft.cli.sweep_options import Id, Storage, SweepsDir, objective, open_sweep, where
+from inat_ft.cli import options, render, sweep_render
+from inat_ft.cli.sweep_options import Id, Storage, SweepsDir, folder_options, objective, open_sweep
+from inat_ft.text import pluralize
 
 if TYPE_CHECKING:
     from inat_ft.records import Evaluation
+    from inat_ft.sweeps.attempts import Trial
     from inat_ft.sweeps.selection import Replication
-    from inat_ft.sweeps.study import Sweep, Trial
+    from inat_ft.sweeps.study import Sweep
 
 
 def best(
     id: Id = None,
     top: Annotated[int, typer.Option(min=1, help="Trials to list.")] = 5,
-    train: Annotated[bool, typer.Option("--train", help="Train the best settings as a run of its own.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Train the best settings as a separate run.")] = False,
     evaluate: Annotated[
-        bool, typer.Option("--eval", help="Evaluate the best run on the test set: a deliberate act, and counted.")
+        bool, typer.Option("--eval", help="Evaluate the best run on the test set. Evaluations are counted.")
     ] = False,
     confirm: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="Train the top K again with other seeds.", show_default=False)
     ] = None,
     seeds: Annotated[
-        int | None,
-        typer.Option(min=1, max=100, help="Other seeds for --confirm.", show_default="3"),
+        int | None, typer.Option(min=1, max=100, help="Number of seeds for --confirm.", show_default="3")
     ] = None,
     json: options.Json = False,
     storage: Storage = None,
@@ -35,9 +35,9 @@ def best(
     runs_dir: options.RunsDir = Path("runs"),
     cache_dir: options.CacheDir = None,
 ) -> None:
-    """The best trial, those not significantly different from it on the same validation images, and the cheapest of them.
+    """Show the best trial, those that are not significantly different on the validation images, and the cheapest of these.
 
-    After --confirm the best one is that with the best mean of the new seeds; it is what --train and --eval take.
+    After --confirm, the best trial is the one with the best mean over the new seeds, also for --train and --eval.
 
     [dim]inat-ft sweep best[/dim]
     [dim]inat-ft sweep best --confirm 3 --seeds 3[/dim]
@@ -47,7 +47,9 @@ def best(
     from inat_ft.sweeps.selection import choose, replication
 
     if seeds is not None and confirm is None:
-        raise UsageError("--seeds says with how many seeds --confirm repeats the best trials", "add: --confirm 3")
+        raise UsageError(
+            "--seeds requires --confirm: it is the number of seeds of each replication", "add: --confirm 3"
+        )
     sweep = open_sweep(id, sweeps_dir, storage)
     selection = choose(sweep)
     repeats = _confirm(sweep, confirm, seeds or 3, cache_dir) if confirm else replication(sweep)
@@ -57,21 +59,23 @@ def best(
         directory = _train(sweep, picked, runs_dir, cache_dir)
     found = _evaluate(sweep, directory) if evaluate else None
     if json:
-        render.echo_json(sweep_show.best_json(sweep, selection, taken, repeats, directory, found))
+        render.echo_json(sweep_render.best_json(sweep, selection, taken, repeats, directory, found))
         return
-    sweep_show.show_choice(sweep, selection, top)
+    sweep_render.show_selection(sweep, selection, top)
     if repeats:
-        sweep_show.show_repeats(sweep, repeats)
-    render.echo(f"best: {sweep.command(picked.point)}")
+        sweep_render.show_replications(repeats)
+    render.echo(f"best: {sweep.command(picked.params)}")
     if train:
         render.echo(f"trained: {directory}")
     if found is not None:
         accuracy = found.metrics["accuracy"].value
-        render.echo(f"test accuracy of {directory}: {accuracy:.4f} (look number {found.look} at this test set)")
+        render.echo(
+            f"test accuracy of {directory}: {accuracy:.4f} (test set evaluated {pluralize(found.look or 1, 'time')})"
+        )
     elif train:
         render.info(f"next: inat-ft eval {directory}")
     else:
-        render.info(f"next: inat-ft sweep best {sweep.id}{where(sweeps_dir)} --eval")
+        render.info(f"next: {sweep.next_command('best', *folder_options(cache_dir, runs_dir), '--eval')}")
 
 
 def _confirm(sweep: "Sweep", top: int, seeds: int, cache_dir: Path | None) -> "list[Replication]":
@@ -89,7 +93,7 @@ def _train(sweep: "Sweep", trial: "Trial", runs_dir: Path, cache_dir: Path | Non
     from inat_ft.settings import load_config
     from inat_ft.training import Directories, train
 
-    config = load_config(None, sweep.settings(trial.point))
+    config = load_config(None, sweep.settings(trial.params))
     return train(config, Directories(runs_dir, cache_folder(cache_dir)), callbacks(config))[1]
 
 
@@ -98,7 +102,7 @@ def _evaluate(sweep: "Sweep", directory: Path) -> "Evaluation":
 
     with render.progress("evaluating on test") as progress:
         found = evaluate_run(directory, "test", progress=progress)
-    sweep.study.set_user_attr("evaluated", [*sweep.study.user_attrs.get("evaluated", []), directory.as_posix()])
+    sweep.note("evaluated", [*sweep.attr("evaluated", []), directory.as_posix()])
     return found.evaluation
 
 
@@ -111,9 +115,9 @@ def soup(
     runs_dir: options.RunsDir = Path("runs"),
     cache_dir: options.CacheDir = None,
 ) -> None:
-    """Average the weights of runs that share a start, the best first, each if validation accuracy does not fall.
+    """Average the weights of runs with the same initialization, the best first, if validation accuracy does not fall.
 
-    The result is a run like any other, for `inat-ft eval` and `compare`.
+    The result is a run for `inat-ft eval`, `compare` and `export`.
 
     [dim]inat-ft sweep soup[/dim]
     """
@@ -121,24 +125,24 @@ def soup(
     from inat_ft.sweeps.soup import make_soup
 
     sweep = open_sweep(id, sweeps_dir, storage)
-    with render.progress("mixing", "runs") as progress:
+    with render.progress("averaging", "runs") as progress:
         made = make_soup(sweep, runs_dir, cache_folder(cache_dir), name, progress)
     if json:
-        render.echo_json(sweep_show.soup_json(made))
+        render.echo_json(sweep_render.soup_json(made))
     else:
-        sweep_show.show_soup(made)
+        sweep_render.show_soup(made)
 
 
 def report(
     id: Id = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the page and its PNGs.", show_default="the sweep's own"),
+        typer.Option(help="Folder for the page and its PNGs.", show_default="report/ in the sweep's folder"),
     ] = None,
     storage: Storage = None,
     sweeps_dir: SweepsDir = Path("sweeps"),
 ) -> None:
-    """Write what the sweep has found as one HTML page and PNGs; the page needs no network."""
+    """Write the results as one HTML page, which needs no network, and PNGs."""
     from inat_ft.sweeps.report import write_report
 
     sweep = open_sweep(id, sweeps_dir, storage)

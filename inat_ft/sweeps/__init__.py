@@ -1,1 +1,5 @@
-"""Sweeps: one file of W&B's format, tried on this machine, on many, or through W&B."""
+"""Sweeps: a search over settings, described by a file in W&B's format."""
+
+from inat_ft.sweeps.base import SweepBackend, SweepState, SweepStatus, TrialJob
+
+__all__ = ["SweepBackend", "SweepState", "SweepStatus", "TrialJob"]

@@ -1,7 +1,7 @@
-"""Parameters that count for some trials only: the options of one strategy, and settings that stand under its name.
+"""Parameters that apply to some trials only: options of one strategy, and settings under a strategy's name.
 
-In a sweep over several modes `unfreeze_from` counts for those modes that have it, and `full.lr` (or `lr` nested under
-`full`) for the trials with mode full, where it takes the place of `lr`.
+In a sweep over several modes, `unfreeze_from` applies only to the modes that have this option. `full.lr` (or `lr` nested
+under `full`) applies only to mode full, in place of `lr`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MODE = "strategy.name"
 
 
 def target(name: str) -> tuple[str | None, str]:
-    """The mode that a parameter is for (None: any) and the configuration key that it sets. Raises ConfigError."""
+    """Return the mode that a parameter is for (None: any) and its configuration key. Raise ConfigError if unknown."""
     mode, _, rest = name.partition(".")
     if not rest or mode in RunConfig.model_fields or mode not in plugins(STRATEGIES):
         return None, expand_key(name)
@@ -27,13 +27,13 @@ def target(name: str) -> tuple[str | None, str]:
 
 @cache
 def options(mode: str) -> tuple[str, ...]:
-    """The keys of a strategy's options. Raises ConfigError when it is unknown, PluginError when it is broken."""
+    """Return the keys of a strategy's options. Raise ConfigError if it is unknown, PluginError if it fails to load."""
     return tuple(f"strategy.{field}" for field in get(STRATEGIES, mode).load().model_fields)
 
 
 @cache
 def active(names: tuple[str, ...], mode: str | None) -> dict[str, str]:
-    """The parameters that count for a trial of a mode: the name that it shows, and the name in the file."""
+    """Return the parameters that apply to a mode: name in a trial's params -> name in the file."""
     placed = [(name, *target(name)) for name in names]
     general = {key: name for name, owner, key in placed if owner is None}
     own = {key: name for name, owner, key in placed if owner == mode is not None}
@@ -45,7 +45,7 @@ def active(names: tuple[str, ...], mode: str | None) -> dict[str, str]:
 
 
 def require_used(name: str, modes: Sequence[str]) -> None:
-    """Check that a parameter counts for one of the modes at least. Raises ConfigError that says why it does not."""
+    """Raise ConfigError unless a parameter applies to at least one of the modes."""
     owner, key = target(name)
     if owner is not None and owner not in modes:
         raise ConfigError(
@@ -58,5 +58,5 @@ def require_used(name: str, modes: Sequence[str]) -> None:
         raise ConfigError(
             f"parameters.{name}: {' and '.join(having)} {'has' if len(having) == 1 else 'have'} no option '{word}'"
             + did_you_mean(word, [option.partition(".")[2] for option in known]),
-            "the options of each: inat-ft strategies NAME",
+            "list the options of a strategy: inat-ft strategies NAME",
         )

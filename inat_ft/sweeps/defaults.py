@@ -1,4 +1,4 @@
-"""The sweeps that need no file."""
+"""The sweeps that need no file: the built-in one, and one over all strategies."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ BUILT_IN: dict[str, Any] = {
         "patience": {"value": 3},
     },
 }
-"""The sweep without a file."""
+"""The sweep of `inat-ft sweep create` without a file."""
 
 
 def strategy_sweep() -> tuple[dict[str, Any], dict[str, str]]:
-    """A sweep over the installed strategies, each with the space that it declares; and those left out, with the reason."""
+    """Return a sweep over the installed strategies, each in its `search_space`, and why others are skipped."""
     spaces: dict[str, Any] = {}
-    left_out: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     for name in plugins(STRATEGIES):
         try:
             space = getattr(get(STRATEGIES, name).load(), "search_space", {})
         except PluginError as error:
-            left_out[name] = error.message
+            skipped[name] = error.message
             continue
         if space:
             spaces[name] = {"parameters": dict(space)}
         else:
-            left_out[name] = "it declares no `space` to search"
+            skipped[name] = "it declares no `space` to search"
     common = {"mode": {"values": list(spaces)}, "patience": {"value": 3}}
     sweep = {
         "method": "bayes",
         "metric": {"name": "val_accuracy", "goal": "maximize"},
         "parameters": common | spaces,
     }
-    return sweep, left_out
+    return sweep, skipped

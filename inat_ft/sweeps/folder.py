@@ -1,97 +1,141 @@
-"""The folder of sweeps: made, found by id, listed."""
+"""The sweeps folder: creating, opening and listing sweeps."""
 
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import shlex
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 
-from inat_ft.errors import RecordError, UsageError
+from inat_ft.errors import InatFtError, RecordError, StorageError, UsageError
 from inat_ft.records import write_text
+from inat_ft.sweeps.journal import damaged
+from inat_ft.sweeps.postgres import cause_of, without_password
 from inat_ft.sweeps.space import SweepSpec
-from inat_ft.sweeps.storage import open_storage, without_password
+from inat_ft.sweeps.storage import Storage, open_storage
 from inat_ft.sweeps.study import Sweep
 from inat_ft.yaml_io import dump_yaml
 
+DEFAULT = Path("sweeps")
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
 
 
 def new_id() -> str:
-    """Eight characters that cannot be mistaken for one another."""
+    """Return eight characters that are easy to tell apart."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(8))
 
 
 def create(
-    spec: SweepSpec, sweeps: Path, id: str, seed: int = 0, storage: str | None = None, wandb: str | None = None
+    spec: SweepSpec,
+    sweeps: Path,
+    id: str,
+    seed: int = 0,
+    storage: str | None = None,
+    backend: str = "local",
+    address: str | None = None,
 ) -> Sweep:
-    """Make a sweep's folder and study. Raises UsageError when the id is taken or the storage does not work."""
+    """Create a sweep's folder and study. Raises UsageError if the ID is taken, StorageError if the storage fails.
+
+    storage: address of a PostgreSQL database; address: where the backend has registered the sweep.
+    """
     folder = sweeps / id
     if (folder / "sweep.json").exists():
-        raise UsageError(f"the sweep {folder} exists already", f"go on with it: inat-ft sweep run {id}")
+        raise UsageError(f"the sweep {folder} exists already", f"resume it: inat-ft sweep run {id}")
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        _make_study(spec, folder, id, seed, storage, wandb)
-    except BaseException:
-        if new:  # nothing half-made stays behind
+        opened = open_storage(storage, folder, id)
+        _silence_optuna()
+        with _database_errors(opened):
+            study = optuna.create_study(storage=opened.backend, study_name=id, direction=spec.metric.goal)
+            about = {"seed": seed, "backend": backend, "address": address, "spec": spec.to_wandb()}
+            for key, value in about.items():
+                study.set_user_attr(key, value)
+        write_text(folder / "sweep.yaml", dump_yaml(spec.to_wandb()))
+        place = {
+            "id": id,
+            "storage": without_password(storage) if storage else None,
+            "wandb": address if backend == "wandb" else None,
+            "backend": backend,
+            "address": address,
+        }
+        write_text(folder / "sweep.json", json.dumps(place, indent=2) + "\n")
+    except BaseException as error:
+        if new:
             shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, optuna.exceptions.DuplicatedStudyError):
+            raise UsageError(f"the database has a sweep '{id}' already", "choose another --name") from None
         raise
     return open_sweep(id, sweeps, storage)
 
 
-def _make_study(spec: SweepSpec, folder: Path, id: str, seed: int, storage: str | None, wandb: str | None) -> None:
-    backend, _ = open_storage(storage, folder, id)
-    _silence_optuna()
-    try:
-        study = optuna.create_study(storage=backend, study_name=id, direction=spec.metric.goal)
-    except optuna.exceptions.DuplicatedStudyError:
-        raise UsageError(f"the database has a sweep '{id}' already", "choose another --name") from None
-    for key, value in {"seed": seed, "wandb": wandb, "spec": spec.to_wandb()}.items():
-        study.set_user_attr(key, value)
-    write_text(folder / "sweep.yaml", dump_yaml(spec.to_wandb()))
-    about = {"id": id, "storage": without_password(storage) if storage else None, "wandb": wandb}
-    write_text(folder / "sweep.json", json.dumps(about, indent=2) + "\n")
-
-
 def open_sweep(id: str, sweeps: Path, storage: str | None = None) -> Sweep:
-    """A sweep by its id; one in a database needs no folder. Raises UsageError when there is none."""
+    """Open a sweep by its ID; one in a database needs no folder. Raises UsageError if there is none."""
     folder = sweeps / id
     about = _about(folder)
     if about is None and storage is None:
         known = ", ".join(found["id"] for found in list_sweeps(sweeps)) or "none"
-        raise UsageError(f"no sweep '{id}' in {sweeps}", f"there are: {known}\nmake one: inat-ft sweep create")
-    backend, locks = open_storage(storage or (about or {}).get("storage"), folder, id)
+        raise UsageError(f"no sweep '{id}' in {sweeps}", f"existing sweeps: {known}\ncreate one: inat-ft sweep create")
+    opened = open_storage(storage or (about or {}).get("storage"), folder, id)
     _silence_optuna()
-    try:
-        study = optuna.load_study(study_name=id, storage=backend)
-    except KeyError:
-        raise UsageError(f"the database has no sweep '{id}'") from None
-    if "spec" not in study.user_attrs:
-        raise RecordError(f"{folder} was never finished: creating it was interrupted", "remove it and create it anew")
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep = Sweep(id, folder, study, locks)
+    with _database_errors(opened):
+        if id not in optuna.get_all_study_names(opened.backend):
+            raise UsageError(f"no sweep '{id}' in {opened.name}", "create it: inat-ft sweep create")
+        study = optuna.load_study(study_name=id, storage=opened.backend, sampler=optuna.samplers.RandomSampler())
+        if "spec" not in study.user_attrs:
+            raise RecordError(f"creating {folder} was interrupted", "remove it and create the sweep again")
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep = Sweep(id, folder, study, opened, _options(sweeps, storage))
     study.pruner = _pruner(sweep.spec)
     return sweep
 
 
+@contextmanager
+def _database_errors(storage: Storage) -> Iterator[None]:
+    """Report a database that fails, or a journal that Optuna cannot read, in one sentence."""
+    try:
+        yield
+    except (InatFtError, optuna.exceptions.DuplicatedStudyError):
+        raise
+    except storage.transient as error:
+        raise StorageError(f"cannot use {storage.name}: {cause_of(error)}", "check that the server runs") from None
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError) as error:
+        if storage.transient:
+            raise
+        raise damaged(Path(storage.name), f"{type(error).__name__} while reading its entries") from None
+
+
+def _options(sweeps: Path, storage: str | None) -> str:
+    """Return the options with which a command finds the sweep: those that neither defaults nor the environment give."""
+    options = []
+    if sweeps != DEFAULT and os.environ.get("INAT_FT_SWEEPS_DIR") != str(sweeps):
+        options += ["--sweeps-dir", str(sweeps)]
+    if storage and os.environ.get("INAT_FT_SWEEP_STORAGE") != storage:
+        options += ["--storage", without_password(storage)]
+    return shlex.join(options)
+
+
 def list_sweeps(sweeps: Path) -> list[dict[str, Any]]:
-    """What stands in each sweep's sweep.json, the oldest first."""
+    """Return the content of each sweep's sweep.json, the oldest first."""
     files = sorted(sweeps.glob("*/sweep.json"), key=lambda file: file.stat().st_mtime)
     return [about for about in map(_about, (file.parent for file in files)) if about]
 
 
 def only_sweep(sweeps: Path) -> str:
-    """The id of the only sweep. Raises UsageError when there are several or none."""
-    ids = [about["id"] for about in list_sweeps(sweeps)]
-    if len(ids) == 1:
-        return str(ids[0])
+    """Return the ID of the only sweep. Raises UsageError if there are several or none."""
+    ids = [str(about["id"]) for about in list_sweeps(sweeps)]
     if not ids:
-        raise UsageError(f"there is no sweep in {sweeps}", "make one: inat-ft sweep create")
-    raise UsageError(f"which of the {len(ids)} sweeps? name its ID", f"there are: {', '.join(ids)}")
+        raise UsageError(f"there is no sweep in {sweeps}", "create one: inat-ft sweep create")
+    if len(ids) > 1:
+        raise UsageError(f"{sweeps} has {len(ids)} sweeps: which one?", f"add its ID: {', '.join(ids)}")
+    return ids[0]
 
 
 def _about(folder: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""From a file to a sweep that can be run: read, with some keys fixed, and every value tried."""
+"""Read and validate a sweep file."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _CHECKED_POINTS = 500
 
 
 def read_spec(file: Path | None, fixed: Sequence[Override] = (), raw: Any = BUILT_IN) -> SweepSpec:
-    """The sweep of a file, or of `raw`, with some settings fixed for all trials; every value is checked.
+    """Return the sweep of a file, or of `raw`, with some settings fixed for all trials; validate every value.
 
-    Raises ConfigError naming the key and the value, UsageError when the file cannot be read.
+    Raises ConfigError naming the key and the value, UsageError if the file cannot be read.
     """
     spec = parse_spec(read_yaml(file) if file else raw)
     if fixed:
@@ -33,25 +33,25 @@ def read_spec(file: Path | None, fixed: Sequence[Override] = (), raw: Any = BUIL
 
 
 def _fix(spec: SweepSpec, fixed: Mapping[str, Any]) -> SweepSpec:
-    """The sweep with some keys fixed; with the mode fixed, what counts for other modes only goes."""
+    """Return the sweep with some keys fixed. If the mode is fixed, parameters of other modes are removed."""
     kept, named, mode = {}, dict(zip(fixed, fixed, strict=True)), fixed.get(MODE)
     for name, parameter in spec.parameters.items():
         owner, key = target(name)
-        foreign = mode and (owner not in (None, mode) or (key.startswith("strategy.") and key not in options(mode)))
+        other = mode and (owner not in (None, mode) or (key.startswith("strategy.") and key not in options(mode)))
         if key in fixed:
             named[key] = named[key] if owner else name
-        elif not foreign:
+        elif not other:
             kept[name] = parameter.model_dump(exclude_unset=True)
     values = {named[key]: {"value": value} for key, value in fixed.items()}
     return parse_spec({**spec.to_wandb(), "parameters": kept | values})
 
 
 def parse_spec(raw: Any) -> SweepSpec:
-    """The sweep in a mapping. Raises ConfigError naming the key."""
+    """Return the sweep in a mapping. Raises ConfigError naming the key."""
     try:
         return SweepSpec.model_validate(_numbers(raw))
     except ValidationError as error:
-        lines = [_finding(finding) for finding in error.errors()]
+        lines = [_own_message(finding) for finding in error.errors()]
         found = format_validation_error(error, SweepSpec).message.splitlines()
         text = [line or plain for line, plain in zip(lines, [*found, *[""] * len(lines)], strict=False)]
         raise ConfigError(
@@ -59,8 +59,8 @@ def parse_spec(raw: Any) -> SweepSpec:
         ) from None
 
 
-def _finding(finding: Any) -> str:
-    """The line for an error of our own, with the key that it stands at; empty for pydantic's."""
+def _own_message(finding: Any) -> str:
+    """Return the message of a validator in this package, with its key; an empty string for pydantic's own errors."""
     if finding["type"] != "value_error":
         return ""
     where = ".".join(str(part) for part in finding["loc"])
@@ -69,7 +69,7 @@ def _finding(finding: Any) -> str:
 
 
 def _numbers(raw: Any) -> Any:
-    """Words such as `1e-3`, which YAML 1.1 and quotes leave as text, as numbers, at every depth."""
+    """Convert strings such as `1e-3`, which YAML 1.1 does not read as numbers, to numbers, at every depth."""
     if isinstance(raw, Mapping):
         return {str(key): _numbers(value) for key, value in raw.items()}
     if isinstance(raw, list):
@@ -84,8 +84,8 @@ def _numbers(raw: Any) -> Any:
 
 
 def check_values(spec: SweepSpec) -> None:
-    """Try every possible value against the configuration. Raises ConfigError naming the parameter and the value."""
-    for point in tried(spec):
+    """Validate every possible value. Raises ConfigError naming the parameter and the value."""
+    for point in probe_points(spec):
         try:
             spec.config(point)
         except InatFtError as error:
@@ -93,13 +93,16 @@ def check_values(spec: SweepSpec) -> None:
 
 
 def invalid_trial(spec: SweepSpec, point: Params, error: InatFtError) -> ConfigError:
-    """Why a trial of the sweep cannot be run."""
+    """Return the error for a trial that cannot be trained."""
+    exponents = [name for name, p in spec.varying.items() if p.kind == "log_uniform" and name in point]
+    note = f"min and max of log_uniform ({', '.join(exponents)}) are exponents of e; for values use log_uniform_values"
     shown = ", ".join(f"{name}={value}" for name, value in {**spec.fixed, **point}.items())
-    return ConfigError(f"a trial of this sweep cannot be run:\n{error.message}\nthe trial: {shown}", error.hint)
+    hint = "\n".join(line for line in (error.hint, note if exponents else "") if line)
+    return ConfigError(f"a trial of this sweep is invalid:\n{error.message}\nthe trial: {shown}", hint)
 
 
-def tried(spec: SweepSpec) -> Iterator[Params]:
-    """Every point of a small space; of another one, points in which each value stands once."""
+def probe_points(spec: SweepSpec) -> Iterator[Params]:
+    """Yield every point of a small space; of a large one, points in which each value occurs once."""
     points = spec.points()
     if points is not None and len(points) <= _CHECKED_POINTS:
         yield from points

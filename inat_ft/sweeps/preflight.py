@@ -1,4 +1,4 @@
-"""What only the network and the split can say of a sweep: whether its strategies fit, before anything is paid for."""
+"""Checks of a sweep that need the network or the split, before anything is trained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from inat_ft.config import RunConfig, build_strategy
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.registry import STRATEGIES, plugin_errors
 from inat_ft.sweeps.conditional import MODE
-from inat_ft.sweeps.parsing import invalid_trial, tried
+from inat_ft.sweeps.parsing import invalid_trial, probe_points
 from inat_ft.sweeps.space import SweepSpec
 
 if TYPE_CHECKING:
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def check_models(spec: SweepSpec) -> None:
-    """Ask each strategy, with each of its options, what learns in each network; one with random weights will do.
+    """Apply each strategy, with each of its options, to each network with random weights.
 
-    Raises ConfigError naming the trial. A sweep over neither strategies nor their options costs nothing.
+    Raises ConfigError naming the trial. Does nothing for a sweep that varies neither strategies nor their options.
     """
-    points = list(tried(spec))
+    points = list(probe_points(spec))
     keys = {key for point in points for key, _ in spec.overrides(point)}
     if len(spec.modes) < 2 and not any(key.startswith("strategy.") and key != MODE for key in keys):
         return
@@ -59,9 +59,9 @@ def _try(config: RunConfig, net: Net) -> None:
 
 
 def require_split(spec: SweepSpec) -> None:
-    """Check that the split which the sweep names is there. Raises UsageError."""
+    """Raise UsageError if the split that the sweep names does not exist."""
     split = dict(spec.overrides({})).get("data.split")
     if split is not None and not Path(str(split)).is_file():
         raise UsageError(
-            f"no such split: {split}", "make it: inat-ft split DATA; or name another: --set data.split=FILE"
+            f"no such split: {split}", "create it: inat-ft split DATA; or use another: --set data.split=FILE"
         )

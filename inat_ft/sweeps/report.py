@@ -1,4 +1,4 @@
-"""What a sweep has found, as one HTML page that needs no network, and as PNGs."""
+"""The report of a sweep: one HTML page that needs no network, and its figures as PNGs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from inat_ft import __version__
 from inat_ft.evaluation.figures import BLUE, GREY, ORANGE, new_figure, plotting, save
 from inat_ft.evaluation.report import inline
 from inat_ft.records import RunRecord, write_text
+from inat_ft.sweeps.attempts import Trial
 from inat_ft.sweeps.selection import choose, read_run
 from inat_ft.sweeps.statistics import (
     Importance,
@@ -25,7 +26,7 @@ from inat_ft.sweeps.statistics import (
     is_numeric,
     means_by_value,
 )
-from inat_ft.sweeps.study import Sweep, Trial
+from inat_ft.sweeps.study import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,25 +35,25 @@ _ABSENT = object()
 _ABOVE = 0.2
 _LABEL_HEIGHT = 0.07
 """Distance below which two labels of a parallel-coordinates axis overlap, as a fraction of its height."""
-_GROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+_LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
 
 
 @dataclass(frozen=True)
 class Times:
-    """What the sweep has cost, in seconds."""
+    """The time of a sweep, in seconds."""
 
     total: float
     per_trial: float
     first_pass: float | None
-    """What the frozen layers took in the trial that filled the cache; None where nothing was shared."""
+    """Time for the frozen layers in the trial that filled the cache; None if nothing was shared."""
     saved: float | None
-    """About what the others were spared."""
+    """Estimate of what the cache saved in the other trials."""
 
 
 def write_report(sweep: Sweep, folder: Path) -> list[Path]:
-    """Write report.html and a PNG (and SVG) of each figure; returns the page and the PNGs.
+    """Write report.html and a PNG and SVG of each figure; return the page and the PNGs.
 
-    Raises RecordError when no trial is complete.
+    Raises RecordError if no trial is complete.
     """
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
@@ -74,17 +75,17 @@ def write_report(sweep: Sweep, folder: Path) -> list[Path]:
         .get_template("sweep.html")
         .render(
             sweep=sweep,
-            state=sweep.state(),
+            state=sweep.status(),
             selection=selection,
             metric=metric,
-            best=sweep.command(selection.candidates[0].trial.point),
+            best=sweep.command(selection.candidates[0].trial.params),
             trials=sweep.trials(),
-            names=list(dict.fromkeys(name for trial in trials for name in trial.point)),
+            names=list(dict.fromkeys(name for trial in trials for name in trial.params)),
             importances=weights,
             correlations=correlations(trials),
             means_by_value=means_by_value(trials, maximize),
             times=_times(sweep, trials),
-            charts={name: {"image": inline(figure), "says": says} for name, (figure, says) in figures.items()},
+            charts={name: {"image": inline(figure), "caption": caption} for name, (figure, caption) in figures.items()},
             version=__version__,
         )
     )
@@ -98,7 +99,7 @@ def _times(sweep: Sweep, trials: Sequence[Trial]) -> Times | None:
     if not runs:
         return None
     totals = [run.seconds["total"] for run in runs]
-    extra = [_above_usual(run) for run in runs]
+    extra = [_overhead(run) for run in runs]
     first = max(extra)
     shared = len(runs) > 1 and first > 3 * median(extra) and first > 0.5
     return Times(
@@ -106,8 +107,8 @@ def _times(sweep: Sweep, trials: Sequence[Trial]) -> Times | None:
     )
 
 
-def _above_usual(run: RunRecord) -> float:
-    """Seconds of the training that its epochs, at their median, do not account for: reading images, filling caches."""
+def _overhead(run: RunRecord) -> float:
+    """Return the seconds of a run beyond its epochs at their median time: reading images and filling caches."""
     epochs = [epoch.seconds for epoch in run.history if epoch.seconds is not None]
     return max(0.0, run.seconds["total"] - median(epochs) * len(epochs)) if epochs else 0.0
 
@@ -126,7 +127,7 @@ def _over_trials(trials: Sequence[Trial], metric: str, maximize: bool) -> Figure
 
 
 def _heights(values: Sequence[Any]) -> tuple[np.ndarray[Any, Any], list[tuple[float, str]]]:
-    """Where each value stands on an axis from 0 to 1, and the marks of that axis; what a trial has not stands below."""
+    """Return the position of each value on an axis from 0 to 1, and its tick labels; absent values are at 0."""
     known = [value for value in values if value is not _ABSENT]
     if len(known) < len(values):
         heights, marks = _heights(known)
@@ -146,7 +147,7 @@ def _heights(values: Sequence[Any]) -> tuple[np.ndarray[Any, Any], list[tuple[fl
 
 def _parallel(trials: Sequence[Trial], metric: str, maximize: bool) -> Figure:
     names = [column.name for column in columns(trials)]
-    axes_of = {name: _heights([trial.point.get(name, _ABSENT) for trial in trials]) for name in names}
+    axes_of = {name: _heights([trial.params.get(name, _ABSENT) for trial in trials]) for name in names}
     axes_of[metric] = _heights([trial.value for trial in trials])
     lines = np.stack([heights for heights, _ in axes_of.values()], axis=1)
     good = lines[:, -1] if maximize else 1 - lines[:, -1]
@@ -154,8 +155,8 @@ def _parallel(trials: Sequence[Trial], metric: str, maximize: bool) -> Figure:
     values = np.array([trial.value for trial in trials], float)
     with plotting() as mpl:
         figure, axes = new_figure(max(6.4, 1.3 * len(axes_of)), 3.6)
-        colours = mpl.colormaps["viridis_r" if maximize else "viridis"]
-        scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(values.min(), values.max()), colours)
+        colormap = mpl.colormaps["viridis_r" if maximize else "viridis"]
+        scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(values.min(), values.max()), colormap)
         figure.colorbar(scale, ax=axes, label=metric, pad=0.12, fraction=0.04)
         for place in np.argsort(good):
             shade = scale.to_rgba(values[place])
@@ -164,16 +165,16 @@ def _parallel(trials: Sequence[Trial], metric: str, maximize: bool) -> Figure:
             axes.axvline(place, color=GREY, linewidth=1)
             for height, text in _apart(marks):
                 axes.annotate(
-                    _plain(text),
+                    _escape_math(text),
                     (place, height),
                     (4, 0),
                     textcoords="offset points",
                     va="center",
                     fontsize=8,
-                    bbox=_GROUND,
+                    bbox=_LABEL_BOX,
                     zorder=3,
                 )
-        axes.set_xticks(range(len(axes_of)), [_plain(name) for name in axes_of])
+        axes.set_xticks(range(len(axes_of)), [_escape_math(name) for name in axes_of])
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
     return figure  # type: ignore[no-any-return]
@@ -197,7 +198,7 @@ def _importance(weights: Sequence[Importance]) -> Figure:
             axes.plot([weight.low, weight.high], [place, place], color="black", linewidth=1.4)
             label = "95 % quantile under no effect" if place == 0 else None
             axes.plot([weight.null_quantile] * 2, [place - 0.36, place + 0.36], color=ORANGE, linewidth=2, label=label)
-        axes.set_yticks(range(len(weights)), [_plain(weight.name) for weight in reversed(weights)])
+        axes.set_yticks(range(len(weights)), [_escape_math(weight.name) for weight in reversed(weights)])
         axes.set(xlim=(0, 1), xlabel="fraction of the variance, with 95 % interval")
         axes.legend(frameon=False, loc="lower right")
     return figure  # type: ignore[no-any-return]
@@ -218,12 +219,12 @@ def _by_value(trials: Sequence[Trial], metric: str) -> Figure:
                 if (level == place).any():
                     axes.plot([place - 0.3, place + 0.3], [y[level == place].mean()] * 2, color=ORANGE, linewidth=2)
             turned = 0 if len(names) <= 3 else 30 if len(names) <= 6 else 90
-            axes.set_xticks(range(len(names)), [_plain(word) for word in names], rotation=turned)
-            axes.set(xlabel=_plain(column.name), xlim=(-0.6, len(names) - 0.4))
+            axes.set_xticks(range(len(names)), [_escape_math(word) for word in names], rotation=turned)
+            axes.set(xlabel=_escape_math(column.name), xlim=(-0.6, len(names) - 0.4))
         grid[0][0].set_ylabel(metric)
     return figure  # type: ignore[no-any-return]
 
 
-def _plain(text: str) -> str:
-    """Text that matplotlib does not read as mathematics."""
+def _escape_math(text: str) -> str:
+    """Return text that matplotlib does not read as mathematics."""
     return text.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""A greedy soup of a sweep's runs: the mean of networks that share a start (Wortsman et al. 2022, arXiv 2203.05482)."""
+"""Greedy soup: the mean of networks with the same initialization (Wortsman et al. 2022, arXiv 2203.05482)."""
 
 from __future__ import annotations
 
@@ -40,89 +40,89 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Soup:
-    """A soup that was made."""
+    """A new soup, written as a run."""
 
     record: RunRecord
     directory: Path
     members: list[str]
-    """Names of the runs that are in it, in the order in which they were added."""
-    alone: float
-    """Validation accuracy of the best run alone, measured as the soup's was."""
-    tried: int
-    """How many runs share the start and so could be in it."""
-    left_out: dict[str, str]
-    """Why the other runs could not."""
+    """Names of its runs, in the order in which they were added."""
+    best_alone: float
+    """Validation accuracy of the best run alone, in the same precision."""
+    num_candidates: int
+    """Number of runs with the same initialization."""
+    excluded: dict[str, str]
+    """Why each of the other runs could not be added."""
 
 
 def make_soup(
-    sweep: Sweep, runs: Path, cache: Path, name: str | None = None, progress: ProgressFn = ignore_progress
+    sweep: Sweep,
+    runs: Path,
+    cache: Path,
+    name: str | None = None,
+    progress: ProgressFn = ignore_progress,
 ) -> Soup:
-    """Mix the runs of a sweep, the best first, each if validation accuracy does not fall, into a run directory.
+    """Average the weights of a sweep's runs, the best first, each if validation accuracy does not fall.
 
-    Raises RecordError when fewer than two runs share a start, UsageError when there is a run of that name already.
+    The soup is written as a run. Raises RecordError if fewer than two runs have the same initialization, UsageError if a
+    run of that name exists.
     """
     directory = runs / (name or f"{sweep.id}-soup")
     if directory.exists():
         raise UsageError(f"the run {directory} exists already", "choose another --name")
-    records, left_out = find_candidates(sweep)
+    records, excluded = find_candidates(sweep)
     folders = [sweep.runs / record.name for record in records]
     compute = Compute(choose_compute("auto", "auto").device, "fp32")
     with ExitStack() as stack:
-        judge = _Judge(
-            stack, [folder / "model.safetensors" for folder in folders], records[0], folders[0], cache, compute
-        )
-        chosen, alone = _mix(judge, progress)
+        files = [folder / "model.safetensors" for folder in folders]
+        evaluator = _Evaluator(stack, files, records[0], folders[0], cache, compute)
+        chosen, alone = _select(evaluator, progress)
         members = [records[place] for place in chosen]
-        record = _write(directory, sweep, judge, members, len(records), alone)
-    return Soup(record, directory, [member.name for member in members], alone, len(records), left_out)
+        record = _write(directory, sweep, evaluator, members, len(records), alone)
+    return Soup(record, directory, [member.name for member in members], alone, len(records), excluded)
 
 
 def find_candidates(sweep: Sweep) -> tuple[list[RunRecord], dict[str, str]]:
-    """The runs that share the best one's start, the best first, and why each of the others is left out.
+    """Return the runs with the same initialization as the best, the best first, and why the others are excluded.
 
-    A mean of networks means something only where all of them came from the same weights, the random head included: the
-    seed decides that.
+    Only networks that started from the same weights can be averaged. That includes the random head, which the seed decides.
     """
-    found, left_out = [], {}
+    found, excluded = [], {}
     for trial in sweep.best():
         record = read_run(sweep, trial)
         if record is None or not (sweep.runs / trial.run / "model.safetensors").is_file():
-            left_out[trial.run] = "its run is not on this machine"
+            excluded[trial.run] = "its run is not on this machine"
         else:
             found.append(record.model_copy(update={"name": trial.run}))
     found.sort(key=lambda record: -(record.val_accuracy or 0.0))
-    start = _start(found[0]) if found else {}
+    start = _initialization(found[0]) if found else {}
     for record in found:
-        other = [part for part, value in _start(record).items() if value != start[part]]
+        other = [part for part, value in _initialization(record).items() if value != start[part]]
         if other:
-            left_out[record.name] = f"it started elsewhere: another {other[0]} than {found[0].name}"
-    candidates = [record for record in found if record.name not in left_out]
+            excluded[record.name] = f"different initialization: its {other[0]} differs from that of {found[0].name}"
+    candidates = [record for record in found if record.name not in excluded]
     if len(candidates) < 2:
         raise RecordError(
-            f"no two runs of sweep {sweep.id} share a start"
-            + "".join(f"\n{run}: {why}" for run, why in list(left_out.items())[:3]),
+            f"no two runs of sweep {sweep.id} have the same initialization"
+            + "".join(f"\n{run}: {reason}" for run, reason in list(excluded.items())[:3]),
             "a soup needs complete runs with the same backbone, weights and seed",
         )
-    return candidates, left_out
+    return candidates, excluded
 
 
-def _start(record: RunRecord) -> dict[str, Any]:
-    """All that decides the weights that a run began with, and the images that judge it."""
+def _initialization(record: RunRecord) -> dict[str, Any]:
+    """Return what decides the initial weights of a run, and its validation images."""
     model = {key: value for key, value in record.config.get("model", {}).items() if key not in ("dropout", "weights")}
     return {
         "backbone": model,
-        "seed (and so another random head)": record.seed,
-        "set of weights": record.weights_sha256,
+        "seed (and so its random head)": record.seed,
+        "pretrained weights": record.weights_sha256,
         "split": record.split and record.split.fingerprint,
         "input": record.preprocess,
     }
 
 
-class _Judge:
-    """Says how many validation images a mixture of the candidates gets right.
-
-    What the candidates have in common, their first stages, is computed once.
-    """
+class _Evaluator:
+    """Computes the validation accuracy of averages of the candidates; the stages that all have in common run once."""
 
     def __init__(
         self, stack: ExitStack, files: Sequence[Path], record: RunRecord, folder: Path, cache: Path, compute: Compute
@@ -140,7 +140,7 @@ class _Judge:
         self.mixed, self.batches = self._batches(pixels, prefix_cache)
 
     def _batches(self, pixels: Pixels, kept: PrefixCache) -> tuple[set[str], Batches]:
-        """The names of the tensors that differ among the candidates, and what the first stage with such a one takes."""
+        """Return the names of the tensors that differ among the candidates, and the input of their first stage."""
         names = [list(stage.state_dict()) for stage in self.net.stages.values()]
         first = read_state(self.files[0])
         mixed: set[str] = set()
@@ -158,59 +158,66 @@ class _Judge:
         return mixed, Batches(packed, pixels.labels, _BATCH, prepare)
 
     def logits(self) -> Tensor:
-        """Of the validation images, `[N, C]`, from the weights that are loaded."""
+        """Return the logits of the validation images, `[N, C]`, for the loaded weights."""
         return evaluate(self.net, self.batches, self.compute)[2]
 
     def accuracy(self, state: State) -> float:
-        """Load these weights; returns the share of the validation images that are right."""
+        """Load these weights; return their validation accuracy."""
         self.net.load_original_state_dict(state, "the soup")
         return float((self.logits().argmax(1) == self.batches.labels).double().mean())
 
 
-def _mix(judge: _Judge, progress: ProgressFn) -> tuple[list[int], float]:
-    """Load the soup into the judge's network; returns the places of its members and the first one's accuracy.
+def _select(evaluator: _Evaluator, progress: ProgressFn) -> tuple[list[int], float]:
+    """Load the soup into the evaluator's network; return the indices of its members and the first one's accuracy.
 
-    Sums are kept in float64, so that the order of the members does not show; counters are those of the first.
+    Sums are in float64, so that the order of the members does not matter. Integer counters are those of the first.
     """
-    first = read_state(judge.files[0])
-    total = {name: first[name].double() for name in judge.mixed if first[name].is_floating_point()}
+    first = read_state(evaluator.files[0])
+    total = {name: first[name].double() for name in evaluator.mixed if first[name].is_floating_point()}
 
     def mean(sums: State, number: int) -> State:
         return first | {name: (tensor / number).to(first[name].dtype) for name, tensor in sums.items()}
 
-    alone = best = judge.accuracy(first)
+    alone = best = evaluator.accuracy(first)
     chosen = [0]
-    for place, file in enumerate(judge.files[1:], 1):
-        progress(place, len(judge.files))
+    for place, file in enumerate(evaluator.files[1:], 1):
+        progress(place, len(evaluator.files))
         state = read_state(file)
-        with_it = {name: tensor + state[name] for name, tensor in total.items()}
-        accuracy = judge.accuracy(mean(with_it, len(chosen) + 1))
+        summed = {name: tensor + state[name] for name, tensor in total.items()}
+        accuracy = evaluator.accuracy(mean(summed, len(chosen) + 1))
         if accuracy >= best:
-            total, best = with_it, accuracy
+            total, best = summed, accuracy
             chosen.append(place)
-    progress(len(judge.files), len(judge.files))
-    judge.net.load_original_state_dict(mean(total, len(chosen)), "the soup")
+    progress(len(evaluator.files), len(evaluator.files))
+    evaluator.net.load_original_state_dict(mean(total, len(chosen)), "the soup")
     return chosen, alone
 
 
 def _write(
-    directory: Path, sweep: Sweep, judge: _Judge, members: Sequence[RunRecord], tried: int, alone: float
+    directory: Path,
+    sweep: Sweep,
+    evaluator: _Evaluator,
+    members: Sequence[RunRecord],
+    num_candidates: int,
+    alone: float,
 ) -> RunRecord:
-    """The soup as training would leave it. Its configuration is that of its best member."""
-    manifest, rows, best = judge.manifest, judge.rows, members[0]
+    """Write the soup as a run, with the configuration of its best member."""
+    manifest, rows, best = evaluator.manifest, evaluator.rows, members[0]
     predictions = from_probabilities(
-        judge.trained.classes,
+        evaluator.trained.classes,
         [manifest.paths[row] for row in rows],
-        judge.hashes,
+        evaluator.hashes,
         manifest.labels[rows],
-        judge.logits().double().softmax(1).cpu().numpy(),
+        evaluator.logits().double().softmax(1).cpu().numpy(),
     )
     accuracy = float(predictions.correct.mean())
     config = RunConfig.model_validate({**best.config, "name": directory.name})
     write_predictions(directory / "predictions-val.csv", predictions)
     write_text(directory / "config.yaml", dump_config(portable(config, directory)))
-    save_model(directory / "model.safetensors", judge.net, config, judge.trained.preprocess, judge.trained.classes)
-    trained = [member.parameters for member in members if member.parameters]
+    save_model(
+        directory / "model.safetensors", evaluator.net, config, evaluator.trained.preprocess, evaluator.trained.classes
+    )
+    counts = [member.parameters for member in members if member.parameters]
     names = ", ".join(member.name for member in members)
     record = best.model_copy(
         update={
@@ -222,7 +229,7 @@ def _write(
             "history": [],
             "best_epoch": None,
             "stopped_early": False,
-            "parameters": max(trained, key=lambda parameters: parameters.trained, default=None),
+            "parameters": max(counts, key=lambda parameters: parameters.trained, default=None),
             "seconds": {"total": round(sum(member.seconds.get("total", 0.0) for member in members), 3)},
             "images_per_s": None,
             "predictions": {"val": "predictions-val.csv"},
@@ -231,9 +238,9 @@ def _write(
             "test_accuracy": None,
             "num_test": None,
             "notes": [
-                f"greedy soup: the mean of {len(members)} of {tried} runs of sweep {sweep.id} ({names})",
-                f"its members were chosen on the validation images, where it has {accuracy:.4f} and its best member "
-                f"{alone:.4f}: a little too good",
+                f"greedy soup: the mean of {len(members)} of {num_candidates} runs of sweep {sweep.id} ({names})",
+                f"the validation images chose its members, so its validation accuracy of {accuracy:.4f} is optimistically "
+                f"biased; its best member has {alone:.4f}",
             ],
         }
     )

@@ -1,4 +1,4 @@
-"""The sweep file: W&B's format, checked key by key and value by value before anything runs."""
+"""The sweep file in W&B's format, and the space of points that it describes."""
 
 from __future__ import annotations
 
@@ -16,31 +16,29 @@ from inat_ft.sweeps.conditional import MODE, active, require_used, target
 from inat_ft.sweeps.parameter import MAX_POINTS, Parameter, StrictModel
 
 Params = dict[str, Any]
-"""One value for each parameter that varies and counts for the trial, by the name that the file gives it."""
+"""The parameters of a trial that vary and apply to its mode, by name."""
 
 
 class MetricSpec(StrictModel):
-    """What is wanted: a figure that every epoch reports, and which way is better."""
+    """The metric to optimize, which every epoch reports."""
 
     name: str = "val_accuracy"
     goal: Literal["maximize", "minimize"] = "minimize"
     target: float | None = None
-    """The sweep ends once a trial reaches it."""
+    """The sweep ends when a trial reaches this value."""
 
     @field_validator("name")
     @classmethod
-    def _is_reported(cls, name: str) -> str:
+    def _check_name(cls, name: str) -> str:
         known = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
         if name not in known:
-            test = " (a sweep never touches the test set)" if "test" in name else ""
-            raise ValueError(
-                f"metric.name: '{name}' is not reported{test}{did_you_mean(name, known)}; known: {', '.join(known)}"
-            )
+            test = " (a sweep does not use the test set)" if "test" in name else ""
+            raise ValueError(f"unknown metric '{name}'{test}{did_you_mean(name, known)}; known: {', '.join(known)}")
         return name
 
 
 class EarlyTerminate(StrictModel):
-    """End poor trials early: successive halving at epochs min_iter, min_iter * eta, ... as W&B's hyperband does."""
+    """Stop poor trials early: successive halving at epochs min_iter, min_iter * eta, ..., as in W&B's hyperband."""
 
     type: Literal["hyperband"]
     min_iter: Annotated[int, Field(ge=1)] | None = None
@@ -50,21 +48,21 @@ class EarlyTerminate(StrictModel):
     strict: Literal[False] = False
 
     @model_validator(mode="after")
-    def _has_start(self) -> EarlyTerminate:
+    def _check_start(self) -> EarlyTerminate:
         if self.min_iter is None and (self.max_iter is None or self.s is None):
             raise ValueError("early_terminate: hyperband needs min_iter, or max_iter and s")
         return self
 
     @field_validator("strict", mode="before")
     @classmethod
-    def _is_not_strict(cls, strict: Any) -> Any:
+    def _check_strict(cls, strict: Any) -> Any:
         if strict is True:
-            raise ValueError("strict of hyperband is not supported here: leave it out")
+            raise ValueError("hyperband's 'strict' is not supported: remove it")
         return strict
 
     @property
     def first(self) -> int:
-        """The first epoch at which a trial may end."""
+        """The first epoch at which a trial may be stopped."""
         if self.min_iter is not None:
             return self.min_iter
         assert self.max_iter is not None and self.s is not None
@@ -72,7 +70,7 @@ class EarlyTerminate(StrictModel):
 
 
 class SweepSpec(StrictModel):
-    """A sweep, as W&B's file says it."""
+    """A sweep file: search method, metric and parameters."""
 
     method: Literal["bayes", "random", "grid"]
     metric: MetricSpec = MetricSpec(goal="maximize")
@@ -88,11 +86,11 @@ class SweepSpec(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_to_wandb(cls, raw: Any) -> Any:
+    def _check_keys(cls, raw: Any) -> Any:
         if isinstance(raw, Mapping):
             for key in ("controller", "scheduler", "job", "image_uri", "metrics"):
                 if key in raw:
-                    raise ValueError(f"'{key}' is W&B's own machinery and not supported here: leave it out")
+                    raise ValueError(f"'{key}' is only for W&B's own schedulers and not supported: remove it")
             if raw.get("method") == "bayes" and "metric" not in raw:
                 raise ValueError("method bayes needs a metric: {name: val_accuracy, goal: maximize}")
             metric = raw.get("metric")
@@ -101,64 +99,65 @@ class SweepSpec(StrictModel):
                 and "goal" not in metric
                 and "accuracy" in str(metric.get("name", "accuracy"))
             ):
-                raise ValueError("metric: without a goal W&B seeks the lowest accuracy; add goal: maximize")
+                raise ValueError("metric: without a goal W&B minimizes the accuracy; add goal: maximize")
             if "parameters" in raw and isinstance(raw["parameters"], Mapping):
                 return {**raw, "parameters": dict(_flat(raw["parameters"]))}
         return raw
 
     @model_validator(mode="after")
-    def _parameters_make_sense(self) -> SweepSpec:
+    def _check_parameters(self) -> SweepSpec:
         seen: dict[tuple[str | None, str], str] = {}
         for name in self.parameters:
             owner, key = target(name)
             if (owner, key) in seen:
-                raise ConfigError(f"parameters: '{seen[owner, key]}' and '{name}' are both {key}", "keep one of them")
+                raise ConfigError(f"parameters: '{seen[owner, key]}' and '{name}' both set {key}", "keep one of them")
             pinned = name in self.varying and key.startswith(("track.", "data.split", "data.root"))
             if key == "name" or pinned or (owner and key == MODE):
-                raise ConfigError(f"parameters.{name}: {key} cannot be part of a sweep's space")
+                raise ConfigError(f"parameters.{name}: a sweep cannot vary {key}")
             require_used(name, self.modes)
             seen[owner, key] = name
         if self.method == "grid" and self.points() is None:
             wide = [name for name, parameter in self.varying.items() if parameter.choices() is None]
             raise ValueError(
-                f"method grid needs a list of values for each parameter; {', '.join(wide) or 'this space'} has too many"
+                f"method grid needs a list of values for each parameter: {', '.join(wide) or 'the space'} has more than "
+                f"{MAX_POINTS:,}"
             )
         return self
 
     @property
     def varying(self) -> dict[str, Parameter]:
-        """The parameters that can differ among trials: with more than one possible value, or for one mode only."""
+        """The parameters that can differ among trials: those with several values, or for one mode only."""
         return {name: p for name, p in self.parameters.items() if len(p.choices() or (0, 0)) > 1 or target(name)[0]}
 
     @property
     def fixed(self) -> Params:
-        """The parameters that have one value only."""
+        """The parameters with a single value."""
         return {name: (p.choices() or [])[0] for name, p in self.parameters.items() if name not in self.varying}
 
     @property
     def modes(self) -> list[str]:
-        """The strategies that the file names; none where it leaves them to the configuration."""
+        """The strategies in the file; empty if the file does not set the mode."""
         return [
             str(mode) for name, p in self.parameters.items() if target(name)[1] == MODE for mode in p.choices() or ()
         ]
 
     def mode_of(self, values: Mapping[str, Any]) -> str | None:
-        """The strategy of a trial, as far as the file says."""
+        """Return the strategy of a trial, or None if the file does not set the mode."""
         return next((str(v) for name, v in {**self.fixed, **values}.items() if target(name)[1] == MODE), None)
 
     def active(self, mode: str | None) -> dict[str, str]:
-        """The parameters that count for a mode: the name in a trial's point, and the name in the file."""
+        """Return the parameters that apply to a mode: name in a trial's params -> name in the file."""
         return active(tuple(self.parameters), mode)
 
     def space(self, mode: str | None) -> dict[str, Parameter]:
-        """What varies among the trials of one mode, by the name in a trial's point; the mode itself has one value."""
+        """Return the varying parameters of one mode by name in a trial's params; the mode itself has one value."""
         own = {shown: name for shown, name in self.active(mode).items() if name in self.varying}
         return {n: Parameter(value=mode) if target(n)[1] == MODE else self.varying[name] for n, name in own.items()}
 
     def points(self) -> list[Params] | None:
-        """All points of the space, the last parameter changing fastest; None when there are too many to list.
+        """Return all points of the space, mode by mode, the last parameter changing fastest.
 
-        A parameter that does not count for a mode is not in its points. The modes come one after the other.
+        Return None for a continuous space. A parameter that does not apply to a mode is not in its points.
         """
         if any(parameter.choices() is None for parameter in self.varying.values()):
             return None
@@ -174,23 +173,32 @@ class SweepSpec(StrictModel):
 
     @property
     def num_trials(self) -> int | None:
-        """How many different points the sweep will try; None when nothing limits it."""
+        """Number of points that the sweep tries; None without a limit."""
         points = self.points()
         limits = [limit for limit in (self.run_cap, None if points is None else len(points)) if limit is not None]
         return min(limits, default=None)
 
+    def check_point(self, params: Mapping[str, Any]) -> None:
+        """Raise ValueError unless these are the parameters of a trial, each with a possible value."""
+        space = self.space(self.mode_of(params))
+        if set(params) != set(space):
+            raise ValueError(f"expected values for {', '.join(space)} (got {', '.join(params) or 'none'})")
+        for name, value in params.items():
+            if not space[name].contains(value):
+                raise ValueError(f"{name}={value!r} is not a possible value")
+
     def overrides(self, point: Mapping[str, Any]) -> list[Override]:
-        """The settings of a trial: what is fixed and the point's values, under dotted keys."""
+        """Return the settings of a trial by dotted key: the fixed parameters and those of the point."""
         fixed = self.fixed
         shown = {name: fixed[own] for name, own in self.active(self.mode_of(point)).items() if own in fixed}
         return [(expand_key(name), value) for name, value in {**shown, **point}.items()]
 
     def config(self, point: Mapping[str, Any]) -> RunConfig:
-        """The configuration of a trial. Raises ConfigError or PluginError."""
+        """Return the configuration of a trial. Raise ConfigError or PluginError if it is invalid."""
         return load_config(None, self.overrides(point))
 
     def to_wandb(self) -> dict[str, Any]:
-        """The mapping that W&B takes, with plain numbers and flat parameters."""
+        """Return the sweep as W&B takes it, with plain numbers and flat parameters."""
         return self.model_dump(mode="json", exclude_unset=True) | {
             "method": self.method,
             "metric": self.metric.model_dump(exclude_none=True),
@@ -198,7 +206,7 @@ class SweepSpec(StrictModel):
 
 
 def _flat(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """W&B's nested parameters under dotted names: `{optim: {parameters: {lr: ...}}}` is `optim.lr`."""
+    """Yield W&B's nested parameters under dotted names: `{optim: {parameters: {lr: ...}}}` is `optim.lr`."""
     for name, parameter in parameters.items():
         if isinstance(parameter, Mapping) and isinstance(parameter.get("parameters"), Mapping):
             yield from _flat(parameter["parameters"], f"{prefix}{name}.")

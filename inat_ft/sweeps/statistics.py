@@ -1,4 +1,4 @@
-"""What a sweep says about each parameter: importance with its uncertainty, correlation, mean by value."""
+"""Statistics of each parameter of a sweep: importance with its interval, correlation, mean by value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inat_ft.sweeps.study import Trial
+from inat_ft.sweeps.attempts import Trial
 
 Floats = NDArray[np.float64]
 _SAMPLES = 500
@@ -20,7 +20,7 @@ _FEW = 5
 
 @dataclass(frozen=True)
 class Importance:
-    """Share of the metric's variance that one parameter explains by itself, 0 to 1."""
+    """Fraction of the metric's variance that one parameter explains by itself, 0 to 1."""
 
     name: str
     share: float
@@ -28,7 +28,7 @@ class Importance:
     high: float
     """95 % interval: bootstrap over the trials."""
     null_quantile: float
-    """What a parameter without any effect exceeds in 5 % of cases: permutation of the values."""
+    """95 % quantile of `share` for a parameter without effect: permutation of the values."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Column:
-    """One parameter over the trials that it counts for."""
+    """One parameter over the trials that it applies to."""
 
     name: str
     values: list[Any]
@@ -64,28 +64,28 @@ class Column:
 
 
 def columns(trials: Sequence[Trial]) -> list[Column]:
-    """Each parameter that differs among the trials that have it."""
+    """Return each parameter that differs among the trials that have it."""
     found = []
-    for name in dict.fromkeys(name for trial in trials for name in trial.point):
-        having = [trial for trial in trials if name in trial.point]
-        values = [trial.point[name] for trial in having]
+    for name in dict.fromkeys(name for trial in trials for name in trial.params):
+        having = [trial for trial in trials if name in trial.params]
+        values = [trial.params[name] for trial in having]
         if len({str(value) for value in values}) > 1:
             found.append(Column(name, values, np.array([trial.value for trial in having], float)))
     return found
 
 
 def is_numeric(values: Sequence[Any]) -> bool:
-    """Whether all values are numbers."""
+    """Return whether all values are numbers."""
     return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
 
 
 def is_logarithmic(values: Sequence[Any]) -> bool:
-    """Whether the values are numbers that span decades, so that their logarithm is what counts."""
+    """Return whether the values are positive numbers that span a factor of 8, so that their logarithm is used."""
     return is_numeric(values) and min(values) > 0 and max(values) / min(values) >= 8
 
 
 def bin_values(values: Sequence[Any]) -> tuple[NDArray[np.int64], list[str]]:
-    """Which of a parameter's levels each value is, `[N]`, and their names; a continuum is cut into quarters."""
+    """Return the level of each value, `[N]`, and the names of the levels; continuous values are cut into quarters."""
     distinct = sorted(set(values)) if is_numeric(values) else sorted(set(values), key=str)
     if not is_numeric(values) or len(distinct) <= max(_BINS, len(values) // 3):
         return np.array([distinct.index(value) for value in values]), [f"{value}" for value in distinct]
@@ -95,7 +95,7 @@ def bin_values(values: Sequence[Any]) -> tuple[NDArray[np.int64], list[str]]:
 
 
 def _eta_squared(level: NDArray[np.int64], y: Floats) -> float:
-    """Variance between the levels as a share of all (eta squared)."""
+    """Return the variance between the levels as a fraction of the total (eta squared)."""
     total = float(((y - y.mean()) ** 2).sum())
     if total == 0:
         return 0.0
@@ -105,9 +105,9 @@ def _eta_squared(level: NDArray[np.int64], y: Floats) -> float:
 
 
 def importances(trials: Sequence[Trial]) -> list[Importance]:
-    """The importance of each parameter, the greatest first; the same trials give the same figures.
+    """Return the importance of each parameter, the greatest first. The result is deterministic.
 
-    One that too few trials have is left out: two trials always differ.
+    A parameter that fewer than 5 trials have is skipped.
     """
     found = []
     for column in columns(trials):
@@ -123,7 +123,7 @@ def importances(trials: Sequence[Trial]) -> list[Importance]:
 
 
 def correlations(trials: Sequence[Trial]) -> list[Correlation]:
-    """Correlation of each numeric parameter, and of each value of the others, with the metric."""
+    """Return the correlation of each numeric parameter, and of each value of the others, with the metric."""
     found = []
     for column in columns(trials):
         name, values, y = column.name, column.values, column.y
@@ -146,7 +146,7 @@ def _correlation(name: str, x: Floats, y: Floats) -> Correlation:
 
 
 def means_by_value(trials: Sequence[Trial], maximize: bool) -> list[Level]:
-    """Mean and best of the metric for each value of each parameter."""
+    """Return the mean and the best of the metric for each value of each parameter."""
     found = []
     for column in columns(trials):
         level, names = bin_values(column.values)

@@ -1,311 +1,303 @@
-"""A sweep without a server: an Optuna study, from which workers claim one trial after the other.
+"""A sweep as an Optuna study, from which workers claim one trial after the other.
 
-Whatever a worker does to the study, it does under the claim, and it holds a lock for as long as its trial runs. So a
-trial that runs without its lock being held is one whose worker has died, and the next worker takes it up again.
+A worker changes the study under the sweep's claim, and holds a lock as long as its trial runs. An attempt that is running
+while its lock is free belongs to a dead worker; the next worker runs the trial again.
 """
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections.abc import Sequence
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState as OptunaState
+from optuna.trial import create_trial
 
+from inat_ft.errors import PluginError, StorageError
+from inat_ft.registry import SWEEP_BACKENDS, get, plugin_errors, plugin_label
 from inat_ft.settings import Override, format_override
-from inat_ft.sweeps.conditional import MODE, target
+from inat_ft.sweeps.attempts import AttemptTable, Cause, Trial, TrialState
+from inat_ft.sweeps.base import SweepBackend, SweepState, SweepStatus
 from inat_ft.sweeps.parsing import parse_spec
-from inat_ft.sweeps.sampler import column_values, make_sampler
 from inat_ft.sweeps.space import MetricSpec, Params, SweepSpec
-from inat_ft.sweeps.storage import Locks
+from inat_ft.sweeps.storage import Storage
 
-MAX_ATTEMPTS = 2
-"""A trial that fails is tried once more."""
-_MAX_WORKER_DEATHS = 3
-"""A trial whose worker dies this often counts as failed: it may be what kills them."""
-FAILURES_IN_A_ROW = 10
-_STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.RUNNING: "running",
-    TrialState.FAIL: "failed",
-    TrialState.WAITING: "waiting",
-}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial as it stands: its last attempt."""
-
-    number: int
-    """Counted from 0; a repetition keeps the number."""
-    state: str
-    """complete, pruned, running, failed, interrupted, or waiting."""
-    point: Params
-    value: float | None
-    run: str
-    """Name of its run directory."""
-    reason: str = ""
-    """Why it failed."""
-    seconds: float | None = None
-    attempts: int = 1
+MAX_CONSECUTIVE_FAILURES = 10
+_SHORT_PATIENCE_S = 5.0
 
 
 @dataclass
 class Claimed:
-    """A trial that this process is to run; its lock is held until `release`."""
+    """A trial that this process runs. It holds the trial's lock until the outcome is recorded."""
 
     number: int
-    point: Params
+    params: Params
     run: str
     trial: optuna.Trial
     locks: ExitStack = field(repr=False)
+    started: float = field(default_factory=time.monotonic)
 
 
 class Sweep:
-    """A sweep that exists, with its study open."""
+    """An existing sweep with its study open.
 
-    def __init__(self, id: str, folder: Path, study: optuna.Study, locks: Locks) -> None:
-        self.id, self.folder, self.study, self.locks = id, folder, study, locks
+    Every method that reads or changes the study raises StorageError if its database stays unavailable.
+    """
+
+    def __init__(self, id: str, folder: Path, study: optuna.Study, storage: Storage, options: str = "") -> None:
+        self.id, self.folder, self.study, self.storage, self.locks = id, folder, study, storage, storage.locks
         attrs = study.user_attrs
         self.spec: SweepSpec = parse_spec(attrs["spec"])
         self.seed: int = attrs["seed"]
-        self.wandb: str | None = attrs.get("wandb")
-        """`entity/project/sweep` when W&B gives out the trials; the study then only keeps the outcomes."""
-        self.points = self.spec.points()
+        self.backend_name: str = attrs.get("backend", "local")
+        self.address: str | None = attrs.get("address")
+        """Where the sweep is registered at a server, such as `entity/project/sweep`."""
+        self.options = options
+        """The command-line options that find this sweep, for the commands in messages."""
+
+    @cached_property
+    def backend(self) -> SweepBackend:
+        """The backend that decides the points. Raises ConfigError or PluginError if it is not installed or fails."""
+        return load_backend(self.backend_name)
 
     @property
     def runs(self) -> Path:
         """Folder of the trials' run directories."""
         return self.folder / "runs"
 
+    def next_command(self, command: str, *options: str) -> str:
+        """Return a command on this sweep, such as `inat-ft sweep run ID`, with the options that find it."""
+        return " ".join(["inat-ft sweep", command, self.id, *([self.options] if self.options else []), *options])
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """Return something that was noted about the sweep."""
+        return self.storage.retry(lambda: self.study.user_attrs.get(name, default))
+
+    def note(self, name: str, value: Any) -> None:
+        """Note something about the sweep, for all workers."""
+        self.storage.retry(lambda: self.study.set_user_attr(name, value))
+
     @property
     def pinned(self) -> list[Override]:
-        """What the sweep decides where its file does not: the metric to monitor, and the split it first ran with."""
-        split, metric = self.study.user_attrs.get("split"), self.spec.metric.name
+        """Settings that the sweep adds to its file: the metric to monitor, and the split of its first run."""
+        split, metric = self.attr("split"), self.spec.metric.name
         monitor: list[Override] = [("stop.monitor", metric)] if metric != MetricSpec().name else []
         return [*monitor, ("data.split", split)] if split else monitor
 
-    def settings(self, point: Params) -> list[Override]:
-        """All that makes up a trial."""
-        return [*self.pinned, *self.spec.overrides(point)]
+    def settings(self, params: Params) -> list[Override]:
+        """Return all settings of a trial."""
+        return [*self.pinned, *self.spec.overrides(params)]
 
-    def command(self, point: Params) -> str:
-        """The training of a trial as a command that can be pasted."""
-        settings = (format_override(key, value) for key, value in self.settings(point))
+    def command(self, params: Params) -> str:
+        """Return the `inat-ft train` command of a trial."""
+        settings = (format_override(key, value) for key, value in self.settings(params))
         return " ".join(["inat-ft train", *(f"--set {shlex.quote(setting)}" for setting in settings)])
 
+    def _table(self) -> AttemptTable:
+        return AttemptTable(self.study.get_trials(deepcopy=False), self.study.user_attrs)
+
     def trials(self) -> list[Trial]:
-        """All trials by number."""
-        groups = _by_number(self.study.get_trials(deepcopy=False))
-        return [_view(attempts) for _, attempts in sorted(groups.items())]
+        """Return all trials by number."""
+        return self.storage.retry(self._table).trials()
 
     def best(self) -> list[Trial]:
-        """The complete trials, the best first."""
-        done = [trial for trial in self.trials() if trial.state == "complete" and trial.value is not None]
-        return sorted(done, key=lambda trial: self._loss(trial.value))
+        """Return the complete trials, the best first."""
+        done = [trial for trial in self.trials() if trial.state is TrialState.COMPLETE and trial.value is not None]
+        return sorted(done, key=lambda trial: self._loss(trial.value or 0.0))
 
-    def _loss(self, value: float | None) -> float:
-        assert value is not None
+    def _loss(self, value: float) -> float:
         return -value if self.spec.metric.goal == "maximize" else value
 
-    def state(self) -> tuple[str, str]:
-        """finished, running, stopped, failed or waiting (nobody works on it), and why."""
+    def status(self) -> SweepStatus:
+        """Return the state of the sweep, and why it has ended."""
+        table = self.storage.retry(self._table_without_stale)
+        end = self._end(table)
+        if any(attempt.state is TrialState.RUNNING for attempt in table.attempts):
+            return SweepStatus(SweepState.RUNNING, end.message if end else "")
+        return end or SweepStatus(SweepState.WAITING)
+
+    def claim(self) -> Claimed | SweepStatus | None:
+        """Return the next trial for this process, the status of a sweep that has ended, or None.
+
+        None: all trials are assigned and others still run. If one of their workers dies, its trial is claimed later.
+        """
+        return self.storage.retry(self._claim)
+
+    def _claim(self) -> Claimed | SweepStatus | None:
         with self.locks.claim():
             self._fail_stale_trials()
-        attempts = self.study.get_trials(deepcopy=False)
-        ended = self._ended(attempts)
-        if any(attempt.state == TrialState.RUNNING for attempt in attempts):
-            return "running", ended[1] if ended else ""
-        return ended or ("waiting", "")
+            table = self._table()
+            end = self._end(table)
+            if end is not None and end.state is not SweepState.FINISHED:
+                return end
+            retry = table.next_retry() if end is None else None
+            if retry is not None:
+                if retry.state is not TrialState.WAITING:
+                    self._add(OptunaState.WAITING, retry.trial, retry.params, retry.run)
+            elif end is not None or self._is_exhausted(table):
+                return end
+            else:
+                number = len(table.by_trial)
+                params = self._ask(table.trials())
+                if params is None:
+                    self.study.set_user_attr("exhausted", True)
+                    return self._end(self._table())
+                self._add(OptunaState.WAITING, number, params, f"{self.id}-{number:02d}")
+            trial, locks = self.study.ask(), ExitStack()
+            locks.enter_context(self.locks.hold(trial.number))
+            attrs = trial.user_attrs
+            return Claimed(attrs["number"], attrs["point"], attrs["run"], trial, locks)
 
-    def claim(self) -> Claimed | tuple[str, str] | None:
-        """The next trial for this process; (state, why) when the sweep has ended; None while others run the last ones."""
-        with self.locks.claim():
-            self._fail_stale_trials()
-            attempts = self.study.get_trials(deepcopy=False)
-            ended = self._ended(attempts)
-            if ended is not None and ended[0] != "finished":
-                return ended
-            again = self._next_retry(attempts)
-            if ended is not None or (again is None and self._all_given_out(attempts)):
-                return ended
-            return self._take(attempts, again)
+    def _ask(self, trials: list[Trial]) -> Params | None:
+        cls = type(self.backend)
+        with plugin_errors(SWEEP_BACKENDS, cls, "ask()"):
+            params = self.backend.ask(self.spec, trials, self.seed)
+        if params is not None:
+            try:
+                self.spec.check_point(params)
+            except (TypeError, ValueError) as error:
+                raise PluginError(
+                    f"{plugin_label(SWEEP_BACKENDS, cls)}: ask() returned an invalid point: {error}"
+                ) from None
+        return params
 
-    def _take(self, attempts: Sequence[FrozenTrial], again: FrozenTrial | None) -> Claimed:
-        number = len(_by_number(attempts))
-        if again is not None and again.state != TrialState.WAITING:
-            self.study.enqueue_trial(
-                again.params, user_attrs={key: again.user_attrs[key] for key in ("number", "run", "point")}
-            )
-        self.study.sampler = make_sampler(self.points, self.spec.method, self.seed, number)
-        trial = self.study.ask()
-        locks = ExitStack()
-        locks.enter_context(self.locks.hold(trial.number))
-        point = self._suggest(trial, again.user_attrs["point"] if again else None)
-        if again is None:
-            trial.set_user_attr("number", number)
-            trial.set_user_attr("run", f"{self.id}-{number:02d}")
-            trial.set_user_attr("point", point)  # only now does the trial count: see `_by_number`
-        attrs = trial.user_attrs
-        return Claimed(attrs["number"], attrs["point"], attrs["run"], trial, locks)
+    def _add(self, state: OptunaState, number: int, params: Params, run: str, **attrs: Any) -> None:
+        value = attrs.pop("result", None)
+        attrs = {"number": number, "point": params, "run": run, **attrs}
+        self.study.add_trial(create_trial(state=state, value=value, user_attrs=attrs))
 
     def report(self, claimed: Claimed, epoch: int, value: float) -> bool:
-        """Note the metric after an epoch, where that can end the trial; True when it does."""
+        """Report the metric after an epoch; return whether the trial must stop. Without a connection it continues."""
         if self.spec.early_terminate is None:
             return False
-        claimed.trial.report(value, epoch)
-        return claimed.trial.should_prune()
+
+        def report() -> bool:
+            claimed.trial.report(value, epoch)
+            return claimed.trial.should_prune()
+
+        try:
+            return self.storage.retry(report, _SHORT_PATIENCE_S)
+        except StorageError:
+            return False
 
     def finish(self, claimed: Claimed, value: float, pruned: bool = False) -> None:
-        """Record the outcome of a trial and let go of it."""
-        with claimed.locks, self.locks.claim():
-            if pruned:
-                claimed.trial.set_user_attr("value", value)
-            self.study.tell(claimed.trial, None if pruned else value, TrialState.PRUNED if pruned else None)
+        """Record the value of a trial and release it. Raises StorageError if that is not possible; its run is kept."""
 
-    def fail(self, claimed: Claimed, reason: str, for_good: bool = False) -> None:
-        """Record a failure and let go of the trial; for_good: it would fail again, and is not repeated."""
-        with claimed.locks, self.locks.claim():
-            if for_good:
-                claimed.trial.set_user_attr("for_good", True)
-            claimed.trial.set_user_attr("reason", reason)
-            self.study.tell(claimed.trial, state=TrialState.FAIL)
+        def finish() -> None:
+            with self.locks.claim():
+                state = self.study.get_trials(deepcopy=False)[claimed.trial.number].state
+                if state is OptunaState.RUNNING:
+                    if pruned:
+                        claimed.trial.set_user_attr("value", value)
+                    done = OptunaState.PRUNED if pruned else OptunaState.COMPLETE
+                    self.study.tell(claimed.trial.number, None if pruned else value, done)
+                elif state is OptunaState.FAIL:  # another worker has taken this one for dead
+                    self._import(claimed.number, claimed.params, value, claimed.run, time.monotonic() - claimed.started)
 
-    def requeue(self, claimed: Claimed, why: str) -> None:
-        """Leave a trial to whoever claims next: it goes on from its last epoch."""
-        with claimed.locks, self.locks.claim():
-            claimed.trial.set_user_attr("interrupted", why)
-            self.study.tell(claimed.trial, state=TrialState.FAIL)
+        with claimed.locks:
+            try:
+                self.storage.retry(finish)
+            except StorageError as error:
+                result = f"{self.spec.metric.name} {value:.4f}"
+                raise StorageError(
+                    f"cannot record the result of trial {claimed.number}, {result}: {error.message}",
+                    f"its run is complete: {self.runs / claimed.run}\n"
+                    f"when the server is up, this command records it without training: {self.next_command('run')}",
+                ) from None
+
+    def fail(self, claimed: Claimed, cause: Cause, reason: str = "") -> None:
+        """Record why a trial has no value, and release it."""
+
+        def fail() -> None:
+            with self.locks.claim():
+                if self.study.get_trials(deepcopy=False)[claimed.trial.number].state is OptunaState.RUNNING:
+                    claimed.trial.set_user_attr("cause", cause.value)
+                    claimed.trial.set_user_attr("reason", reason)
+                    self.study.tell(claimed.trial.number, state=OptunaState.FAIL)
+
+        with claimed.locks:
+            self.storage.retry(fail, None if cause.is_failure else _SHORT_PATIENCE_S)
 
     def stop(self) -> None:
-        """Give out no more trials."""
-        self.study.set_user_attr("stopped", True)
+        """Assign no more trials."""
+        self.note("stopped", True)
 
     def resume(self) -> None:
-        """Undo a stop. When it ended by failures in a row, or by nothing but failures, all may be tried anew."""
-        if self.study.user_attrs.get("stopped"):
-            self.study.set_user_attr("stopped", False)
-        attempts = self.study.get_trials(deepcopy=False)
-        ended = self._ended(attempts)
-        good = any(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in attempts)
-        if ended is not None and (ended[0] == "failed" or not good):
-            self.study.set_user_attr("since", len(attempts))
+        """Undo a stop. If the sweep ended by failures, its failed trials may be tried again."""
+        for name in ("stopped", "exhausted"):
+            if self.attr(name):
+                self.note(name, False)
+        table = self.storage.retry(self._table)
+        end = self._end(table)
+        if end and (end.state is SweepState.FAILED or not any(a.state.has_value for a in table.attempts)):
+            self.note("since", len(table.attempts))
 
     def import_trial(
-        self, number: int, point: Params, value: float | None, run: str, seconds: float, reason: str = ""
+        self, number: int, params: Params, value: float | None, run: str, seconds: float, reason: str = ""
     ) -> None:
-        """Keep the outcome of a trial that someone else gave out."""
-        attrs = {
-            "number": number,
-            "point": point,
-            "run": run,
-            "seconds": seconds,
-            **({"reason": reason} if reason else {}),
-        }
-        with self.locks.claim():
-            state = TrialState.FAIL if value is None else TrialState.COMPLETE
-            self.study.add_trial(optuna.trial.create_trial(state=state, value=value, user_attrs=attrs))
+        """Record a trial that another scheduler assigned; a value of None is a failure with its reason."""
 
-    def _suggest(self, trial: optuna.Trial, again: Params | None) -> Params:
-        """Have the sampler propose a point; `again`: the point of a repetition, which is fixed."""
-        if self.points is not None:
-            choices = column_values(self.points)
-            point = again or trial.relative_params
-            return {name: trial.suggest_categorical(name, choices[name]) for name in point}
-        spec, point = self.spec, {}
-        modes = [name for name in spec.varying if target(name)[1] == MODE]
-        for name in modes:
-            point[name] = spec.varying[name].suggest(trial, name)
-        for shown, name in spec.active(spec.mode_of(point)).items():
-            if name in spec.varying and name not in modes:
-                point[shown] = spec.varying[name].suggest(trial, name)
-        return point
+        def add() -> None:
+            with self.locks.claim():
+                self._import(number, params, value, run, seconds, reason)
+
+        self.storage.retry(add)
+
+    def _import(
+        self, number: int, params: Params, value: float | None, run: str, seconds: float, reason: str = ""
+    ) -> None:
+        failed = {"cause": Cause.ERROR.value, "reason": reason} if value is None else {}
+        state = OptunaState.FAIL if value is None else OptunaState.COMPLETE
+        self._add(state, number, params, run, result=value, seconds=seconds, **failed)
+
+    def _table_without_stale(self) -> AttemptTable:
+        with self.locks.claim():
+            self._fail_stale_trials()
+        return self._table()
 
     def _fail_stale_trials(self) -> None:
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        """Fail the attempts of dead workers. They left no cause, which means that they were killed."""
+        for trial in self.study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,)):
             if not self.locks.is_held(trial.number):
-                dead = optuna.Trial(self.study, trial._trial_id)
-                dead.set_user_attr("interrupted", "its worker was killed")
-                self.study.tell(dead, state=TrialState.FAIL)
+                self.study.tell(trial.number, state=OptunaState.FAIL)
 
-    def _ended(self, attempts: Sequence[FrozenTrial]) -> tuple[str, str] | None:
-        if self.study.user_attrs.get("stopped"):
-            return "stopped", "it was stopped; `sweep run` goes on"
-        if self._consecutive_failures(attempts) >= FAILURES_IN_A_ROW:
-            return "failed", f"{FAILURES_IN_A_ROW} failures in a row, the last one: {_reason(attempts)}"
-        goal, done = self.spec.metric, [t for t in attempts if t.state == TrialState.COMPLETE and t.values]
-        if goal.target is not None and any(self._loss(t.value) <= self._loss(goal.target) for t in done):
-            return "finished", f"a trial reached the target, {goal.name} {goal.target}"
-        busy = any(t.state in (TrialState.RUNNING, TrialState.WAITING) for t in attempts)
-        if self.wandb or busy or not self._all_given_out(attempts) or self._next_retry(attempts):
-            return None
-        used_up = self.points is not None and self.spec.num_trials == len(self.points)
-        return "finished", f"all {len(self.points or ())} points have been tried" if used_up else "run_cap is reached"
-
-    def _all_given_out(self, attempts: Sequence[FrozenTrial]) -> bool:
-        limit = self.spec.num_trials
-        return limit is not None and len(_by_number(attempts)) >= limit
-
-    def _next_retry(self, attempts: Sequence[FrozenTrial]) -> FrozenTrial | None:
-        """The last attempt of a trial that was interrupted, or has failed for the first time, or waits already."""
-        since = self.study.user_attrs.get("since", 0)
-        for tries in _by_number(attempts).values():
-            last = tries[-1]
-            recent = [t for t in tries if t.number >= since and t.state == TrialState.FAIL]
-            failures = sum(
-                MAX_ATTEMPTS if "for_good" in t.user_attrs else 1 for t in recent if "interrupted" not in t.user_attrs
+    def _end(self, table: AttemptTable) -> SweepStatus | None:
+        """Return why no more trials are assigned, or None while there may be more."""
+        if table.stopped:
+            return SweepStatus(SweepState.STOPPED, f"it was stopped; resume it: {self.next_command('run')}")
+        failures = table.consecutive_failures()
+        if len(failures) >= MAX_CONSECUTIVE_FAILURES:
+            return SweepStatus(
+                SweepState.FAILED, f"{MAX_CONSECUTIVE_FAILURES} failures in a row, the last one: {failures[0].reason}"
             )
-            deaths = sum(t.user_attrs.get("interrupted") == "its worker was killed" for t in recent)
-            open_ = last.state == TrialState.FAIL and failures < MAX_ATTEMPTS and deaths < _MAX_WORKER_DEATHS
-            if last.state == TrialState.WAITING or (open_ and not self.wandb):
-                return last
-        return None
+        goal = self.spec.metric
+        values = [a.value for a in table.attempts if a.state is TrialState.COMPLETE and a.value is not None]
+        if goal.target is not None and any(self._loss(value) <= self._loss(goal.target) for value in values):
+            return SweepStatus(SweepState.FINISHED, f"a trial reached the target, {goal.name} {goal.target}")
+        if not self.backend.schedules_here or table.is_active() or not self._is_exhausted(table) or table.next_retry():
+            return None
+        points = self.spec.points()
+        if points is not None and len(table.by_trial) >= len(points):
+            return SweepStatus(SweepState.FINISHED, f"all {len(points)} points have been tried")
+        limit = self.spec.num_trials
+        reached = limit is not None and len(table.by_trial) >= limit
+        return SweepStatus(SweepState.FINISHED, "run_cap is reached" if reached else "the search is over")
 
-    def _consecutive_failures(self, attempts: Sequence[FrozenTrial]) -> int:
-        """Failures since the last trial that did not fail, the latest to end first."""
-        ended = [t for t in attempts if t.state.is_finished() and "interrupted" not in t.user_attrs]
-        ended = [t for t in ended if t.number >= self.study.user_attrs.get("since", 0) and "point" in t.user_attrs]
-        ended.sort(key=lambda t: t.datetime_complete.timestamp() if t.datetime_complete else 0.0, reverse=True)
-        return next((place for place, t in enumerate(ended) if t.state != TrialState.FAIL), len(ended))
-
-
-def _by_number(attempts: Sequence[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
-    """The attempts of each trial, in order; a worker that died while asking leaves one that is no trial's."""
-    groups: dict[int, list[FrozenTrial]] = {}
-    for attempt in attempts:
-        if "point" in attempt.user_attrs:
-            groups.setdefault(attempt.user_attrs["number"], []).append(attempt)
-    return groups
+    def _is_exhausted(self, table: AttemptTable) -> bool:
+        limit = self.spec.num_trials
+        return table.exhausted or (limit is not None and len(table.by_trial) >= limit)
 
 
-def _reason(attempts: Sequence[FrozenTrial]) -> str:
-    return next((str(t.user_attrs["reason"]) for t in reversed(attempts) if "reason" in t.user_attrs), "unknown")
-
-
-def _view(attempts: Sequence[FrozenTrial]) -> Trial:
-    last = attempts[-1]
-    attrs, state = last.user_attrs, _STATES[last.state]
-    if state == "failed" and "interrupted" in attrs:
-        state = "interrupted"
-    value = attrs.get("value", last.value if last.values else None)
-    times = [a.duration.total_seconds() for a in attempts if a.duration is not None]
-    return Trial(
-        number=attrs["number"],
-        state=state,
-        point=attrs["point"],
-        value=value if value is not None and math.isfinite(value) else None,
-        run=attrs["run"],
-        reason=str(attrs.get("reason", attrs.get("interrupted", ""))) if state in ("failed", "interrupted") else "",
-        seconds=attrs.get("seconds", sum(times) if times else None),
-        attempts=len(attempts),
-    )
-
-
-def short(value: object) -> str:
-    """A parameter's value for people: four digits of a number."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def load_backend(name: str) -> SweepBackend:
+    """Return the sweep backend of that name. Raises ConfigError if it is unknown, PluginError if it is broken."""
+    plugin = get(SWEEP_BACKENDS, name)
+    cls = plugin.load()
+    if not issubclass(cls, SweepBackend):
+        raise PluginError(f"{plugin} is not a subclass of SweepBackend: {plugin.target}")
+    with plugin_errors(SWEEP_BACKENDS, cls, "__init__()"):
+        return cls()

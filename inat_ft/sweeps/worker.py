@@ -1,4 +1,4 @@
-"""The worker of a sweep: claims a trial, trains it, records what came of it, and claims the next."""
+"""The worker of a sweep: it claims a trial, trains it, records the outcome, and claims the next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,10 @@ from inat_ft.errors import (
 )
 from inat_ft.progress import Log
 from inat_ft.settings import Override, load_config
-from inat_ft.sweeps.study import Claimed, Sweep, short
+from inat_ft.sweeps.attempts import Cause
+from inat_ft.sweeps.base import Objective, SweepState, SweepStatus, TrialJob
+from inat_ft.sweeps.study import Claimed, Sweep
+from inat_ft.text import pluralize
 
 if TYPE_CHECKING:
     from inat_ft.config import RunConfig
@@ -32,46 +35,31 @@ if TYPE_CHECKING:
     from inat_ft.training import TrainCallbacks
 
 _POLL_S = 0.5
+_BUSY_S = 5.0
+"""Interval at which a run is tried that another process is still training."""
 _PARENT = "INAT_FT_SWEEP_PARENT"
 
 
-@dataclass(frozen=True)
-class TrialJob:
-    """What a trial asks for."""
+def run_worker(sweep: Sweep, objective: Objective, count: int | None = None, log: Log = print) -> SweepStatus:
+    """Run trials until `count` of them have ended or the sweep has.
 
-    name: str
-    """Of the run."""
-    runs: Path
-    """Where the run's directory goes."""
-    overrides: Sequence[Override]
-    report: Callable[[int, float], bool]
-    """Called with (epoch, metric) after each epoch; True ends the trial there."""
-
-
-Objective = Callable[[TrialJob], float]
-"""Runs a trial; returns the metric that the sweep is after."""
-
-
-def work(sweep: Sweep, objective: Objective, count: int | None = None, log: Log = print) -> tuple[str, str]:
-    """Run trials until `count` of them are done or the sweep has ended; returns its state and why.
-
-    A trial that fails is recorded and retried once by whoever claims next. Raises what the very first trials fail with
-    when it is no matter of their point: data or weights that are missing.
+    A failed trial is recorded, and the next free worker tries it once more. Errors that concern every trial, such as
+    missing data or a full disk, are raised; the trial is then not used up.
     """
     parent = int(os.environ.get(_PARENT, "0"))
     done = 0
     while count is None or done < count:
         if parent and os.getppid() != parent:
-            return "waiting", "the process that started this worker has gone"
+            return SweepStatus(SweepState.WAITING, "the process that started this worker has ended")
         claimed = sweep.claim()
-        if claimed is None:
-            time.sleep(_POLL_S)  # others run the last trials; should one of them die, its trial is for us
-        elif isinstance(claimed, tuple):
-            return claimed
-        else:
+        if isinstance(claimed, Claimed):
             _run(sweep, objective, claimed, log)
             done += 1
-    return "waiting", f"{done} {'trial is' if done == 1 else 'trials are'} done, as asked"
+        elif claimed is not None:
+            return claimed
+        else:
+            time.sleep(_POLL_S)  # others run the last trials; if a worker dies, its trial is free
+    return SweepStatus(SweepState.WAITING, f"{pluralize(done, 'trial')} done, as requested by --count")
 
 
 def _run(sweep: Sweep, objective: Objective, claimed: Claimed, log: Log) -> None:
@@ -82,56 +70,73 @@ def _run(sweep: Sweep, objective: Objective, claimed: Claimed, log: Log) -> None
         pruned = sweep.report(claimed, epoch, value)
         return pruned
 
-    started = time.perf_counter()
-    shown = f"trial {claimed.number}: {', '.join(f'{name}={short(v)}' for name, v in claimed.point.items())}"
+    label = f"trial {claimed.number}: {format_params(claimed.params, ', ')}"
+    job = TrialJob(claimed.run, sweep.runs, sweep.settings(claimed.params), report)
     try:
-        value = objective(TrialJob(claimed.run, sweep.runs, sweep.settings(claimed.point), report))
+        value = _train(objective, job, label, log)
         if not math.isfinite(value):
             raise InatFtError(f"{sweep.spec.metric.name} is {value}")
-    except BaseException as error:
-        if isinstance(error, BusyError):
-            sweep.requeue(claimed, why(error))
-            time.sleep(_POLL_S)
-            return
-        if not isinstance(error, Exception):
-            sweep.requeue(claimed, "by its user")
+    except Exception as error:
+        reason = describe_error(error)
+        if _concerns_every_trial(error, first=not sweep.best()):
+            with suppress(StorageError):  # the trial is free without it, as after a kill
+                sweep.fail(claimed, Cause.UNAVAILABLE, f"could not run: {reason}")
             raise
-        if _concerns_every_trial(error, not sweep.best()):
-            sweep.requeue(claimed, f"could not run: {why(error)}")
-            raise
-        reason = why(error)
-        sweep.fail(claimed, reason, for_good=isinstance(error, UsageError))
-        log(f"{shown} failed: {reason}")
+        sweep.fail(claimed, Cause.INVALID if isinstance(error, UsageError) else Cause.ERROR, reason)
+        log(f"{label} failed: {reason}")
+    except BaseException:
+        with suppress(StorageError):
+            sweep.fail(claimed, Cause.CANCELED)
+        raise
     else:
         sweep.finish(claimed, value, pruned)
-        ended = " (pruned)" if pruned else ""
-        log(f"{shown}: {sweep.spec.metric.name} {value:.4f}{ended}, {time.perf_counter() - started:.1f} s")
+        seconds = time.monotonic() - claimed.started
+        log(f"{label}: {sweep.spec.metric.name} {value:.4f}{' (pruned)' if pruned else ''}, {seconds:.1f} s")
 
 
-def _concerns_every_trial(error: Exception, is_main_process: bool) -> bool:
-    """Return whether a failure is one of the machine or the data, which any other trial would meet as well.
+def _train(objective: Objective, job: TrialJob, label: str, log: Log) -> float:
+    """Run the objective; wait while another process trains the same run, since its worker was taken for dead."""
+    waiting = False
+    while True:
+        try:
+            return objective(job)
+        except BusyError as error:
+            if not waiting:
+                log(f"{label}: {error.message}; waiting for it")
+            waiting = True
+            time.sleep(_BUSY_S)
 
-    is_first: no trial has succeeded yet, so that missing weights or a broken plugin are not a matter of the point either.
+
+def _concerns_every_trial(error: Exception, first: bool) -> bool:
+    """Return whether an error is one of the machine or the data, which every trial would meet.
+
+    first: no trial has succeeded yet; then missing weights or a broken plugin concern every trial too.
     """
     if isinstance(error, StorageError | DataError | OSError):
         return True
-    return (
-        is_main_process
-        and isinstance(error, UsageError | WeightsError | PluginError)
-        and not isinstance(error, ConfigError)
-    )
+    return first and isinstance(error, UsageError | WeightsError | PluginError) and not isinstance(error, ConfigError)
 
 
-def why(error: BaseException) -> str:
-    """What went wrong and what to do about it, in one line."""
+def describe_error(error: BaseException) -> str:
+    """Return what went wrong and what to do next, in one line."""
     if isinstance(error, InatFtError):
         return "; ".join([*error.message.splitlines(), *error.hint.splitlines()])
     file = getattr(error, "crash_file", None)
     return f"{type(error).__name__}: {error}".splitlines()[0] + (f" (traceback: {file})" if file else "")
 
 
+def format_value(value: object) -> str:
+    """Return a parameter's value for people: numbers with four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def format_params(params: dict[str, object], separator: str = " ") -> str:
+    """Return `lr=0.001 dropout=0.2`."""
+    return separator.join(f"{name}={format_value(value)}" for name, value in params.items())
+
+
 def metric_of(record: RunRecord, name: str) -> float:
-    """The metric of a run's best epoch."""
+    """Return the metric of a run's best epoch."""
     return _value(record.history[(record.best_epoch or 1) - 1], name)
 
 
@@ -140,10 +145,10 @@ def _value(epoch: Epoch, metric: str) -> float:
     return math.nan if value is None else float(value)
 
 
-def training(
-    metric: str, cache: Path, listener_for: Callable[[RunConfig], TrainCallbacks], extra: Sequence[Override] = ()
+def training_objective(
+    metric: str, cache: Path, make_callbacks: Callable[[RunConfig], TrainCallbacks], extra: Sequence[Override] = ()
 ) -> Objective:
-    """The objective that trains. A run that was interrupted goes on from its last epoch."""
+    """Return the objective that trains. An interrupted run is resumed from its last epoch."""
 
     def objective(job: TrialJob) -> float:
         from dataclasses import replace
@@ -152,7 +157,7 @@ def training(
 
         config = load_config(None, [*job.overrides, *extra, ("name", job.name)])
         release_memory()
-        callbacks = listener_for(config)
+        callbacks = make_callbacks(config)
 
         def on_epoch(epoch: Epoch) -> bool:
             callbacks.on_epoch(epoch)
@@ -171,7 +176,7 @@ def training(
 
 
 def run_workers(arguments: Sequence[str], number: int, count: int | None) -> int:
-    """Run `inat-ft sweep run` in several processes, which share cores and trials; returns the worst exit code."""
+    """Run `inat-ft sweep run` in several processes that share the cores; return the highest exit code."""
     from inat_ft.threads import num_cores
 
     threads = str(max(1, num_cores() // number))
@@ -180,10 +185,9 @@ def run_workers(arguments: Sequence[str], number: int, count: int | None) -> int
     children = []
     try:
         for place, share in enumerate(share for share in shares if share != 0):
-            pluralize = [] if share is None else ["--count", str(share)]
-            devices = _device(environment, place)
-            command = [sys.executable, "-m", "inat_ft", "sweep", "run", *arguments, *pluralize]
-            children.append(subprocess.Popen(command, env=devices))
+            limit = [] if share is None else ["--count", str(share)]
+            command = [sys.executable, "-m", "inat_ft", "sweep", "run", *arguments, *limit]
+            children.append(subprocess.Popen(command, env=_with_device(environment, place)))
         return max(_exit_code(child.wait()) for child in children)
     finally:
         for child in children:
@@ -193,7 +197,7 @@ def run_workers(arguments: Sequence[str], number: int, count: int | None) -> int
 
 
 def is_child_worker() -> bool:
-    """Whether this process is a worker that `run_workers` has started, which tells the end itself."""
+    """Return whether `run_workers` has started this process, and reports the end itself."""
     return _PARENT in os.environ
 
 
@@ -201,7 +205,7 @@ def _exit_code(status: int) -> int:
     return 128 - status if status < 0 else status
 
 
-def _device(environment: dict[str, str], place: int) -> dict[str, str]:
-    """Each worker sees one GPU, in turn, where the user named several."""
+def _with_device(environment: dict[str, str], place: int) -> dict[str, str]:
+    """Return the environment with one of the GPUs in CUDA_VISIBLE_DEVICES, if the user named several."""
     named = [device for device in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
     return {**environment, "CUDA_VISIBLE_DEVICES": named[place % len(named)]} if len(named) > 1 else environment

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from inat_ft.testing.optimizers import check_optimizer
     from inat_ft.testing.sources import check_source
     from inat_ft.testing.strategies import SyntheticData, check_strategy, synthetic_images, tiny_net, write_images
+    from inat_ft.testing.sweep_backends import check_sweep_backend
     from inat_ft.testing.trackers import check_tracker
 
 _MODULES = {
@@ -18,6 +19,7 @@ _MODULES = {
     "check_optimizer": "optimizers",
     "check_source": "sources",
     "check_strategy": "strategies",
+    "check_sweep_backend": "sweep_backends",
     "check_tracker": "trackers",
     "synthetic_images": "strategies",
     "tiny_net": "strategies",
@@ -31,6 +33,7 @@ __all__ = [
     "check_optimizer",
     "check_source",
     "check_strategy",
+    "check_sweep_backend",
     "check_tracker",
     "synthetic_images",
     "tiny_net",

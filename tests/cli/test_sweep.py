@@ -14,7 +14,7 @@ import pytest
 from inat_ft.cli import main
 from inat_ft.sweeps.folder import create, only_sweep, open_sweep
 from inat_ft.sweeps.parsing import parse_spec
-from inat_ft.sweeps.worker import work
+from inat_ft.sweeps.worker import run_worker
 
 SPEC = """
 method: bayes
@@ -64,11 +64,11 @@ def test_create_run_status_best_report_stop(cli, fixed, tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(SPEC)
     made = cli("sweep", "create", "sweep.yaml", "--name", "tiny", *fixed)
     assert made.stdout.splitlines() == ["id:   tiny", "next: inat-ft sweep run tiny"]
-    assert "3 trials, and 4 points are all there is" in made.stderr
-    assert "1 more run (run_cap: 4) would try every point" in made.stderr
+    assert "3 trials of 4 points" in made.stderr
+    assert "1 more trial (run_cap: 4) would try every point" in made.stderr
 
     ran = cli("sweep", "run", "--count", "2")
-    assert ran.stdout.startswith("waiting: 2 trials are done, as asked")
+    assert ran.stdout.startswith("waiting: 2 trials done, as requested by --count")
     ran = cli("sweep", "run")
     assert ran.stdout.startswith("finished: run_cap is reached")
 
@@ -122,14 +122,14 @@ def test_best_trains_evaluates_and_confirms(cli, fixed, manifest_file: Path, tmp
     assert shown.stderr.splitlines()[-1] == f"next: inat-ft sweep best {sweep.id} --eval"
     trained = cli("sweep", "best", "--train")
     assert trained.stderr.splitlines()[-1].startswith("next: inat-ft eval runs/")
-    assert "--seeds says" in cli("sweep", "best", "--seeds", "3", expect=2).stderr
+    assert "--seeds requires --confirm" in cli("sweep", "best", "--seeds", "3", expect=2).stderr
 
     best = json.loads(cli("sweep", "best", "--json", "--train", "--eval").stdout)
     assert Path(best["directory"]).parent == Path("runs")
     record = json.loads((tmp_path / best["directory"] / "record.json").read_text())
     assert record["test_accuracy"] == best["test_accuracy"]
     assert len(ledger.read_text().splitlines()) == looks + 1
-    assert f"(look number {looks + 2} at this test set)" in cli("sweep", "best", "--eval").stdout
+    assert f"(test set evaluated {looks + 2} times)" in cli("sweep", "best", "--eval").stdout
 
 
 def test_a_sweep_of_failures_is_a_failure(cli, manifest_file: Path) -> None:
@@ -139,9 +139,9 @@ def test_a_sweep_of_failures_is_a_failure(cli, manifest_file: Path) -> None:
     create(parse_spec({"method": "grid", "parameters": parameters}), Path("sweeps"), "bad")
 
     ran = cli("sweep", "run", "bad", expect=1)
-    assert "no trial of sweep bad has succeeded; the last one: unknown stage 'layer9' for resnet18" in ran.stderr
+    assert "no trial of sweep bad has succeeded; the last error: unknown stage 'layer9' for resnet18" in ran.stderr
     assert "it has: conv1 bn1" in ran.stderr and "inat-ft sweep run bad" in ran.stderr
-    assert "skipped after 1 attempt: trial 0" in ran.stderr
+    assert "failed after 1 attempt: trial 0" in ran.stderr
 
 
 def test_a_sweep_at_its_target_has_no_time_left_and_is_listed(cli) -> None:
@@ -149,7 +149,7 @@ def test_a_sweep_at_its_target_has_no_time_left_and_is_listed(cli) -> None:
     goal = {"name": "val_accuracy", "goal": "maximize", "target": 0.5}
     spec = {"method": "grid", "metric": goal, "parameters": {"lr": {"values": [0.1, 0.2]}}}
     sweep = create(parse_spec(spec), Path("sweeps"), "quick")
-    work(sweep, lambda job: 0.75, log=lambda line: None)
+    run_worker(sweep, lambda job: 0.75, log=lambda line: None)
 
     shown = cli("sweep", "status", "quick").stdout
     assert "a trial reached the target" in shown
@@ -177,7 +177,7 @@ def test_workers_share_the_trials_and_a_killed_one_is_replaced(cli, fixed, tmp_p
         time.sleep(0.05)
     os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
     out, _ = parent.communicate(timeout=120)
-    assert out.count("best: ") <= 1  # one process tells the end
+    assert out.count("best: ") <= 1  # one process reports the end
 
     if json.loads(cli("sweep", "status", "pair", "--json").stdout)["state"] != "finished":
         cli("sweep", "run", "pair")
@@ -193,7 +193,7 @@ def test_workers_share_the_trials_and_a_killed_one_is_replaced(cli, fixed, tmp_p
         (["create", "--set", "optim.lr=-1"], "optim.lr: input should be greater than 0 (got -1)"),
         (["create", "--set", "lrr=1"], "unknown key 'lrr': did you mean 'lr'?"),
         (["create", "--name", "a b"], "--name a b"),
-        (["create", "--storage", "sqlite:///x.db"], "SQLite lets two workers run the same trial"),
+        (["create", "--storage", "sqlite:///x.db"], "with SQLite, two workers can run the same trial"),
         (["run"], "there is no sweep in sweeps"),
         (["status", "abc"], "no sweep 'abc' in sweeps"),
     ],
@@ -216,4 +216,4 @@ def test_a_wandb_sweep_that_cannot_be_is_refused_at_once(cli, monkeypatch: pytes
 def test_a_sweep_without_an_end_asks_for_a_count(cli, tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text("method: random\nparameters: {lr: {min: 0.001, max: 0.1}}\n")
     assert "no run_cap" in cli("sweep", "create", "sweep.yaml").stderr
-    assert "nothing limits this sweep" in cli("sweep", "run", expect=2).stderr
+    assert "this sweep has no limit" in cli("sweep", "run", expect=2).stderr

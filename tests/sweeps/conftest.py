@@ -7,7 +7,7 @@ WORKER = """
 import os, sys, time
 from pathlib import Path
 from inat_ft.sweeps.folder import open_sweep
-from inat_ft.sweeps.worker import work
+from inat_ft.sweeps.worker import run_worker
 
 id, folder, storage, seconds = sys.argv[1:]
 log = Path(folder) / "log"
@@ -23,7 +23,7 @@ def objective(job):
         out.write(f"end {job.name}\\n")
     return 0.5 + settings["model.dropout"] / 10 + settings["optim.epochs"] / 100
 
-print(work(open_sweep(id, Path(folder), storage or None), objective))
+print(run_worker(open_sweep(id, Path(folder), storage or None), objective))
 """
 
 

@@ -11,7 +11,7 @@ from inat_ft.models import build
 from inat_ft.models.net import Net
 from inat_ft.sweeps.folder import create
 from inat_ft.sweeps.parsing import parse_spec
-from inat_ft.sweeps.worker import training, work
+from inat_ft.sweeps.worker import run_worker, training_objective
 from inat_ft.training import TrainCallbacks
 
 
@@ -41,8 +41,10 @@ def test_the_network_of_a_trial_is_gone_before_the_next_one_is_built(
     sweep = create(parse_spec({"method": "grid", "parameters": parameters}), tmp_path, "many")
     gc.disable()  # or Python might do it by chance
     try:
-        work(
-            sweep, training("val_accuracy", tmp_path / "cache", lambda config: TrainCallbacks()), log=lambda line: None
+        run_worker(
+            sweep,
+            training_objective("val_accuracy", tmp_path / "cache", lambda config: TrainCallbacks()),
+            log=lambda line: None,
         )
     finally:
         gc.enable()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from inat_ft.sweeps.storage import without_password
+from inat_ft.sweeps.postgres import without_password
 
 
 @pytest.mark.parametrize(
@@ -39,21 +39,23 @@ def test_a_refused_storage_shows_no_password(invoke, manifest_file: Path, url: s
 def test_workers_do_not_get_the_storage_on_their_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from inat_ft.cli import sweep as command
     from inat_ft.sweeps import worker
+    from inat_ft.sweeps.base import SweepState, SweepStatus
+    from inat_ft.sweeps.local import Local
 
     seen: list[list[str]] = []
 
     class Sweep:
-        id, wandb = "s", None
+        id, backend = "s", Local()
         spec = type("Spec", (), {"num_trials": 2, "overrides": lambda self, point: [("data.split", "x")]})()
 
         def resume(self) -> None: ...
 
-        def state(self) -> tuple[str, str]:
-            return "finished", ""
+        def status(self) -> SweepStatus:
+            return SweepStatus(SweepState.FINISHED)
 
     monkeypatch.setenv("INAT_FT_SWEEP_STORAGE", "")
     monkeypatch.setattr(command, "open_sweep", lambda *args, **options: Sweep())
-    monkeypatch.setattr(command.sweep_show, "show_end", lambda *args: None)
+    monkeypatch.setattr(command.sweep_render, "show_end", lambda *args: None)
     monkeypatch.setattr(worker, "run_workers", lambda words, number, count: seen.append(list(words)) or 0)
     command.run(id="s", workers=2, storage="postgresql://u:hunter2@host/db")
     assert "hunter2" not in json.dumps(seen)

@@ -10,18 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inat_ft.cli.sweep_render import show_choice
+from inat_ft.cli.sweep_render import show_selection
 from inat_ft.errors import RecordError
 from inat_ft.evaluation.bounds import Contributions
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.records import Epoch, RunRecord, SplitInfo, write_record
+from inat_ft.sweeps.attempts import Trial, TrialState
+from inat_ft.sweeps.base import TrialJob
 from inat_ft.sweeps.folder import create, open_sweep
 from inat_ft.sweeps.parsing import parse_spec
 from inat_ft.sweeps.report import write_report
 from inat_ft.sweeps.selection import Standing, choose, holm_against_first, replicate, replication
 from inat_ft.sweeps.statistics import correlations, importances, means_by_value
-from inat_ft.sweeps.study import Trial
-from inat_ft.sweeps.worker import TrialJob, metric_of, work
+from inat_ft.sweeps.worker import metric_of, run_worker
 
 NUM_IMAGES = 400
 EVIL = "<script>alert(1)</script> $x_1$ & 'q'"
@@ -58,7 +59,7 @@ def sweep_of(folder: Path, runs: list[tuple[int, float]], **how):
     )
     sweep = create(spec, folder, "tied")
     outcomes = iter(runs)
-    work(sweep, lambda job: leave_run(job, *next(outcomes), **how), log=lambda line: None)
+    run_worker(sweep, lambda job: leave_run(job, *next(outcomes), **how), log=lambda line: None)
     return sweep
 
 
@@ -70,13 +71,13 @@ def test_trials_within_noise_are_tied_and_the_cheapest_of_them_is_named(tmp_path
     # 2 images are right in one only, all for the same side: p = 2 * 0.5**2; 52 of them: p = 2 * 0.5**52
     assert [candidate.p for candidate in selection.candidates] == [None, pytest.approx(0.5), pytest.approx(4 * 0.5**52)]
     assert (selection.cheapest.trial.number, selection.cheapest.cost) == (0, 10.0)
-    assert "McNemar" in selection.method
+    assert "McNemar" in selection.test
 
 
 def test_without_predictions_the_test_is_unpaired_and_weaker(tmp_path: Path) -> None:
     selection = choose(sweep_of(tmp_path, [(300, 5.0), (302, 9.0), (250, 1.0)], with_predictions=False))
 
-    assert "unpaired" in selection.method
+    assert "unpaired" in selection.test
     assert [candidate.not_significantly_worse for candidate in selection.candidates] == [True, True, False]
 
 
@@ -86,7 +87,7 @@ def test_without_runs_nothing_is_claimed(tmp_path: Path) -> None:
 
     selection = choose(sweep)
     assert [candidate.not_significantly_worse for candidate in selection.candidates] == [True, False]
-    assert "not tested" in selection.method and selection.candidates[1].standing is Standing.UNKNOWN
+    assert "not tested" in selection.test and selection.candidates[1].standing is Standing.UNKNOWN
 
 
 def test_a_sweep_without_a_complete_trial_has_no_best(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_the_metric_is_that_of_the_best_epoch() -> None:
 
 def _trials(value) -> list[Trial]:
     points = [{"lr": lr, "batch_size": size, "mode": m} for lr in (1e-3, 1e-4) for size in (32, 64) for m in "abc"]
-    return [Trial(n, "complete", point, value(point), f"r{n}") for n, point in enumerate(points)]
+    return [Trial(n, TrialState.COMPLETE, point, value(point), f"r{n}") for n, point in enumerate(points)]
 
 
 def test_importance_is_the_share_of_variance_and_knows_chance() -> None:
@@ -193,7 +194,9 @@ def test_a_report_of_a_single_trial_and_of_words_in_the_space(tmp_path: Path) ->
     words = {"mode": {"values": ["head", "partial", "full"]}, "lr": {"min": 0.001, "max": 0.1}}
     spec = parse_spec({"method": "random", "run_cap": 6, "parameters": words})
     sweep = create(spec, tmp_path, "words")
-    work(sweep, lambda job: leave_run(job, int(1000 * dict(job.overrides)["optim.lr"]), 1.0), log=lambda line: None)
+    run_worker(
+        sweep, lambda job: leave_run(job, int(1000 * dict(job.overrides)["optim.lr"]), 1.0), log=lambda line: None
+    )
     assert len(write_report(sweep, tmp_path / "b")) == 5
 
 
@@ -225,7 +228,7 @@ def test_a_parameter_is_weighed_over_the_trials_that_have_it() -> None:
     points = [{"mode": "head"}] * 4 + [{"mode": "lora", "strategy.rank": rank} for rank in (4, 16, 4, 16, 4, 16)]
     values = [0.1, 0.2, 0.1, 0.2, 0.5, 0.9, 0.5, 0.9, 0.5, 0.9]
     trials = [
-        Trial(place, "complete", point, value, "run")
+        Trial(place, TrialState.COMPLETE, point, value, "run")
         for place, (point, value) in enumerate(zip(points, values, strict=True))
     ]
 
@@ -253,13 +256,13 @@ def test_among_equally_good_trials_few_sweeps_call_one_worse() -> None:
 
 def test_the_best_of_many_is_said_to_be_optimistically_biased(tmp_path: Path, capsys) -> None:
     sweep = sweep_of(tmp_path / "many", [(300, 5.0), (302, 9.0), (250, 1.0)])
-    show_choice(sweep, choose(sweep), 5)
+    show_selection(sweep, choose(sweep), 5)
     shown = " ".join("".join(capsys.readouterr()).split())
     assert "the validation result of the best of 3 trials is optimistically biased" in shown
     assert "not significantly different from the best: 1 of 2 other trials: 0" in shown
 
     shutil.rmtree(sweep.runs)
-    show_choice(sweep, choose(sweep), 5)
+    show_selection(sweep, choose(sweep), 5)
     shown = " ".join("".join(capsys.readouterr()).split())
     assert "not tested" in shown and "worse" not in shown and "significantly" not in shown
 
@@ -282,7 +285,7 @@ def test_the_loss_of_trials_is_tested_for_all_pairs(tmp_path: Path) -> None:
         leave_run(job, right, 1.0)
         return 1 - right / NUM_IMAGES
 
-    work(sweep, objective, log=lambda line: None)
+    run_worker(sweep, objective, log=lambda line: None)
     selection = choose(sweep)
     assert [candidate.standing for candidate in selection.candidates] == [Standing.BEST, Standing.TIED, Standing.WORSE]
     assert selection.candidates[2].p < 0.05 < selection.candidates[1].p

@@ -16,7 +16,7 @@ from inat_ft.sweeps.folder import create
 from inat_ft.sweeps.parsing import parse_spec
 from inat_ft.sweeps.soup import make_soup
 from inat_ft.sweeps.study import Sweep
-from inat_ft.sweeps.worker import training, work
+from inat_ft.sweeps.worker import run_worker, training_objective
 from inat_ft.training import TrainCallbacks
 
 FIXED = {
@@ -34,7 +34,11 @@ def trained(manifest: Path, folder: Path, **parameters: list[object]) -> Sweep:
     varying = {name.replace("__", "."): {"values": values} for name, values in parameters.items()}
     fixed = {key: {"value": value} for key, value in {**FIXED, "data.split": str(manifest)}.items()}
     sweep = create(parse_spec({"method": "grid", "parameters": fixed | varying}), folder / "sweeps", "mix")
-    work(sweep, training("val_accuracy", folder / "cache", lambda config: TrainCallbacks()), log=lambda line: None)
+    run_worker(
+        sweep,
+        training_objective("val_accuracy", folder / "cache", lambda config: TrainCallbacks()),
+        log=lambda line: None,
+    )
     return sweep
 
 
@@ -43,12 +47,12 @@ def test_a_soup_is_the_mean_of_runs_with_one_start_and_a_run_itself(manifest_fil
 
     soup = make_soup(sweep, tmp_path / "runs", tmp_path / "cache")
 
-    assert soup.tried == 2
+    assert soup.num_candidates == 2
     assert len(soup.members) >= 2
-    seeds = {trial.run: trial.point["seed"] for trial in sweep.trials()}
+    seeds = {trial.run: trial.params["seed"] for trial in sweep.trials()}
     other = {run for run, seed in seeds.items() if seed != seeds[soup.members[0]]}
-    assert set(soup.left_out) == other
-    assert all("another seed (and so another random head)" in why for why in soup.left_out.values())
+    assert set(soup.excluded) == other
+    assert all("its seed (and so its random head) differs" in why for why in soup.excluded.values())
 
     mixed = load_file(soup.directory / "model.safetensors")
     parts = [load_file(sweep.runs / run / "model.safetensors") for run in soup.members]
@@ -60,7 +64,7 @@ def test_a_soup_is_the_mean_of_runs_with_one_start_and_a_run_itself(manifest_fil
     record, _ = read_record(soup.directory)
     right = read_predictions(soup.directory / "predictions-val.csv").correct
     assert record.val_accuracy == pytest.approx(float(np.mean(right)))
-    assert record.val_accuracy >= soup.alone
+    assert record.val_accuracy >= soup.best_alone
     assert soup.members[1] in record.notes[0]
     again = evaluate_run(soup.directory, "val").evaluation.metrics["accuracy"].value
     assert again == pytest.approx(record.val_accuracy)
@@ -76,7 +80,7 @@ def test_a_soup_is_the_mean_of_runs_with_one_start_and_a_run_itself(manifest_fil
 def test_runs_from_different_heads_make_no_soup(manifest_file: Path, tmp_path: Path) -> None:
     sweep = trained(manifest_file, tmp_path, seed=[0, 1])
 
-    with pytest.raises(RecordError, match="no two runs of sweep mix share a start"):
+    with pytest.raises(RecordError, match="no two runs of sweep mix have the same initialization"):
         make_soup(sweep, tmp_path / "runs", tmp_path / "cache")
     assert not (tmp_path / "runs").exists()
 

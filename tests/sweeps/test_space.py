@@ -88,24 +88,24 @@ def test_whole_number_ranges_include_both_ends(low: int, width: int) -> None:
         ({"parameters": {"lr": {"min": 2.0, "max": 1.0}}}, "min must be below max (got 2.0 and 1.0)"),
         ({"parameters": {"lr": {"distribution": "normal", "mu": 0}}}, "distribution 'normal' is not supported"),
         ({"parameters": {"lr": {"distribution": "unifrom", "min": 0.1, "max": 1}}}, "'unifrom' is unknown"),
-        ({"parameters": {"lr": {"distribution": "q_log_uniform", "min": 0, "max": 1}}}, "take q_log_uniform_values"),
-        ({"parameters": {"lr": {"min": 1, "max": 9, "q": 2}}}, "q goes with a distribution that rounds"),
-        ({"parameters": {"lr": {"values": [0.1, [0.2]]}}}, "a value is a number, a word, true, false or null (got [0.2])"),
+        ({"parameters": {"lr": {"distribution": "q_log_uniform", "min": 0, "max": 1}}}, "use q_log_uniform_values"),
+        ({"parameters": {"lr": {"min": 1, "max": 9, "q": 2}}}, "q is for distributions that round"),
+        ({"parameters": {"lr": {"values": [0.1, [0.2]]}}}, "expected a number, a string, true, false or null (got [0.2])"),
         ({"parameters": {"lr": {"min": "a", "max": 1}}}, "parameters.lr: min must be a number (got 'a')"),
-        ({"parameters": {"lr": {"distribution": "log_normal"}}}, "no bounds to search in; give min and max"),
-        ({"parameters": {"lr": {"distribution": "inv_log_uniform_values"}}}, "take log_uniform_values"),
+        ({"parameters": {"lr": {"distribution": "log_normal"}}}, "it is unbounded; use a distribution with min and max"),
+        ({"parameters": {"lr": {"distribution": "inv_log_uniform_values"}}}, "the same distribution as log_uniform_values"),
         ({"parameters": {"lr": {"values": [1], "vlaues": 3}}}, "'vlaues' in parameters.lr: did you mean 'values'"),
         ({"early_terminate": {"type": "hyperband", "min_itr": 1}}, "did you mean 'min_iter'"),
-        ({"parameters": {"lr": {"value": 1}, "learning_rate": {"value": 2}}}, "'lr' and 'learning_rate' are both optim.lr"),
+        ({"parameters": {"lr": {"value": 1}, "learning_rate": {"value": 2}}}, "'lr' and 'learning_rate' both set optim.lr"),
         ({"run_cap": 0}, "run_cap"),
         ({"method": "baes"}, "method: 'baes' is not one of bayes, random, grid: did you mean 'bayes'?"),
         ({"method": "bayes", "metric": None}, "metric"),
-        ({"metric": {"name": "test_loss"}}, "never touches the test set"),
-        ({"metric": {"name": "val_accuracy"}}, "without a goal W&B seeks the lowest accuracy"),
-        ({"early_terminate": {"type": "hyperband", "min_iter": 1, "strict": True}}, "strict of hyperband is not supported"),
-        ({"method": "grid", "parameters": {"lr": {"min": 0.1, "max": 1.0}}}, "lr has too many"),
+        ({"metric": {"name": "test_loss"}}, "does not use the test set"),
+        ({"metric": {"name": "val_accuracy"}}, "without a goal W&B minimizes the accuracy"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1, "strict": True}}, "hyperband's 'strict' is not supported"),
+        ({"method": "grid", "parameters": {"lr": {"min": 0.1, "max": 1.0}}}, "lr has more than 2,000"),
         ({"early_terminate": {"type": "hyperband"}}, "min_iter"),
-        ({"controller": {"type": "local"}}, "'controller' is W&B's own"),
+        ({"controller": {"type": "local"}}, "'controller' is only for W&B's own schedulers"),
         ({"foo": 1}, "unknown key 'foo'"),
     ],
 )  # fmt: skip
@@ -238,9 +238,9 @@ def test_what_counts_for_no_mode_is_refused(more, named) -> None:
 
 
 def test_the_sweep_over_strategies_tries_each_in_its_own_space() -> None:
-    raw, left_out = strategy_sweep()
+    raw, skipped = strategy_sweep()
     spec = read_spec(None, [("optim.epochs", 4)], raw)
-    assert left_out == {}
+    assert skipped == {}
     points = spec.points() or []
 
     assert set(spec.modes) == {

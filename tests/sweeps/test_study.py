@@ -14,9 +14,10 @@ from sklearn.metrics import log_loss
 from inat_ft.errors import ConfigError, DataError, InatFtError, UsageError
 from inat_ft.evaluation.predictions import read_predictions
 from inat_ft.records import Epoch, RunRecord, read_record
+from inat_ft.sweeps.base import TrialJob
 from inat_ft.sweeps.folder import create, list_sweeps, only_sweep, open_sweep
 from inat_ft.sweeps.parsing import parse_spec, read_spec
-from inat_ft.sweeps.worker import TrialJob, metric_of, training, work
+from inat_ft.sweeps.worker import metric_of, run_worker, training_objective
 from inat_ft.training import TrainCallbacks
 
 SMALL = {
@@ -42,11 +43,11 @@ def small(folder: Path, **more):
 def test_22_trials_are_22_points_the_same_ones_twice(tmp_path: Path) -> None:
     sweeps = [create(read_spec(None), tmp_path, id, seed=5) for id in ("first", "second")]
 
-    assert work(sweeps[0], accuracy, log=quiet) == ("finished", "run_cap is reached")
-    work(sweeps[1], accuracy, 10, quiet)  # and the rest by another process, which reads it anew
-    work(open_sweep("second", tmp_path), accuracy, log=quiet)
+    assert run_worker(sweeps[0], accuracy, log=quiet) == ("finished", "run_cap is reached")
+    run_worker(sweeps[1], accuracy, 10, quiet)  # and the rest by another process, which reads it anew
+    run_worker(open_sweep("second", tmp_path), accuracy, log=quiet)
 
-    first, second = ([trial.point for trial in sweep.trials()] for sweep in sweeps)
+    first, second = ([trial.params for trial in sweep.trials()] for sweep in sweeps)
     assert len({tuple(point.values()) for point in first}) == 22
     assert first == second
     assert [trial.run for trial in sweeps[0].trials()][:2] == ["first-00", "first-01"]
@@ -55,11 +56,11 @@ def test_22_trials_are_22_points_the_same_ones_twice(tmp_path: Path) -> None:
 def test_a_sweep_ends_when_the_space_is_used_up(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=100)
 
-    assert work(sweep, accuracy, log=quiet) == ("finished", "all 6 points have been tried")
-    assert sweep.state() == ("finished", "all 6 points have been tried")
+    assert run_worker(sweep, accuracy, log=quiet) == ("finished", "all 6 points have been tried")
+    assert sweep.status() == ("finished", "all 6 points have been tried")
     best = sweep.best()[0]
-    assert (best.point, best.value) == ({"epochs": 2, "dropout": 0.2}, pytest.approx(0.72))
-    assert sweep.command(best.point) == "inat-ft train --set optim.epochs=2 --set model.dropout=0.2"
+    assert (best.params, best.value) == ({"epochs": 2, "dropout": 0.2}, pytest.approx(0.72))
+    assert sweep.command(best.params) == "inat-ft train --set optim.epochs=2 --set model.dropout=0.2"
 
 
 def test_a_trial_keeps_the_epoch_that_is_best_by_the_metric_of_its_sweep(tmp_path: Path, manifest_file) -> None:
@@ -70,8 +71,8 @@ def test_a_trial_keeps_the_epoch_that_is_best_by_the_metric_of_its_sweep(tmp_pat
     parameters = {**{name: {"value": value} for name, value in fixed.items()}, "dropout": {"values": [0.0, 0.1]}}
     sweep = small(tmp_path, metric={"name": "val_loss", "goal": "minimize"}, parameters=parameters)
     assert "--set stop.monitor=val_loss" in sweep.command({"dropout": 0.1})
-    objective = training("val_loss", tmp_path / "cache", lambda config: TrainCallbacks())
-    assert work(sweep, objective, 1, quiet)[0] == "waiting"
+    objective = training_objective("val_loss", tmp_path / "cache", lambda config: TrainCallbacks())
+    assert run_worker(sweep, objective, 1, quiet)[0] == "waiting"
     (trial,) = sweep.trials()
     record, _ = read_record(sweep.runs / trial.run)
     losses = [epoch.val_loss for epoch in record.history]
@@ -100,22 +101,22 @@ def test_a_trial_has_only_what_counts_for_its_mode(tmp_path: Path, lr) -> None:
             raise RuntimeError("once")  # so that a repetition is among them
         return settings["optim.lr"]
 
-    work(sweep, objective, 7, quiet)
+    run_worker(sweep, objective, 7, quiet)
     trials = sweep.trials()
     assert [trial.state for trial in trials] == ["complete"] * 6
-    assert len({tuple(trial.point.items()) for trial in trials}) == 6
+    assert len({tuple(trial.params.items()) for trial in trials}) == 6
     assert trials[0].attempts == 2
-    assert {tuple(trial.point) for trial in trials} == {("mode", "lr"), ("mode", "unfreeze_from", "lr")}
+    assert {tuple(trial.params) for trial in trials} == {("mode", "lr"), ("mode", "unfreeze_from", "lr")}
 
 
 def test_count_limits_one_call_and_a_target_ends_the_sweep(tmp_path: Path) -> None:
     sweep = small(tmp_path, method="grid", metric={"name": "val_accuracy", "goal": "maximize", "target": 0.6})
 
-    assert work(sweep, accuracy, 1, quiet)[0] == "waiting"
+    assert run_worker(sweep, accuracy, 1, quiet)[0] == "waiting"
     assert len(sweep.trials()) == 1
-    state, why = work(sweep, accuracy, log=quiet)
+    state, why = run_worker(sweep, accuracy, log=quiet)
     assert (state, why) == ("finished", "a trial reached the target, val_accuracy 0.6")
-    assert [trial.point["dropout"] for trial in sweep.trials()] == [0.0, 0.1]
+    assert [trial.params["dropout"] for trial in sweep.trials()] == [0.0, 0.1]
 
 
 def test_a_failure_is_recorded_retried_once_and_skipped(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_a_failure_is_recorded_retried_once_and_skipped(tmp_path: Path) -> None:
             raise RuntimeError("out of memory")
         return math.nan if job.name == "small-02" and tried.count(job.name) == 1 else accuracy(job)
 
-    assert work(sweep, objective, log=quiet)[0] == "finished"
+    assert run_worker(sweep, objective, log=quiet)[0] == "finished"
     assert tried.count("small-01") == 2
     assert tried.count("small-02") == 2
     trials = sweep.trials()
@@ -141,11 +142,11 @@ def test_ten_failures_in_a_row_stop_the_sweep_until_it_is_run_again(tmp_path: Pa
     def objective(job: TrialJob) -> float:
         raise InatFtError("the loss is nan in epoch 1")
 
-    state, why = work(sweep, objective, log=quiet)
+    state, why = run_worker(sweep, objective, log=quiet)
     assert (state, "the loss is nan in epoch 1" in why) == ("failed", True)
     assert sum(trial.attempts for trial in sweep.trials()) == 10
     sweep.resume()
-    assert work(sweep, accuracy, log=quiet)[0] == "finished"
+    assert run_worker(sweep, accuracy, log=quiet)[0] == "finished"
     assert {trial.state for trial in sweep.trials()} == {"complete"}
 
 
@@ -155,12 +156,12 @@ def test_a_trial_that_cannot_be_is_not_repeated_and_tells_what_to_do(tmp_path: P
     def objective(job: TrialJob) -> float:
         raise ConfigError("unknown stage 'layer9'", "it has: layer1 layer2")
 
-    work(sweep, objective, log=quiet)
+    run_worker(sweep, objective, log=quiet)
     (trial,) = sweep.trials()
     assert (trial.state, trial.attempts) == ("failed", 1)
     assert trial.reason == "unknown stage 'layer9'; it has: layer1 layer2"
     sweep.resume()  # as nothing but failures came of it, running it again tries anew
-    assert work(sweep, accuracy, log=quiet)[0] == "finished"
+    assert run_worker(sweep, accuracy, log=quiet)[0] == "finished"
     assert [trial.state for trial in sweep.trials()] == ["complete"]
 
 
@@ -171,21 +172,21 @@ def test_missing_data_ends_the_first_trial_and_costs_nothing(tmp_path: Path) -> 
         raise DataError("no images")
 
     with pytest.raises(DataError, match="no images"):
-        work(sweep, objective, log=quiet)
+        run_worker(sweep, objective, log=quiet)
     assert [(trial.state, trial.reason) for trial in sweep.trials()] == [("interrupted", "could not run: no images")]
-    assert work(sweep, accuracy, log=quiet)[0] == "finished"
+    assert run_worker(sweep, accuracy, log=quiet)[0] == "finished"
     assert [trial.state for trial in sweep.trials()] == ["complete"] * 6
 
 
 def test_stop_and_go_on(tmp_path: Path) -> None:
     sweep = small(tmp_path)
-    work(sweep, accuracy, 2, quiet)
+    run_worker(sweep, accuracy, 2, quiet)
     sweep.stop()
 
-    assert work(sweep, accuracy, log=quiet)[0] == "stopped"
+    assert run_worker(sweep, accuracy, log=quiet)[0] == "stopped"
     assert len(sweep.trials()) == 2
     sweep.resume()
-    assert work(sweep, accuracy, log=quiet)[0] == "finished"
+    assert run_worker(sweep, accuracy, log=quiet)[0] == "finished"
 
 
 def test_ctrl_c_puts_the_trial_back(tmp_path: Path) -> None:
@@ -196,9 +197,9 @@ def test_ctrl_c_puts_the_trial_back(tmp_path: Path) -> None:
 
     for _ in range(5):  # a user may do this as often as he likes
         with pytest.raises(KeyboardInterrupt):
-            work(sweep, objective, log=quiet)
+            run_worker(sweep, objective, log=quiet)
     assert [(trial.state, trial.number) for trial in sweep.trials()] == [("interrupted", 0)]
-    work(sweep, accuracy, 1, quiet)
+    run_worker(sweep, accuracy, 1, quiet)
     assert [(trial.state, trial.number) for trial in sweep.trials()] == [("complete", 0)]
 
 
@@ -208,13 +209,13 @@ def test_hyperband_ends_poor_trials_and_nothing_else_does(tmp_path: Path) -> Non
         return next((value for epoch in range(1, 10) if job.report(epoch, value)), value)
 
     plain = small(tmp_path, method="grid")
-    work(plain, objective, log=quiet)
+    run_worker(plain, objective, log=quiet)
     assert {trial.state for trial in plain.trials()} == {"complete"}
 
     spec = parse_spec({**SMALL, "method": "grid", "early_terminate": {"type": "hyperband", "min_iter": 3, "eta": 2}})
     spec = spec.model_copy(update={"metric": spec.metric.model_copy(update={"goal": "minimize"})})
     pruned = create(spec, tmp_path, "pruned")
-    work(pruned, objective, log=quiet)
+    run_worker(pruned, objective, log=quiet)
     states = [trial.state for trial in pruned.trials()]
     assert states[0] == "complete"
     assert "pruned" in states
@@ -236,7 +237,7 @@ def test_kill_9_loses_no_finished_trial_and_the_running_one_is_taken_up(tmp_path
     assert b"all 6 points have been tried" in out
     trials = sweep.trials()
     assert [trial.state for trial in trials] == ["complete"] * 6
-    assert len({tuple(trial.point.values()) for trial in trials}) == 6
+    assert len({tuple(trial.params.values()) for trial in trials}) == 6
     ends = [line for line in log.read_text().splitlines() if line.startswith("end")]
     assert len(set(ends)) == 6
     assert sum(trial.attempts for trial in trials) == 7
@@ -255,17 +256,17 @@ def test_workers_killed_at_any_moment_leave_a_sweep_that_goes_on(tmp_path: Path,
     subprocess.run(worker_command("often", 0.01), check=True, stdout=subprocess.DEVNULL)
 
     assert [trial.state for trial in sweep.trials()] == ["complete"] * 6
-    assert sweep.state()[0] == "finished"
+    assert sweep.status()[0] == "finished"
 
 
 def test_half_a_line_in_the_journal_is_cut_off(tmp_path: Path) -> None:
     sweep = small(tmp_path)
-    work(sweep, accuracy, 2, quiet)
+    run_worker(sweep, accuracy, 2, quiet)
     with (sweep.folder / "journal.log").open("ab") as journal:
         journal.write(b'{"op_code":4,"wor')
 
     again = open_sweep("small", tmp_path)
-    assert work(again, accuracy, log=quiet)[0] == "finished"
+    assert run_worker(again, accuracy, log=quiet)[0] == "finished"
     assert len(again.trials()) == 6
     for line in (sweep.folder / "journal.log").read_text().splitlines():
         json.loads(line)
@@ -277,7 +278,7 @@ def test_sweeps_are_found_by_id_or_alone(tmp_path: Path) -> None:
     small(tmp_path)
     assert only_sweep(tmp_path) == "small"
     create(read_spec(None), tmp_path, "other")
-    with pytest.raises(UsageError, match="which of the 2 sweeps"):
+    with pytest.raises(UsageError, match="has 2 sweeps: which one"):
         only_sweep(tmp_path)
     assert [about["id"] for about in list_sweeps(tmp_path)] == ["small", "other"]
     with pytest.raises(UsageError, match="no sweep 'smal'"):
@@ -287,5 +288,5 @@ def test_sweeps_are_found_by_id_or_alone(tmp_path: Path) -> None:
 
 
 def test_sqlite_is_refused_with_its_reason(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="SQLite lets two workers run the same trial"):
+    with pytest.raises(UsageError, match="with SQLite, two workers can run the same trial"):
         create(read_spec(None), tmp_path, "lite", storage="sqlite:///x.db")

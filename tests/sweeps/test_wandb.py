@@ -20,7 +20,7 @@ from inat_ft.records import Epoch, RunRecord
 from inat_ft.settings import load_config
 from inat_ft.sweeps.folder import create
 from inat_ft.sweeps.parsing import read_spec
-from inat_ft.sweeps.wandb import adopt_sweep, create_sweep, run_agent
+from inat_ft.sweeps.wandb import Wandb, adopt_sweep
 from inat_ft.errors import InatFtError
 from inat_ft.tracking import make_trackers
 
@@ -46,9 +46,9 @@ if "/" in what:
     sweep = adopt_sweep(what, folder)
 else:
     spec = read_spec(None)
-    path = create_sweep(spec, "proj", None)
-    sweep = create(spec, folder, path.split("/")[-1], wandb=path)
-print(run_agent(sweep, objective, count, lambda line: None)[1])
+    address = Wandb().create(spec, "proj", None)
+    sweep = create(spec, folder, address.split("/")[-1], backend="wandb", address=address)
+print(Wandb().run(sweep, objective, count, lambda line: print(line, file=sys.stderr)).message)
 """
 
 
@@ -66,7 +66,7 @@ def test_a_sweep_made_here(tmp_path: Path) -> None:
     ]
     with FakeWandb(points) as fake:
         out, errors = run_agent(tmp_path, "new", 3, fake).communicate(timeout=90)
-    assert "3 runs are done, as asked" in out, errors
+    assert "3 runs done, as requested by --count" in out, errors
 
     assert fake.sweeps["sweep1"]["parameters"]["lr"] == {"values": [1e-3, 1e-4]}
     assert fake.sweeps["sweep1"]["run_cap"] == 22
@@ -75,23 +75,23 @@ def test_a_sweep_made_here(tmp_path: Path) -> None:
     assert [row["val_accuracy"] for row in good["history"]] == [0.501, 0.501]
     assert good["config"]["lr"]["value"] == 1e-3
     sweep = open_sweep("sweep1", tmp_path)
-    assert sweep.wandb == "me/proj/sweep1"
+    assert sweep.address == "me/proj/sweep1"
     assert [(trial.state, trial.value) for trial in sweep.trials()] == [
         ("complete", 0.501),
         ("failed", None),
         ("complete", pytest.approx(0.5001)),
     ]
-    assert sweep.trials()[0].point == {"lr": 1e-3, "epochs": 5}  # what does not count for the mode is left out
+    assert sweep.trials()[0].params == {"lr": 1e-3, "epochs": 5}  # what does not count for the mode is left out
     assert sweep.trials()[1].reason == "the loss is nan"
 
 
 def test_a_sweep_made_elsewhere(tmp_path: Path) -> None:
     with FakeWandb([{"optim": {"lr": 0.01}}]) as fake:
         out, errors = run_agent(tmp_path, "them/theirs/abc", 1, fake).communicate(timeout=60)
-    assert "1 run is done" in out, errors
+    assert "1 run done" in out, errors
 
     (trial,) = open_sweep("abc", tmp_path).trials()
-    assert (trial.point, trial.value) == ({"optim.lr": 0.01}, 0.51)
+    assert (trial.params, trial.value) == ({"optim.lr": 0.01}, 0.51)
 
 
 def test_an_agent_that_is_killed_costs_no_finished_run(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_server_lost_in_the_middle_costs_no_run(tmp_path: Path) -> None:
         fake.down = True
         _, errors = agent.communicate(timeout=120)
 
-    assert "gives out no more trials" in errors
+    assert "assigns no more runs" in errors
     (trial,) = open_sweep("sweep1", tmp_path).trials()
     assert (trial.state, trial.value) == ("complete", 0.501)
 
@@ -130,7 +130,7 @@ def test_stop_ends_the_sweep_at_wandb_and_says_when_that_fails(tmp_path: Path) -
         env = environment(tmp_path, fake.url, WANDB_DIR=str(tmp_path))
         return subprocess.run(command, check=False, env=env, capture_output=True, text=True, cwd=tmp_path, timeout=60)
 
-    create(read_spec(None), tmp_path / "sweeps", "sweep1", wandb="me/proj/sweep1")
+    create(read_spec(None), tmp_path / "sweeps", "sweep1", backend="wandb", address="me/proj/sweep1")
     with FakeWandb() as fake:
         fake.states["sweep1"] = "RUNNING"
         stopped = sweep("stop")
