@@ -66,8 +66,8 @@ def create(
     from inat_ft.errors import UsageError
     from inat_ft.registry import SWEEP_BACKENDS, plugin_errors
     from inat_ft.sweeps import folder
+    from inat_ft.sweeps.base import load_backend
     from inat_ft.sweeps.preflight import check_models, require_split
-    from inat_ft.sweeps.study import load_backend
 
     if name is not None and not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise UsageError(f"--name {name}: an ID may have letters, digits, '-', '_' and '.'")
@@ -199,7 +199,7 @@ def list_(json: options.Json = False, sweeps_dir: SweepsDir = Path("sweeps")) ->
     if json:
         render.echo_json(found)
     elif not found:
-        render.info(f"there is no sweep in {sweeps_dir}; create one: inat-ft sweep create")
+        render.info(f"no sweeps in {sweeps_dir}; create one: inat-ft sweep create")
     else:
         rows = [
             (

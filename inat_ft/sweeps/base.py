@@ -8,7 +8,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from inat_ft.errors import PluginError
 from inat_ft.progress import Log
+from inat_ft.registry import SWEEP_BACKENDS, get, plugin_errors
 from inat_ft.settings import Override
 
 if TYPE_CHECKING:
@@ -92,3 +94,13 @@ class SweepBackend:
 
     def stop(self, sweep: Sweep) -> None:
         """Stop the sweep at the server, if there is one."""
+
+
+def load_backend(name: str) -> SweepBackend:
+    """Return the sweep backend of that name. Raises ConfigError if it is unknown, PluginError if it is broken."""
+    plugin = get(SWEEP_BACKENDS, name)
+    cls = plugin.load()
+    if not issubclass(cls, SweepBackend):
+        raise PluginError(f"{plugin} is not a subclass of SweepBackend: {plugin.target}")
+    with plugin_errors(SWEEP_BACKENDS, cls, "__init__()"):
+        return cls()

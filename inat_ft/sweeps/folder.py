@@ -27,7 +27,7 @@ _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
 
 
 def new_id() -> str:
-    """Return eight characters that are easy to tell apart."""
+    """Return eight characters that are hard to confuse."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(8))
 
 
@@ -127,7 +127,7 @@ def only_sweep(sweeps: Path) -> str:
     """Return the ID of the only sweep. Raises UsageError if there are several or none."""
     ids = [str(about["id"]) for about in list_sweeps(sweeps)]
     if not ids:
-        raise UsageError(f"there is no sweep in {sweeps}", "create one: inat-ft sweep create")
+        raise UsageError(f"no sweeps in {sweeps}", "create one: inat-ft sweep create")
     if len(ids) > 1:
         raise UsageError(f"{sweeps} has {len(ids)} sweeps: which one?", f"add its ID: {', '.join(ids)}")
     return ids[0]

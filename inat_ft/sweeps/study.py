@@ -19,10 +19,10 @@ from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
 
 from inat_ft.errors import PluginError, StorageError
-from inat_ft.registry import SWEEP_BACKENDS, get, plugin_errors, plugin_label
+from inat_ft.registry import SWEEP_BACKENDS, plugin_errors, plugin_label
 from inat_ft.settings import Override, format_override
 from inat_ft.sweeps.attempts import AttemptTable, Cause, Trial, TrialState
-from inat_ft.sweeps.base import SweepBackend, SweepState, SweepStatus
+from inat_ft.sweeps.base import SweepBackend, SweepState, SweepStatus, load_backend
 from inat_ft.sweeps.parsing import parse_spec
 from inat_ft.sweeps.space import MetricSpec, Params, SweepSpec
 from inat_ft.sweeps.storage import Storage
@@ -291,13 +291,3 @@ class Sweep:
     def _is_exhausted(self, table: AttemptTable) -> bool:
         limit = self.spec.num_trials
         return table.exhausted or (limit is not None and len(table.by_trial) >= limit)
-
-
-def load_backend(name: str) -> SweepBackend:
-    """Return the sweep backend of that name. Raises ConfigError if it is unknown, PluginError if it is broken."""
-    plugin = get(SWEEP_BACKENDS, name)
-    cls = plugin.load()
-    if not issubclass(cls, SweepBackend):
-        raise PluginError(f"{plugin} is not a subclass of SweepBackend: {plugin.target}")
-    with plugin_errors(SWEEP_BACKENDS, cls, "__init__()"):
-        return cls()

@@ -147,7 +147,7 @@ def test_a_sweep_of_failures_is_a_failure(cli, manifest_file: Path) -> None:
 
 
 def test_a_sweep_at_its_target_has_no_time_left_and_is_listed(cli) -> None:
-    assert "there is no sweep in sweeps" in cli("sweep", "list").stderr
+    assert "no sweeps in sweeps" in cli("sweep", "list").stderr
     goal = {"name": "val_accuracy", "goal": "maximize", "target": 0.5}
     spec = {"method": "grid", "metric": goal, "parameters": {"lr": {"values": [0.1, 0.2]}}}
     sweep = create(parse_spec(spec), Path("sweeps"), "quick")
@@ -196,7 +196,7 @@ def test_workers_share_the_trials_and_a_killed_one_is_replaced(cli, fixed, tmp_p
         (["create", "--set", "lrr=1"], "unknown key 'lrr': did you mean 'lr'?"),
         (["create", "--name", "a b"], "--name a b"),
         (["create", "--storage", "sqlite:///x.db"], "with SQLite, two workers can run the same trial"),
-        (["run"], "there is no sweep in sweeps"),
+        (["run"], "no sweeps in sweeps"),
         (["status", "abc"], "no sweep 'abc' in sweeps"),
     ],
 )

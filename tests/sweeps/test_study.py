@@ -275,7 +275,7 @@ def test_half_a_line_in_the_journal_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_sweeps_are_found_by_id_or_alone(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no sweep"):
+    with pytest.raises(UsageError, match="no sweeps in"):
         only_sweep(tmp_path)
     small(tmp_path)
     assert only_sweep(tmp_path) == "small"
