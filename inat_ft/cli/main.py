@@ -178,6 +178,7 @@ def _show_traceback(error: Exception) -> None:
 
 def _to_inat_ft_error(error: Exception) -> InatFtError:
     """Describe a refusal of the operating system. Any other exception is a bug, and its traceback is written to a file."""
+    from inat_ft.api.config import cache_directory
     from inat_ft.crash import is_refusal, write_crash
 
     if isinstance(error, MemoryError):
@@ -192,21 +193,12 @@ def _to_inat_ft_error(error: Exception) -> InatFtError:
             f"cannot write the output: {error.strerror}", "free some space, or redirect the output elsewhere"
         )
     else:
-        file = write_crash(error, _cache())
+        file = write_crash(error, cache_directory(None))
         where = f" and attach {file}" if file else "; run the same command with --debug for a traceback"
         problem = InatFtError(f"{type(error).__name__}: {error}", f"this is a bug in inat-ft; please report it{where}")
     for note in getattr(error, "__notes__", ()):
         problem.add_note(note)
     return problem
-
-
-def _cache() -> Any:
-    from pathlib import Path
-
-    from inat_ft.paths import cache_folder
-
-    chosen = os.environ.get("INAT_FT_CACHE_DIR")
-    return cache_folder(Path(chosen) if chosen else None)
 
 
 def _require_utf8() -> None:

@@ -30,13 +30,13 @@ _quiet = False
 
 
 def set_quiet(quiet: bool) -> None:
-    """Hide progress and remarks. Results, warnings and errors are still printed."""
+    """Hide progress and messages. Results, warnings and errors are still printed."""
     global _quiet  # noqa: PLW0603 - one terminal, one setting
     _quiet = quiet
 
 
 def is_quiet() -> bool:
-    """Return whether progress and remarks are hidden."""
+    """Return whether progress and messages are hidden."""
     return _quiet
 
 
@@ -50,7 +50,7 @@ def console(stderr: bool = False) -> "Console":
 
 
 def info(text: str) -> None:
-    """Print a remark to stderr, unless quiet."""
+    """Print a message to stderr, unless quiet."""
     if not _quiet:
         print(_safe(text), file=sys.stderr, flush=True)
 

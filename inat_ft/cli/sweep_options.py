@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,7 +37,7 @@ def folder_options(cache_dir: Path | None = None, runs_dir: Path = Path("runs"))
     """Return the user's --cache-dir and --runs-dir for a printed command, unless the environment sets them."""
     given = {"--cache-dir": cache_dir, "--runs-dir": None if runs_dir == Path("runs") else runs_dir}
     return [
-        f"{option} {path}"
+        shlex.join([option, str(path)])
         for option, path in given.items()
         if path and os.environ.get(f"INAT_FT_{option[2:].upper().replace('-', '_')}") != str(path)
     ]

@@ -1,8 +1,6 @@
 """`inat-ft train`: fine-tune a classifier."""
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,7 +55,6 @@ def train(
     [dim]inat-ft train --backbone cnn --image-size 64 --epochs 10[/dim]
     """
     from inat_ft.api.config import resolve_config
-    from inat_ft.config import shadowed_plugins
     from inat_ft.errors import UsageError
     from inat_ft.settings import ALIASES, parse_override
 
@@ -65,11 +62,7 @@ def train(
     overrides += [(f"track.{name}", {}) for names in tracker or () for name in names.split(",")]
     overrides += [parse_override(text) for text in set_ or ()]
     resolved, resume = resolve_config(config, overrides, resume, runs_dir)
-    for plugin in shadowed_plugins(resolved):
-        render.warn(
-            f"{plugin} is not used: the name belongs to inat-ft or torchvision; "
-            f"to remove the plugin: pip uninstall {plugin.package}"
-        )
+    _warn_about_shadowed_plugins(resolved)
     if show_config:
         _show_config(resolved, json)
     elif dry_run:
@@ -84,6 +77,16 @@ def train(
         _train_once(resolved, resume, _directories(runs_dir, cache_dir), json)
 
 
+def _warn_about_shadowed_plugins(config: "RunConfig") -> None:
+    from inat_ft.config import shadowed_plugins
+
+    for plugin in shadowed_plugins(config):
+        render.warn(
+            f"{plugin} is not used: the name belongs to inat-ft or torchvision; "
+            f"to remove the plugin: pip uninstall {plugin.package}"
+        )
+
+
 def _directories(runs_dir: Path, cache_dir: Path | None) -> "Directories":
     from inat_ft.paths import cache_folder
     from inat_ft.training import Directories
@@ -95,16 +98,9 @@ def _train(config: "RunConfig", directories: "Directories", resume: Path | None 
     from inat_ft.api.train import train_config
     from inat_ft.cli.training_progress import callbacks
 
-    with _resume_hint():
-        return train_config(config, resume, directories, callbacks(config))
-
-
-@contextmanager
-def _resume_hint() -> Iterator[None]:
-    """Say how to continue after Ctrl-C or SIGTERM, which torchrun and schedulers send."""
     try:
-        yield
-    except KeyboardInterrupt as stopped:
+        return train_config(config, resume, directories, callbacks(config))
+    except KeyboardInterrupt as stopped:  # also SIGTERM, which torchrun and schedulers send
         nothing_saved = ["no epoch was completed, so nothing was saved; run the same command again"]
         render.warn("; ".join(["stopped", *getattr(stopped, "__notes__", nothing_saved)]))
         raise

@@ -14,9 +14,8 @@ from typing import Any
 
 import optuna
 
-from inat_ft.errors import InatFtError, RecordError, StorageError, UsageError
+from inat_ft.errors import RecordError, StorageError, UsageError
 from inat_ft.records import write_text
-from inat_ft.sweeps.journal import damaged
 from inat_ft.sweeps.postgres import cause_of, without_password
 from inat_ft.sweeps.space import SweepSpec
 from inat_ft.sweeps.storage import Storage, open_storage
@@ -99,17 +98,13 @@ def open_sweep(id: str, sweeps: Path, storage: str | None = None) -> Sweep:
 
 @contextmanager
 def _database_errors(storage: Storage) -> Iterator[None]:
-    """Report a database that fails, or a journal that Optuna cannot read, in one sentence."""
+    """Report a database that fails in one sentence."""
     try:
         yield
-    except (InatFtError, optuna.exceptions.DuplicatedStudyError):
+    except optuna.exceptions.DuplicatedStudyError:
         raise
     except storage.transient as error:
         raise StorageError(f"cannot use {storage.name}: {cause_of(error)}", "check that the server runs") from None
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError) as error:
-        if storage.transient:
-            raise
-        raise damaged(Path(storage.name), f"{type(error).__name__} while reading its entries") from None
 
 
 def _options(sweeps: Path, storage: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,19 @@ class Journal(BaseJournalBackend):
             log = None
         if isinstance(log, dict) and isinstance(log.get("op_code"), int) and isinstance(log.get("worker_id"), str):
             return log
-        raise damaged(self.file, f"line {number} is not a log entry")
+        raise _damaged(self.file, f"line {number} is not a log entry")
 
 
-def damaged(file: Path, problem: str) -> RecordError:
-    """Return the error for a journal that cannot be read."""
+@contextmanager
+def journal_errors(file: Path) -> Iterator[None]:
+    """Report a journal whose entries Optuna cannot apply as a RecordError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError) as error:
+        raise _damaged(file, f"{type(error).__name__} while reading its entries") from None
+
+
+def _damaged(file: Path, problem: str) -> RecordError:
     return RecordError(
         f"{file} is damaged: {problem}",
         f"restore it from a backup, or create the sweep again; finished runs stay in {file.parent / 'runs'}",

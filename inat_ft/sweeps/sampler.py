@@ -18,8 +18,8 @@ from inat_ft.sweeps.space import Params, SweepSpec
 
 NUM_STARTUP = 5
 """Random points before the first fit."""
-_MAX_PROPOSALS = 25
-"""Proposals of points that were tried already, before a random untried one is taken."""
+_MAX_PROPOSALS = 100
+"""Proposals of tried points before a random untried one is taken. TPE avoids them: they count as running trials."""
 
 
 def propose(spec: SweepSpec, trials: Sequence[Trial], seed: int) -> Params | None:
@@ -85,9 +85,7 @@ def _within(distribution: BaseDistribution, value: Any) -> Any:
 
 def _next(study: optuna.Study, spec: SweepSpec) -> Params:
     """Return the sampler's proposal without the parameters that do not apply to its mode."""
-    trial = study.ask(distributions(spec))
-    study.tell(trial, state=TrialState.FAIL)  # as a running trial it would count against its neighbors
-    proposed = trial.params
+    proposed = study.ask(distributions(spec)).params
     modes = {name: value for name, value in proposed.items() if target(name)[1] == MODE}
     shown = spec.active(spec.mode_of(modes))
     return {name: spec.varying[own].cast(proposed[own]) for name, own in shown.items() if own in proposed}

@@ -13,7 +13,7 @@ from optuna.storages import BaseStorage, JournalStorage
 
 from inat_ft.errors import StorageError
 from inat_ft.locks import FileLock, Timeout
-from inat_ft.sweeps.journal import Journal
+from inat_ft.sweeps.journal import Journal, journal_errors
 
 PATIENCE_S = 60.0
 """How long an operation is retried after the connection to a database was lost."""
@@ -99,7 +99,8 @@ def open_storage(url: str | None, folder: Path, sweep: str) -> Storage:
     """Return the storage of a sweep. Raises UsageError or StorageError for one that cannot be used."""
     if url is None:
         file = folder / "journal.log"
-        return Storage(JournalStorage(Journal(file)), FileLocks(folder), str(file))
+        with journal_errors(file):
+            return Storage(JournalStorage(Journal(file)), FileLocks(folder), str(file))
     from inat_ft.sweeps.postgres import PostgresLocks, connection_errors, driver_url, open_postgres, without_password
 
     backend = open_postgres(url)

@@ -132,7 +132,7 @@ def test_a_damaged_cache_is_listed_and_cleared(cli, tmp_path: Path) -> None:
     assert ran.code == 0 and "damaged description" in ran.out and "0.0 KiB in 3 caches" in ran.out
     assert cli("cache", "--clear").code == 0 and "in 0 caches" in cli("cache").out
     ran = cli("cache", "--cache-dir", __file__)
-    assert ran.code == 2 and "is no folder" in ran.err
+    assert ran.code == 2 and "is not a folder" in ran.err
 
 
 def test_an_unwritable_cache_is_named_and_the_run_name_remains_free(cli, manifest_file: Path, tmp_path: Path) -> None:

@@ -66,11 +66,13 @@ def test_create_run_status_best_report_stop(cli, fixed, tmp_path: Path) -> None:
     assert made.stdout.splitlines() == ["id:   tiny", "next: inat-ft sweep run tiny"]
     assert "3 trials of 4 points" in made.stderr
     assert "1 more trial (run_cap: 4) would try every point" in made.stderr
+    assert "the sweep is on this machine (backend local); to create it at W&B use --backend wandb" in made.stderr
 
     ran = cli("sweep", "run", "--count", "2")
     assert ran.stdout.startswith("waiting: 2 trials done, as requested by --count")
-    ran = cli("sweep", "run")
+    ran = cli("sweep", "run", "--cache-dir", "my cache")
     assert ran.stdout.startswith("finished: run_cap is reached")
+    assert "next: inat-ft sweep best tiny --cache-dir 'my cache', inat-ft sweep report tiny" in ran.stderr
 
     status = json.loads(cli("sweep", "status", "--json").stdout)
     assert (status["id"], status["state"]) == ("tiny", "finished")

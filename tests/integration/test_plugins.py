@@ -76,8 +76,8 @@ def test_a_broken_plugin_is_named_and_breaks_nothing_else(python: Path) -> None:
     assert "broken: strategy 'bad' of package 'broken-one' cannot be imported from nowhere:Bad" in listed.stdout
     made = run(python, "sweep", "create", "--strategies", "--set", "backbone=resnet18")
     assert made.returncode == 0, made.stderr
-    assert "left out: bad: strategy 'bad' of package 'broken-one' cannot be imported" in made.stderr
-    assert "left out: every-other: it declares no `space` to search" in made.stderr
+    assert "skipped: bad: strategy 'bad' of package 'broken-one' cannot be imported" in made.stderr
+    assert "skipped: every-other: " in made.stderr
     used = run(python, "train", "--mode", "bad", "--dry-run")
     assert used.returncode == 1 and "package 'broken-one' cannot be imported" in used.stderr
 

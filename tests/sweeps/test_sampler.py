@@ -81,7 +81,7 @@ def test_ranges_of_every_distribution_stay_within_their_bounds(method: str) -> N
 
 def test_the_best_of_24_points_is_visited_early() -> None:
     spec = parse_spec(BUILT_IN)
-    visits = [measure(SEARCHES["bayes"], spec, seed)[0] for seed in range(10)]
+    visits = [measure(SEARCHES["bayes"], spec, seed)[0] for seed in range(12)]
 
-    assert sum(visit <= 10 for visit in visits) >= 5
+    assert sum(visit <= 10 for visit in visits) >= 6
     assert sorted(visits)[-2] <= 22

@@ -89,6 +89,9 @@ def test_whole_number_ranges_include_both_ends(low: int, width: int) -> None:
         ({"parameters": {"lr": {"distribution": "normal", "mu": 0}}}, "distribution 'normal' is not supported"),
         ({"parameters": {"lr": {"distribution": "unifrom", "min": 0.1, "max": 1}}}, "'unifrom' is unknown"),
         ({"parameters": {"lr": {"distribution": "q_log_uniform", "min": 0, "max": 1}}}, "use q_log_uniform_values"),
+        ({"parameters": {"lr": {"distribution": "log_uniform", "min": 1e-4, "max": 0.1}}}, "which is 1 to 1.105"),
+        ({"parameters": {"lr": {"distribution": "log_uniform", "min": 1, "max": 1e5}}}, "exponents of e: 1 and 100000 mean"),
+        ({"parameters": {"lr": {"distribution": "log_uniform_values", "min": -9, "max": 1}}}, "for exponents of e"),
         ({"parameters": {"lr": {"min": 1, "max": 9, "q": 2}}}, "q is for distributions that round"),
         ({"parameters": {"lr": {"values": [0.1, [0.2]]}}}, "expected a number, a string, true, false or null (got [0.2])"),
         ({"parameters": {"lr": {"min": "a", "max": 1}}}, "parameters.lr: min must be a number (got 'a')"),
@@ -250,3 +253,13 @@ def test_the_sweep_over_strategies_tries_each_in_its_own_space() -> None:
     assert {point["lr"] for point in points if point["mode"] == "full"} == {3e-5, 1e-4}
     assert all("lr" in point for point in points)
     assert [point["strategy.rank"] for point in points if point["mode"] == "lora"] == [4, 16]
+
+
+def test_a_value_that_is_too_large_for_log_uniform_is_explained() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_values(spec_with({"dropout": {"distribution": "log_uniform", "min": -5, "max": 2}}))
+    assert "model.dropout" in caught.value.message
+    assert (
+        "min and max of log_uniform (dropout) are exponents of e; for values use log_uniform_values"
+        in caught.value.hint
+    )

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import log_loss
 
-from inat_ft.errors import ConfigError, DataError, InatFtError, UsageError
+from inat_ft.errors import BusyError, ConfigError, DataError, InatFtError, RecordError, UsageError
 from inat_ft.evaluation.predictions import read_predictions
 from inat_ft.records import Epoch, RunRecord, read_record
+from inat_ft.sweeps import worker
 from inat_ft.sweeps.base import TrialJob
 from inat_ft.sweeps.folder import create, list_sweeps, only_sweep, open_sweep
 from inat_ft.sweeps.parsing import parse_spec, read_spec
+from inat_ft.sweeps.selection import choose
 from inat_ft.sweeps.worker import metric_of, run_worker, training_objective
 from inat_ft.training import TrainCallbacks
 
@@ -290,3 +292,52 @@ def test_sweeps_are_found_by_id_or_alone(tmp_path: Path) -> None:
 def test_sqlite_is_refused_with_its_reason(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="with SQLite, two workers can run the same trial"):
         create(read_spec(None), tmp_path, "lite", storage="sqlite:///x.db")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "not JSON",
+        "[]",
+        '{"op_code": "x", "worker_id": "w"}',
+        '{"op_code": 4, "worker_id": "w"}',
+        '{"op_code": 77, "worker_id": "w"}',
+    ],
+)
+def test_a_damaged_journal_is_named_in_one_sentence(tmp_path: Path, line: str) -> None:
+    sweep = small(tmp_path)
+    run_worker(sweep, accuracy, 1, quiet)
+    journal = sweep.folder / "journal.log"
+    journal.write_text(journal.read_text() + line + "\n")
+
+    with pytest.raises(RecordError, match=r"journal\.log is damaged: ") as caught:
+        open_sweep("small", tmp_path)
+    assert "\n" not in caught.value.message
+
+
+def test_a_run_that_another_process_is_training_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_BUSY_S", 0.01)
+    sweep, tries = small(tmp_path), []
+
+    def objective(job: TrialJob) -> float:
+        tries.append(job.name)
+        if len(tries) < 4:
+            raise BusyError("another process is training it")
+        return accuracy(job)
+
+    run_worker(sweep, objective, 1, quiet)
+    assert [(trial.state, trial.attempts) for trial in sweep.trials()] == [("complete", 1)]
+
+
+def test_commands_in_messages_find_the_sweep_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert small(Path("sweeps")).next_command("run") == "inat-ft sweep run small"
+    sweep = small(Path("my sweeps"))
+    assert sweep.next_command("best", "--eval") == "inat-ft sweep best small --sweeps-dir 'my sweeps' --eval"
+    sweep.stop()
+    assert sweep.status().message.endswith("inat-ft sweep run small --sweeps-dir 'my sweeps'")
+    with pytest.raises(RecordError) as caught:
+        choose(sweep)
+    assert "inat-ft sweep run small --sweeps-dir 'my sweeps'" in caught.value.hint
+    monkeypatch.setenv("INAT_FT_SWEEPS_DIR", "my sweeps")
+    assert open_sweep("small", Path("my sweeps")).next_command("run") == "inat-ft sweep run small"

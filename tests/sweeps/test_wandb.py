@@ -39,6 +39,9 @@ def objective(job):
         if what == "lost":
             (folder / "lost").touch()
             time.sleep(0.5)
+        if what.endswith("/slow") and config.optim.lr == 1e-3:
+            for _ in range(600):
+                time.sleep(0.05)
     tracker.finish(RunRecord(name=job.name, history=epochs, best_epoch=1))
     return 0.5 + config.optim.lr
 
@@ -140,3 +143,19 @@ def test_stop_ends_the_sweep_at_wandb_and_says_when_that_fails(tmp_path: Path) -
     assert refused.returncode == 1
     assert "W&B did not stop me/proj/sweep1: " in refused.stderr
     assert "not found" in refused.stderr
+
+
+def test_a_run_stopped_from_the_page_ends_in_one_sentence(tmp_path: Path) -> None:
+    with FakeWandb([{"lr": 1e-3}]) as fake:
+        agent = run_agent(tmp_path, "me/proj/slow", 1, fake)
+        while not fake.runs.get("run1", {}).get("history"):
+            assert agent.poll() is None, agent.communicate()[1]
+            os.sched_yield()
+        fake.stop = "run1"
+        out, errors = agent.communicate(timeout=90)
+
+    assert "1 run done" in out, errors
+    assert "run run1 was stopped from W&B's page" in errors
+    assert "Traceback" not in errors and "errored" not in errors
+    (stopped,) = open_sweep("slow", tmp_path).trials()
+    assert (stopped.state, stopped.reason) == ("failed", "stopped from W&B's page")
