@@ -155,6 +155,8 @@ def test_an_unknown_option_is_an_error_with_a_suggestion() -> None:
         inat_ft.train(settings={"model.droput": 0.1})
     with pytest.raises(inat_ft.ConfigError, match="did you mean 'full'"):
         inat_ft.train(mode="ful")
+    with pytest.raises(inat_ft.ConfigError, match="unknown tracker 'wandbb': did you mean 'wandb'"):
+        inat_ft.train(tracker="wandbb")
 
 
 def test_evaluate_returns_metrics(runs) -> None:

@@ -26,10 +26,12 @@ def _signed(value: float) -> str:
 
 @dataclass(frozen=True)
 class Comparison(comparison.Comparison):
-    """A comparison: its summary, its table, and the results of the tests.
+    """A comparison: its conclusion, its table, and the results of the tests.
 
-    print(comparison.summary)
-    comparison.to_html("report.html")
+        comparison = inat_ft.compare(run_a, run_b)
+        comparison.to_html("report.html")
+
+    `summary` is the conclusion in a few sentences, and `pairs` holds the test of the reference against each other classifier.
     """
 
     @property
