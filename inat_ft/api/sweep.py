@@ -17,12 +17,12 @@ from inat_ft.registry import SWEEP_BACKENDS, plugin_errors
 from inat_ft.setup import TrainCallbacks
 from inat_ft.sweeps import folder
 from inat_ft.sweeps.attempts import Trial, TrialState
-from inat_ft.sweeps.base import SweepState
+from inat_ft.sweeps.base import SweepState, load_backend
 from inat_ft.sweeps.defaults import BUILT_IN
 from inat_ft.sweeps.parsing import read_spec
 from inat_ft.sweeps.preflight import check_models, require_split
 from inat_ft.sweeps.selection import Selection, choose
-from inat_ft.sweeps.study import Sweep, load_backend
+from inat_ft.sweeps.study import Sweep
 from inat_ft.sweeps.worker import training_objective
 from inat_ft.tables import Column, Table
 
