@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from inat_ft.api.sweep import SweepResult, sweep
     from inat_ft.api.train import train
     from inat_ft.config import RunConfig
+    from inat_ft.data.sources.base import Source
     from inat_ft.errors import (
         BusyError,
         ConfigError,
@@ -33,10 +34,15 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from inat_ft.evaluation.inference import Prediction
+    from inat_ft.exporters.base import Exporter
+    from inat_ft.metrics.base import Metric
     from inat_ft.models.base import Backbone
+    from inat_ft.optim.base import Optimizer
     from inat_ft.records import RunRecord
     from inat_ft.setup import TrainCallbacks
     from inat_ft.strategies.base import Group, Strategy
+    from inat_ft.sweeps.base import SweepBackend
+    from inat_ft.tracking.base import Tracker
 
 __version__ = "0.1.0"
 
@@ -48,8 +54,11 @@ __all__ = [
     "DataError",
     "EvaluationResult",
     "ExportResult",
+    "Exporter",
     "Group",
     "InatFtError",
+    "Metric",
+    "Optimizer",
     "PluginError",
     "Prediction",
     "PredictionResult",
@@ -57,10 +66,13 @@ __all__ = [
     "Run",
     "RunConfig",
     "RunRecord",
+    "Source",
     "SplitResult",
     "StorageError",
     "Strategy",
+    "SweepBackend",
     "SweepResult",
+    "Tracker",
     "TrainCallbacks",
     "Transform",
     "UsageError",
@@ -84,6 +96,7 @@ _NAMES = {
     "api.sweep": ("SweepResult", "sweep"),
     "api.train": ("train",),
     "config": ("RunConfig",),
+    "data.sources.base": ("Source",),
     "errors": (
         "BusyError",
         "ConfigError",
@@ -96,10 +109,15 @@ _NAMES = {
         "WeightsError",
     ),
     "evaluation.inference": ("Prediction",),
+    "exporters.base": ("Exporter",),
+    "metrics.base": ("Metric",),
     "models.base": ("Backbone",),
+    "optim.base": ("Optimizer",),
     "records": ("RunRecord",),
     "setup": ("TrainCallbacks",),
     "strategies.base": ("Group", "Strategy"),
+    "sweeps.base": ("SweepBackend",),
+    "tracking.base": ("Tracker",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 

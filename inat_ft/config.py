@@ -4,16 +4,15 @@ A docstring below a field is its documentation. It is shown by `--show-config` a
 `inat-ft train --help`. settings.py combines a YAML file, flags and `--set` into one RunConfig.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from inat_ft.errors import ConfigError, PluginError, did_you_mean
+from inat_ft.errors import ConfigError, PluginError
+from inat_ft.plugin_options import backbone_class, complete_trackers, create_plugin, split_backbone
 from inat_ft.registry import BACKBONES, OPTIMIZERS, STRATEGIES, TRACKERS, Plugin, get, plugins
-from inat_ft.validation import format_validation_error
 
 
 @dataclass(frozen=True)
@@ -165,22 +164,7 @@ class TrackConfig(PluginSection):
     @model_validator(mode="before")
     @classmethod
     def _tracker_options(cls, raw: Any) -> Any:
-        """Validate and complete the options of each tracker. `true` or `{}` selects its defaults, `null` removes it."""
-        if not isinstance(raw, Mapping):
-            return raw
-        section = {name: value for name, value in raw.items() if value is not None}
-        if section.get("wandb") in (True, {}):
-            section["wandb"] = "online"
-        for name in section.keys() - cls.model_fields.keys():
-            options = {} if section[name] is True else section[name]
-            if not isinstance(options, Mapping):
-                known = (*cls.model_fields, *plugins(TRACKERS))
-                near = did_you_mean(name, known) or f": it has {', '.join(known)}"
-                raise ConfigError(
-                    f"unknown key '{name}' in track{near}", "to list all keys: inat-ft train --show-config"
-                )
-            section[name] = build_tracker(name, dict(options)).model_dump(mode="json")
-        return section
+        return complete_trackers(raw, cls.model_fields) if isinstance(raw, Mapping) else raw
 
 
 class ComputeConfig(Section):
@@ -270,76 +254,36 @@ def _mapping(section: Any) -> dict[str, Any] | None:
     return dict(section) if isinstance(section, Mapping) else None
 
 
-def _family(name: str) -> tuple[str, str | None]:
-    """Split a backbone's name into entry point and variant: `timm:resnet10t` has both."""
-    family, colon, variant = name.partition(":")
-    if colon:
-        return family, variant
-    claims = plugins(BACKBONES).get(name, [])
-    others_alone = claims and not any(plugin.is_builtin for plugin in claims)
-    if not claims or (others_alone and backbone_class("torchvision").stands_for(name)):
-        return "torchvision", name
-    return name, None
-
-
 def shadowed_plugins(config: RunConfig) -> list[Plugin]:
     """Return the unused plugins of other packages that have the name of the backbone, strategy or optimizer."""
     names = {BACKBONES: config.model.backbone, STRATEGIES: config.strategy.name, OPTIMIZERS: config.optim.optimizer}
-    used = [get(group, _family(name)[0] if group == BACKBONES else name) for group, name in names.items()]
+    used = [get(group, split_backbone(name)[0] if group == BACKBONES else name) for group, name in names.items()]
     claims = [plugin for group, name in names.items() for plugin in plugins(group).get(name, [])]
     return [plugin for plugin in claims if plugin not in used]
 
 
-def backbone_class(name: str) -> type[Any]:
-    """Return the class of a backbone. Raises ConfigError for an unknown name, PluginError for a broken plugin."""
-    return get(BACKBONES, _family(name)[0]).load()
-
-
 def build_backbone(section: ModelConfig) -> Any:
     """Return the backbone that a section names, with its options. Raises ConfigError or PluginError."""
-    family, variant = _family(section.backbone)
-    plugin = get(BACKBONES, family).load()
-    if not variant and "variant" in plugin.model_fields:
+    family, variant = split_backbone(section.backbone)
+    if not variant and "variant" in get(BACKBONES, family).load().model_fields:
         raise ConfigError(f"backbone '{family}' needs the name of a network", f"for example: --backbone {family}:NAME")
     options = section.options if variant is None else {**section.options, "variant": variant}
-    return _build(plugin, options, "model", ModelConfig, section.backbone)
+    return create_plugin(BACKBONES, family, options, "model", ModelConfig.model_fields, section.backbone)
 
 
 def build_strategy(section: StrategyConfig) -> Any:
     """Return the strategy that a section names, with its options. Raises ConfigError or PluginError."""
-    return _build(get(STRATEGIES, section.name).load(), section.options, "strategy", StrategyConfig, section.name)
+    return create_plugin(STRATEGIES, section.name, section.options, "strategy", StrategyConfig.model_fields)
 
 
 def build_tracker(name: str, options: dict[str, Any]) -> Any:
     """Return the tracker of that name with its options. Raises ConfigError or PluginError."""
-    return _build(get(TRACKERS, name).load(), options, f"track.{name}", Section, f"'{name}'")
+    return create_plugin(TRACKERS, name, options, f"track.{name}")
 
 
 def build_optimizer(section: OptimConfig) -> Any:
     """Return the optimizer that a section names, with its options. Raises ConfigError or PluginError."""
     plugin = get(OPTIMIZERS, section.optimizer)
-    loaded = plugin.load()
-    if taken := sorted(set(loaded.model_fields) & set(OptimConfig.model_fields)):
+    if taken := sorted(set(plugin.load().model_fields) & set(OptimConfig.model_fields)):
         raise PluginError(f"{plugin} has an option '{taken[0]}', but optim.{taken[0]} is already a key of inat-ft")
-    return _build(loaded, section.options, "optim", OptimConfig, section.optimizer)
-
-
-def _build(plugin: type[Section], options: dict[str, Any], where: str, section: type[Section], name: str) -> Section:
-    try:
-        return plugin(**options)
-    except ValidationError as error:
-        raise format_validation_error(error, plugin, where, tuple(section.model_fields), f"'{name}'") from None
-
-
-PLUGIN_FLAGS = {"strategy.unfreeze_from": (STRATEGIES, "partial")}
-"""The flags of plugins' options, by key, with the built-in plugin that documents the option."""
-
-
-def config_flags() -> Iterator[tuple[str, tuple[str, ...], FieldInfo]]:
-    """Yield the key, the flag names and the field of each flag: `optim.lr`, `("--lr", "--learning-rate")`, ..."""
-    for section, info in RunConfig.model_fields.items():
-        fields = getattr(info.annotation, "model_fields", None)
-        named = {f"{section}.{key}": field for key, field in fields.items()} if fields else {section: info}
-        for key, field in named.items():
-            for flag in (each for each in field.metadata if isinstance(each, Flag)):
-                yield key, flag.names or (f"--{key.rpartition('.')[2].replace('_', '-')}",), field
+    return create_plugin(OPTIMIZERS, section.optimizer, section.options, "optim", OptimConfig.model_fields)

@@ -17,7 +17,7 @@ from inat_ft.data.manifest import find_manifest
 from inat_ft.engine.device import choose_compute, has_compiler
 from inat_ft.errors import InatFtError
 from inat_ft.models.weights import weights_file
-from inat_ft.registry import GROUPS, plugins
+from inat_ft.registry import GROUPS, get, plugins
 from inat_ft.text import format_bytes, pluralize
 from inat_ft.threads import num_cores
 
@@ -104,20 +104,16 @@ def _weights() -> Check:
 
 
 def _plugins(group: str) -> Iterator[Check]:
-    """Load every plugin of a group: a line with their number, and one for each that is broken or hidden by another."""
+    """Load every plugin of a group. Yield a check with their number, and one for each plugin that is broken or not used."""
     name, claims = group.removeprefix("inat_ft."), [plugin for same in plugins(group).values() for plugin in same]
     others = sum(not plugin.is_builtin for plugin in claims)
-    broken = []
+    yield Check(name, "ok", f"{len(claims)} installed" + (f", {others} from other packages" if others else ""))
     for plugin in claims:
         try:
             plugin.load()
+            used = get(group, plugin.name)
+            if plugin != used:
+                hint = f"the name belongs to {used.package}: pip uninstall {plugin.package}"
+                yield Check(name, "note", f"{plugin} is not used", hint)
         except InatFtError as error:
-            broken.append(Check(name, "problem", error.message, error.hint))
-    for same in plugins(group).values():
-        if len(same) > 1:
-            packages = ", ".join(f"'{plugin.package}'" for plugin in same)
-            broken.append(
-                Check(name, "problem", f"several packages register '{same[0].name}': {packages}", "uninstall one")
-            )
-    yield Check(name, "ok", f"{len(claims)} installed" + (f", {others} from other packages" if others else ""))
-    yield from broken
+            yield Check(name, "problem", error.message, error.hint)

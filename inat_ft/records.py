@@ -56,7 +56,7 @@ class Epoch(_RecordModel):
     """Wall time, including validation."""
 
 
-class Metric(_RecordModel):
+class MetricValue(_RecordModel):
     """A value with its 95 % confidence interval."""
 
     value: float
@@ -71,9 +71,9 @@ class ClassMetrics(_RecordModel):
 
     name: str
     num_images: int
-    precision: Metric
-    recall: Metric
-    f1: Metric
+    precision: MetricValue
+    recall: MetricValue
+    f1: MetricValue
 
 
 class Evaluation(_RecordModel):
@@ -83,7 +83,7 @@ class Evaluation(_RecordModel):
     num_images: Annotated[int, Field(ge=1)]
     fingerprint: str
     """Fingerprint of the images and labels of the subset."""
-    metrics: dict[str, Metric]
+    metrics: dict[str, MetricValue]
     """By name: accuracy, balanced_accuracy, top3_accuracy, macro_f1, log_loss, brier, ece ..."""
     per_class: list[ClassMetrics] = []
     confusion: list[list[int]] = []

@@ -6,28 +6,43 @@ Overrides take precedence over the file, and the file over the defaults. An over
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from inat_ft.config import (
-    PLUGIN_FLAGS,
+    Flag,
     OptimConfig,
     RunConfig,
     build_backbone,
     build_optimizer,
     build_strategy,
     build_tracker,
-    config_flags,
 )
 from inat_ft.errors import ConfigError, UsageError, did_you_mean
+from inat_ft.registry import STRATEGIES
 from inat_ft.validation import format_validation_error
 from inat_ft.yaml_io import dump_yaml, parse_yaml, quote_yaml
 
 Override = tuple[str, Any]
+
+PLUGIN_FLAGS = {"strategy.unfreeze_from": (STRATEGIES, "partial")}
+"""The flags of plugins' options, by key, with the built-in plugin that documents the option."""
+
+
+def config_flags() -> Iterator[tuple[str, tuple[str, ...], FieldInfo]]:
+    """Yield the key, the flag names and the field of each flag: `optim.lr`, `("--lr", "--learning-rate")`, ..."""
+    for section, info in RunConfig.model_fields.items():
+        fields = getattr(info.annotation, "model_fields", None)
+        named = {f"{section}.{key}": field for key, field in fields.items()} if fields else {section: info}
+        for key, field in named.items():
+            for flag in (each for each in field.metadata if isinstance(each, Flag)):
+                yield key, flag.names or (f"--{key.rpartition('.')[2].replace('_', '-')}",), field
+
 
 ALIASES = {
     name[2:].replace("-", "_"): key for key, names, _ in config_flags() for name in names if name.startswith("--")

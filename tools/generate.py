@@ -16,8 +16,8 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from inat_ft.cli import commands
-from inat_ft.config import PLUGIN_FLAGS, config_flags
 from inat_ft.registry import get
+from inat_ft.settings import PLUGIN_FLAGS, config_flags
 
 ROOT = Path(__file__).parents[1]
 FLAGS = ROOT / "inat_ft" / "cli" / "flags.json"
@@ -129,7 +129,7 @@ def reference() -> str:
     """Return docs/cli.md: every command with its options."""
     pages = [_HEAD, "\n".join(f"- `inat-ft {name}`: {summary}" for name, (_, summary) in commands.COMMANDS.items())]
     for name, command in all_commands():
-        text = re.sub(r"\[dim\](.*)\[/dim\]", r"    \1", inspect.getdoc(command.callback) or "")
+        text = re.sub(r"\[dim\](.*)\[/dim\]", r"    \1", (inspect.getdoc(command.callback) or "").replace("\\[", "["))
         rows = [f"| `{names}` | {_cell(help, notes)} |" for names, help, notes in parameters(command)]
         pages.append("\n".join([f"## inat-ft {name}\n\n{text}\n\n| Option | Description |\n|---|---|", *rows]))
     return "\n\n".join(pages) + "\n"

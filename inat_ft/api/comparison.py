@@ -12,7 +12,7 @@ from typing import Any
 from inat_ft.api.run import RunLike
 from inat_ft.evaluation import compare as comparison
 from inat_ft.evaluation.candidates import Candidate
-from inat_ft.evaluation.configurations import differing_settings
+from inat_ft.evaluation.tables import as_dict, differing_settings
 from inat_ft.tables import Column, Table
 
 
@@ -26,10 +26,12 @@ def _signed(value: float) -> str:
 
 @dataclass(frozen=True)
 class Comparison(comparison.Comparison):
-    """A comparison: its summary, its table, and the results of the tests.
+    """A comparison: its conclusion, its table, and the results of the tests.
 
-    print(comparison.summary)
-    comparison.to_html("report.html")
+        comparison = inat_ft.compare(run_a, run_b)
+        comparison.to_html("report.html")
+
+    `summary` is the conclusion in a few sentences, and `pairs` holds the test of the reference against each other classifier.
     """
 
     @property
@@ -40,7 +42,7 @@ class Comparison(comparison.Comparison):
         """
         columns = (
             Column("name"),
-            Column(self.metric.replace("_", " "), ".4f", right=True),
+            Column(self.scored_by.label, ".4f", right=True),
             Column("95 % interval", _interval),
             Column(f"difference to {self.reference}", _signed, right=True),
             Column("interval of the difference", _interval),
@@ -81,33 +83,7 @@ class Comparison(comparison.Comparison):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as `inat-ft compare --json` prints it."""
-        return {
-            "metric": self.metric,
-            "reference": self.reference,
-            "sentence": self.summary,
-            "entries": [
-                {
-                    "name": candidate.name,
-                    "records": [file.as_posix() for file in candidate.files],
-                    "score": candidate.score.model_dump() if candidate.score else None,
-                    "deviation": candidate.std,
-                    "num_test": candidate.num_test,
-                    "remarks": candidate.remarks,
-                }
-                for candidate in self.candidates
-            ],
-            "pairs": [
-                {
-                    **pair.__dict__,
-                    "different_images": pair.different_images,
-                    "difference": pair.difference.__dict__ if pair.difference else None,
-                    "is_real": pair.is_significant,
-                }
-                for pair in self.pairs
-            ],
-            "remarks": self.remarks,
-            "margin": self.margin,
-        }
+        return as_dict(self)
 
     def __str__(self) -> str:
         return "\n".join([str(self.table), *(f"note: {remark}" for remark in self.remarks), self.summary])

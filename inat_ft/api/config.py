@@ -13,7 +13,7 @@ from inat_ft.paths import cache_folder
 from inat_ft.settings import Override, expand_key, expand_user, load_config
 
 _MOVABLE = {"data.split", "data.root"}
-"""Keys that may change when a run is resumed: the location of its data."""
+"""Keys that can change when a run is resumed, besides those of trackers."""
 
 
 def as_overrides(*mappings: Mapping[str, Any] | None) -> list[Override]:
@@ -40,9 +40,9 @@ def resolve_config(
 ) -> tuple[RunConfig, Path | None]:
     """Return the configuration and, if a run is resumed, its directory. Raises UsageError or PluginError."""
     if resume is not None:
-        if config or {key for key, _ in overrides} - _MOVABLE:
+        if config or {key for key, _ in overrides if not key.startswith("track.")} - _MOVABLE:
             raise UsageError(
-                "--resume takes its settings from the run; only --split and --set data.root may name new places",
+                "--resume takes its settings from the run, except --split, --root and those of trackers",
                 f"run: inat-ft train --resume {resume}",
             )
         resume = _run_to_resume(resume, runs_dir)
@@ -73,8 +73,8 @@ def _run_to_resume(run: Path, runs_dir: Path) -> Path:
     found = next((folder for folder in (run, runs_dir / run) if (folder / "config.yaml").is_file()), None)
     if found is None:
         raise UsageError(
-            f"{run} is not a run that can be resumed: it has no config.yaml",
-            f"give its folder, or the name of a run in {runs_dir} (--runs-dir)",
+            f"cannot resume {run}: it has no config.yaml",
+            f"give the folder of a run, or the name of a run in {runs_dir} (--runs-dir)",
         )
     return found
 
@@ -84,12 +84,12 @@ def _require_split(config: RunConfig, run: Path) -> None:
     if split and not expand_user(split).is_file() and not (run / "record.json").exists():
         raise UsageError(
             f"the manifest of {run} is missing: {split}",
-            f"name its new location: inat-ft train --resume {run} --split FILE",
+            f"if it was moved, run: inat-ft train --resume {run} --split FILE",
         )
 
 
 def _require_effect(config: RunConfig, given: Mapping[str, Any]) -> None:
     if "optim.alpha" in given and config.optim.average != "wise-ft":
-        raise UsageError("--alpha has an effect only with --average wise-ft", "add: --average wise-ft")
+        raise UsageError("--alpha requires --average wise-ft", "add --average wise-ft, or remove --alpha")
     if "data.views" in given and config.data.views and config.data.augment != "standard":
-        raise UsageError("--views has an effect only with --augment standard", "add: --augment standard")
+        raise UsageError("--views requires --augment standard", "add --augment standard, or remove --views")

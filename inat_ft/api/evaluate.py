@@ -14,11 +14,12 @@ from inat_ft.evaluation import evaluate as evaluation
 from inat_ft.evaluation.inference import Prediction, predict_images, write_csv
 from inat_ft.evaluation.predict import InferenceConfig
 from inat_ft.progress import ProgressFn, ignore_progress
-from inat_ft.records import Metric
+from inat_ft.records import MetricValue
 from inat_ft.tables import Column, Table
 
 Tta = Literal["none", "flip"]
 Precision = Literal["fp32", "bf16", "auto"]
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class EvaluationResult(evaluation.EvaluationResult):
         return Run(self.record, self.directory)
 
     @property
-    def metrics(self) -> Mapping[str, Metric]:
+    def metrics(self) -> Mapping[str, MetricValue]:
         """Metrics by name, such as `accuracy` and `macro_f1`; each has `value`, `low` and `high`."""
         return self.evaluation.metrics
 
@@ -195,5 +196,6 @@ def predict(
     inference = InferenceConfig(device, precision, tta, image_size)
     predictions, skipped = predict_images(Path(run), [Path(each) for each in given], inference, progress)
     if not predictions:
-        raise DataError(f"none of the {len(skipped):,} images can be read: {skipped[0].message}")
+        lines = [error.message for error in skipped[:_SHOWN]]
+        raise DataError("\n".join(["cannot read any of the images", *lines, *["..."] * (len(skipped) > _SHOWN)]))
     return PredictionResult(predictions, tuple(skipped))

@@ -72,18 +72,18 @@ def split(
         DataError: a class has too few images, or no image is usable.
     """
     options = SplitOptions(
-        val_fraction,
-        test_fraction,
-        seed,
-        leakage,
-        near,
-        group_by,
-        source,
-        classes_from,
-        tuple(exclude),
-        max_pixels,
-        strict,
-        workers,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        leakage=leakage,
+        near=near,
+        group_by=group_by,
+        source=source,
+        classes_from=classes_from,
+        exclude=tuple(exclude),
+        max_pixels=max_pixels,
+        strict=strict,
+        workers=workers,
     )
     return split_images(
         Path(data),

@@ -13,16 +13,17 @@ from inat_ft.api.run import Run
 from inat_ft.data.manifest import find_manifest
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.progress import Log, ignore_log
+from inat_ft.registry import SWEEP_BACKENDS, plugin_errors
 from inat_ft.setup import TrainCallbacks
 from inat_ft.sweeps import folder
 from inat_ft.sweeps.attempts import Trial, TrialState
-from inat_ft.sweeps.base import SweepState
+from inat_ft.sweeps.base import SweepState, load_backend
 from inat_ft.sweeps.defaults import BUILT_IN
 from inat_ft.sweeps.parsing import read_spec
 from inat_ft.sweeps.preflight import check_models, require_split
 from inat_ft.sweeps.selection import Selection, choose
 from inat_ft.sweeps.study import Sweep
-from inat_ft.sweeps.worker import run_worker, training_objective
+from inat_ft.sweeps.worker import training_objective
 from inat_ft.tables import Column, Table
 
 
@@ -30,8 +31,10 @@ from inat_ft.tables import Column, Table
 class SweepResult:
     """The trials of a sweep, and how they compare with the best one.
 
-    result.best.params       # {"lr": 0.001, "dropout": 0.3}
-    result.run.directory    # the run of the best trial
+        result = inat_ft.sweep("sweep.yaml")
+        result.best.params, result.run.directory
+
+    `best` and `run` are those of the best trial.
     """
 
     sweep: Sweep
@@ -74,7 +77,14 @@ class SweepResult:
         columns = [Column("trial", right=True), Column(self.sweep.spec.metric.name, ".4f", right=True)]
         columns += [Column("compared with the best"), Column("p (Holm)", ".2g", True), Column("seconds", ".1f", True)]
         rows = [
-            (c.trial.number, c.trial.value, c.standing.value, c.p, c.cost, *(c.trial.params.get(name) for name in names))
+            (
+                c.trial.number,
+                c.trial.value,
+                c.standing.value,
+                c.p,
+                c.cost,
+                *(c.trial.params.get(name) for name in names),
+            )
             for c in candidates
         ]
         return Table([*columns, *(Column(name) for name in names)], rows, f"sweep {self.id}")
@@ -92,6 +102,7 @@ def sweep(
     settings: Mapping[str, Any] | None = None,
     count: int | None = None,
     name: str | None = None,
+    backend: str = "local",
     seed: int = 0,
     sweeps_dir: str | os.PathLike[str] = "sweeps",
     cache_dir: str | os.PathLike[str] | None = None,
@@ -114,6 +125,7 @@ def sweep(
         settings: values to fix for all trials, by their dotted names, such as `{"optim.momentum": 0.8}`.
         count: number of trials to run. Default: all.
         name: ID of the sweep. Default: eight random letters.
+        backend: what decides the points: `local`, `wandb`, or the name of a plugin.
         seed: seed of the search.
         sweeps_dir: folder of the sweeps.
         cache_dir: folder of the caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
@@ -125,22 +137,29 @@ def sweep(
         ConfigError: a parameter or value is invalid.
         UsageError: the name is in use, the split is missing, or nothing limits the number of trials.
         InatFtError: ten trials in a row have failed, or none has succeeded.
+        PluginError: the backend cannot be imported or fails.
     """
     fixed = as_overrides(options, settings)
     if spec is None or isinstance(spec, Mapping):
         parsed = read_spec(None, fixed, BUILT_IN if spec is None else spec)
     else:
         parsed = read_spec(Path(spec), fixed)
-    if parsed.num_trials is None and count is None:
+    scheduler = load_backend(backend)
+    if scheduler.schedules_here and parsed.num_trials is None and count is None:
         raise UsageError("nothing limits this sweep", "set run_cap in the sweep, or pass count")
     check_models(parsed)
-    require_split(parsed)
-    created = folder.create(parsed, Path(sweeps_dir), name or folder.new_id(), seed)
+    if scheduler.schedules_here:
+        require_split(parsed)
+    with plugin_errors(SWEEP_BACKENDS, type(scheduler), "create()"):
+        address = scheduler.create(parsed, parsed.project, parsed.entity)
+    id = name or (address.rsplit("/", 1)[-1] if address else folder.new_id())
+    created = folder.create(parsed, Path(sweeps_dir), id, seed, None, backend, address)
     if "data.split" not in dict(fixed) and "data.split" not in dict(parsed.overrides({})):
         created.note("split", find_manifest().as_posix())
     listener = callbacks or TrainCallbacks()
     objective = training_objective(parsed.metric.name, cache_directory(cache_dir), lambda config: listener)
-    state, reason = run_worker(created, objective, count, log)
+    with plugin_errors(SWEEP_BACKENDS, type(scheduler), "run()"):
+        state, reason = created.backend.run(created, objective, count, log)
     return _result(created, state, reason)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ def train(
     config: str | os.PathLike[str] | RunConfig | None = None,
     *,
     settings: Mapping[str, Any] | None = None,
+    tracker: str | Sequence[str] = (),
     resume: RunLike | None = None,
     runs_dir: str | os.PathLike[str] = "runs",
     cache_dir: str | os.PathLike[str] | None = None,
@@ -32,6 +33,7 @@ def train(
     Args:
         config: a YAML file of settings, or a RunConfig. Options and settings override it.
         settings: any further keys, by their dotted names, such as `{"optim.momentum": 0.8, "strategy.rank": 8}`.
+        tracker: trackers that log the run, such as `wandb`.
         resume: a run to continue from its last epoch; a finished run is returned as it is.
         runs_dir: folder in which the run directory is created.
         cache_dir: folder of the caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
@@ -47,20 +49,19 @@ def train(
         BusyError: another process is training the run.
         PluginError: a plugin cannot be imported or fails.
     """
+    names = [tracker] if isinstance(tracker, str) else tracker
     resolved, directory = resolve_config(
         config if config is None or isinstance(config, RunConfig) else Path(config),
-        as_overrides(options, settings),
+        as_overrides(options, {f"track.{name}": {} for name in names}, settings),
         None if resume is None else Path(resume),
         Path(runs_dir),
     )
     callbacks = callbacks or TrainCallbacks()
     for plugin in shadowed_plugins(resolved):
         callbacks.log(f"warning: {plugin} is not used: inat-ft or torchvision has the same name")
-    return train_config(resolved, directory, Path(runs_dir), cache_directory(cache_dir), callbacks)
+    return train_config(resolved, directory, Directories(Path(runs_dir), cache_directory(cache_dir)), callbacks)
 
 
-def train_config(
-    config: RunConfig, resume: Path | None, runs_dir: Path, cache_dir: Path, callbacks: TrainCallbacks
-) -> Run:
+def train_config(config: RunConfig, resume: Path | None, directories: Directories, callbacks: TrainCallbacks) -> Run:
     """Train a resolved configuration; `resume` is the directory of the run that it belongs to, or None."""
-    return Run(*_train(config, Directories(runs_dir, cache_dir), callbacks, resume))
+    return Run(*_train(config, directories, callbacks, resume))

@@ -1,8 +1,8 @@
-"""Rows of equal size on disk, each computed once and found again by the content that it came from.
+"""Arrays of equal size on disk, each computed once and found by the hash of its image.
 
-A store is a folder: `rows.bin` holds the rows one after the other, `index.bin` the SHA-256 of the image behind each. A
-row counts once its index entry is written, which happens after the row is safely on disk: a process may be killed at
-any instant and the next one goes on from there. One process writes at a time; the others wait, and then find the rows.
+A store is a folder: `rows.bin` contains the rows, `index.bin` the SHA-256 of the image of each row. A row is valid when its
+index entry is written, which happens after the row is on disk: if a process is killed, the next one resumes there. One
+process writes at a time; others wait, then find the rows.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _ELSEWHERE = "name another folder with --cache-dir, or use --cache none"
 _ADVICE = f"free some space, list and clear with `inat-ft cache`, {_ELSEWHERE}"
 
 Make = Callable[[Sequence[int]], Iterator[NDArray[Any]]]
-"""Given the positions of missing rows, yields them in this order, in blocks of one or more rows."""
+"""Given positions of missing rows, yield these rows in order, in blocks of one or more."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of rows, all made in the same way.
+    """A folder of rows that are computed in the same way.
 
-    key: everything that decides a row's bytes save the image itself; row_shape and dtype: of one row.
+    key: everything that determines a row, except its image; row_shape and dtype: of one row.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class Store:
         return int(np.prod(self.row_shape)) * self.dtype.itemsize
 
     def missing(self, hashes: Sequence[str]) -> list[int]:
-        """Positions in `hashes` of images that have no row yet; of equal images the first."""
+        """Return positions in `hashes` of images without a row; for equal images, the first."""
         known = set(self._index())
         found = []
         for position, name in enumerate(hashes):
@@ -63,9 +63,9 @@ class Store:
         return found
 
     def ensure(self, hashes: Sequence[str], make: Make, progress: ProgressFn) -> int:
-        """Make the missing rows; returns how many those were.
+        """Compute the missing rows, and return how many there were.
 
-        progress(done, total) counts the rows made. Raises DataError when the disk is or would become full.
+        progress(done, total) reports progress. Raises DataError when the disk is full or too small.
         """
         if not self.missing(hashes):
             return 0
@@ -73,7 +73,7 @@ class Store:
             with _folder_named(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 held.enter_context(FileLock(self.folder / "lock"))
-            missing = self.missing(hashes)  # another process may have made some meanwhile
+            missing = self.missing(hashes)  # another process may have added some
             if missing:
                 self._make(missing, hashes, make, progress)
         return len(missing)
@@ -90,7 +90,7 @@ class Store:
             index = os.open(self.folder / "index.bin", os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 done = len(self._index())
-                os.ftruncate(rows, done * self.row_bytes)  # what a killed process left behind
+                os.ftruncate(rows, done * self.row_bytes)  # remove partial rows of a killed process
                 os.ftruncate(index, done * _DIGEST)
                 os.lseek(rows, 0, os.SEEK_END)
                 os.lseek(index, 0, os.SEEK_END)
@@ -108,9 +108,9 @@ class Store:
                 os.close(index)
 
     def read(self, hashes: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """All rows, memory-mapped and read-only `[M, *row_shape]`, and the row of each hash `[N]`.
+        """Return all rows, memory-mapped and read-only `[M, *row_shape]`, and the row number of each hash `[N]`.
 
-        Raises DataError when a hash has no row, or the store is cleared at this moment.
+        Raises DataError when a hash has no row, or the store is cleared at the same time.
         """
         try:
             with (self.folder / "rows.bin").open("rb") as opened:
@@ -118,13 +118,13 @@ class Store:
                 positions = np.fromiter((index[bytes.fromhex(name)] for name in hashes), np.int64, len(hashes))
                 rows = np.memmap(opened, self.dtype, "r", shape=(len(index), *self.row_shape))
                 if os.path.samestat(os.fstat(opened.fileno()), os.stat(self.folder / "rows.bin")):
-                    return rows, positions  # else the index is of rows that have come in the place of these
+                    return rows, positions  # otherwise the index belongs to newer rows
         except (FileNotFoundError, KeyError):
             pass
         raise DataError(f"the cache {self.folder} was cleared while it was being read", "run the same command again")
 
     def _index(self) -> list[bytes]:
-        """The digests of all rows that count."""
+        """Return the digests of all valid rows."""
         try:
             raw = (self.folder / "index.bin").read_bytes()
             stored = (self.folder / "rows.bin").stat().st_size // self.row_bytes
@@ -138,7 +138,7 @@ class Store:
 
 
 def open_store(cache: Path, kind: str, key: dict[str, Any], row_shape: tuple[int, ...], dtype: str) -> Store:
-    """The store for a key under the cache folder, made when first written to. kind: first part of its path."""
+    """Return the store for a key in the cache folder; it is created when rows are added. kind: its parent folder."""
     full = {"key": key, "row_shape": row_shape, "dtype": np.dtype(dtype).str}
     name = hashlib.sha256(json.dumps(full, sort_keys=True).encode()).hexdigest()[:24]
     return Store(cache / kind / name, key, row_shape, np.dtype(dtype))
@@ -161,18 +161,17 @@ def _folder_named(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StoreSize:
-    """What a store takes."""
+    """Disk usage of a store; size in bytes."""
 
     folder: Path
     kind: str
     rows: int
     size: int
-    """In bytes."""
     key: dict[str, Any]
 
 
 def list_stores(cache: Path) -> list[StoreSize]:
-    """The stores under a cache folder, the largest first."""
+    """Return the stores in a cache folder, largest first."""
     found = []
     for description in cache.glob("*/*/key.json"):
         folder = description.parent
@@ -184,7 +183,7 @@ def list_stores(cache: Path) -> list[StoreSize]:
 
 
 def _read_key(description: Path) -> dict[str, Any]:
-    """What a store says of itself, nothing where that is damaged: it is listed and cleared all the same."""
+    """Return the key of a store, {} if its file is damaged: the store can still be listed and cleared."""
     try:
         key = json.loads(description.read_bytes())["key"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -193,8 +192,8 @@ def _read_key(description: Path) -> dict[str, Any]:
 
 
 def clear_store(store: StoreSize) -> None:
-    """Remove a store, after the process that writes to it, if any, is done. The lock stays, since others may wait for it."""
+    """Remove a store when no process writes to it. The lock file remains, since others may wait for it."""
     with FileLock(store.folder / "lock"):
-        (store.folder / "index.bin").unlink(missing_ok=True)  # first: from here on no row counts
+        (store.folder / "index.bin").unlink(missing_ok=True)  # first, so that no row is valid
         (store.folder / "rows.bin").unlink(missing_ok=True)
         (store.folder / "key.json").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The images of one subset: decoded when asked for, or once and for all into the packed cache."""
+"""The images of one subset, decoded on demand or read from the packed cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BLOCK = 128
 class Pixels:
     """Images of one subset at one size. labels: int64 `[N]` on the device; hashes: SHA-256 of each file's content.
 
-    Files are decoded only if they have this content, so that what a cache keeps under a hash was made of these bytes.
+    Files with other content are not decoded, so that a cached row always belongs to its hash.
     """
 
     paths: Sequence[Path]
@@ -41,24 +41,24 @@ class Pixels:
 
     @property
     def key(self) -> dict[str, object]:
-        """All that decides the pixels of an image, except the image."""
+        """Return everything that determines the pixels of an image, except its file."""
         return pixels_key(self.size, self.resizing)
 
     @property
     def store(self) -> Store:
-        """The packed cache for images of this size: uint8 rows `[H, W, 3]`."""
+        """Return the packed cache for this image size: uint8 rows `[H, W, 3]`."""
         return open_store(self.cache, "packed", self.key, (self.size, self.size, 3), "u1")
 
     def files(self) -> ImageFiles:
-        """The images, decoded whenever they are asked for."""
+        """Return the images as a source that decodes on demand."""
         return ImageFiles(self.paths, self.size, self.pool, resizing=self.resizing, hashes=self.hashes)
 
     def is_packed(self) -> bool:
-        """Whether every image is in the packed cache."""
+        """Return whether every image is in the packed cache."""
         return not self.store.missing(self.hashes)
 
     def packed(self, progress: ProgressFn) -> StoredRows:
-        """The images from the packed cache, which is completed first. Raises DataError when the disk is full."""
+        """Return the images from the packed cache, adding missing ones. Raises DataError when the disk is full."""
         files = self.files()
 
         def make(missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
@@ -70,5 +70,5 @@ class Pixels:
 
 
 def pixels_key(size: int, resizing: Resizing = SQUASH) -> dict[str, object]:
-    """All that decides the pixels of an image, except the image."""
+    """Return everything that determines the pixels of an image, except its file."""
     return {"pixels": PIXELS_VERSION, "size": size, **resizing.key}

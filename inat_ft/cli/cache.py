@@ -1,4 +1,4 @@
-"""`inat-ft cache`: what the caches hold, and how to be rid of it."""
+"""`inat-ft cache`: list or clear the caches."""
 
 from typing import Annotated
 
@@ -8,14 +8,15 @@ from inat_ft.cli import options, render
 
 
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove what is listed.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete the listed caches.")] = False,
     kind: Annotated[
-        str | None, typer.Option(help="Only packed (images) or prefix (frozen layers).", show_default=False)
+        str | None,
+        typer.Option(help="List only packed (decoded images) or prefix (output of frozen layers).", show_default=False),
     ] = None,
     cache_dir: options.CacheDir = None,
     json: options.Json = False,
 ) -> None:
-    """List the caches with their sizes, or clear them. They are made again when they are needed.
+    """List the caches with their sizes, or delete them. They are written again when they are needed.
 
     [dim]inat-ft cache --clear --kind prefix[/dim]
     """
@@ -28,7 +29,7 @@ def cache(
         raise UsageError(f"unknown kind '{kind}'", "known: packed, prefix")
     folder = cache_folder(cache_dir)
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is no folder", "name the folder of the caches with --cache-dir")
+        raise UsageError(f"{folder} is not a folder", "choose the cache folder with --cache-dir")
     stores = [store for store in list_stores(folder) if kind in (None, store.kind)]
     if clear:
         for store in stores:
@@ -43,7 +44,7 @@ def cache(
         return
     rows = [(s.kind, f"{s.rows:,}", format_bytes(s.size), _about(s.key), s.folder.name) for s in stores]
     if rows:
-        render.table("", ("kind", "rows", "size", "of", "folder"), rows, right=("rows", "size"))
+        render.table("", ("kind", "rows", "size", "contents", "folder"), rows, right=("rows", "size"))
     render.echo(f"{folder}: {format_bytes(total)} in {pluralize(len(stores), 'cache')}{', cleared' if clear else ''}")
 
 

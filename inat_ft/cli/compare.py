@@ -1,5 +1,6 @@
-"""`inat-ft compare`: which is better, by how much, and how sure that is."""
+"""`inat-ft compare`: which classifier is better, by how much, and how certain that is."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,26 +9,27 @@ import typer
 from inat_ft.cli import options, render
 
 if TYPE_CHECKING:
-    from inat_ft.evaluation.candidates import Candidate
-    from inat_ft.evaluation.compare import Comparison
-    from inat_ft.evaluation.pairwise import PairwiseResult
+    from inat_ft.api.comparison import Comparison
+    from inat_ft.evaluation.tables import Column
 
-_REMARKS = 12
+_MAX_NOTES = 12
 
 
 def compare(
     records: Annotated[list[Path], typer.Argument(help="Records, run directories, or directories of runs.")],
-    metric: Annotated[str, typer.Option(help="accuracy, balanced_accuracy, macro_f1, log_loss, ...")] = "accuracy",
-    group: Annotated[bool, typer.Option("--group", help="Runs that differ in their seed alone count as one.")] = False,
+    metric: Annotated[
+        str, typer.Option(help="accuracy, balanced_accuracy, macro_f1, log_loss, ..., or a plugin's metric.")
+    ] = "accuracy",
+    group: Annotated[bool, typer.Option("--group", help="Treat runs that differ only in their seed as one.")] = False,
     margin: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="Difference that does not matter, such as 0.01.", show_default=False),
+        typer.Option(min=0.0, max=1.0, help="Difference that counts as equivalent, such as 0.01.", show_default=False),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report as one HTML file.", show_default=False)] = None,
     fail_under: Annotated[
         float | None,
         typer.Option(
-            help="Exit with 1 unless the last record beats the first by this much; also when they cannot be compared.",
+            help="Exit with 1 unless the last record is better than the first by this much, or if they are not comparable.",
             show_default=False,
             min=-1,
             max=1,
@@ -35,126 +37,66 @@ def compare(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Compare classifiers on their test images: intervals, paired tests, and one plain sentence.
+    """Compare classifiers on their test images: intervals, paired tests, and a conclusion in plain sentences.
 
-    A record of another code base needs `name` and `test_accuracy`; the more it has, the more can be said.
+    A record of another program needs `name` and `test_accuracy`. With its predictions, a paired test is possible.
 
     [dim]inat-ft compare runs/cnn-full-1 runs/resnet50-head-1[/dim]
     [dim]inat-ft compare partA.json partB.json --html report.html[/dim]
     """
-    from inat_ft.evaluation.compare import compare as run
+    from inat_ft.api.comparison import compare as compare_runs
 
-    found = run(records, metric, group, margin)
+    found = compare_runs(*records, metric=metric, group=group, margin=margin)
     if html is not None:
-        from inat_ft.evaluation.report import write_report
-
-        write_report(found, html)
+        found.to_html(html)
     if json:
-        render.echo_json(_as_json(found))
+        render.echo_json(found.to_dict())
     else:
         _show(found)
         if html is not None:
             render.echo(f"report: {html}")
     if fail_under is not None:
-        _require_gain(found, records[0], records[-1], fail_under)
+        _require_improvement(found, records[0], records[-1], fail_under)
 
 
-def _require_gain(found: "Comparison", first: Path, last: Path, wanted: float) -> None:
+def _require_improvement(found: "Comparison", first: Path, last: Path, wanted: float) -> None:
     from inat_ft.errors import InatFtError
     from inat_ft.evaluation.compare import improvement
 
     reached = improvement(found, first, last)
     if reached is None:
-        raise InatFtError(f"--fail-under {wanted}: their records do not allow comparing {last} with {first}")
+        raise InatFtError(f"--fail-under {wanted}: {last} and {first} are not comparable")
     if reached < wanted - 1e-9:
-        raise InatFtError(f"--fail-under {wanted}: {last} beats {first} by {reached:.4f} in {found.metric} only")
+        raise InatFtError(
+            f"--fail-under {wanted}: {last} is better than {first} by only {reached:.4f} in {found.metric}"
+        )
 
 
 def _show(found: "Comparison") -> None:
-    from inat_ft.evaluation.configurations import differing_settings
+    from inat_ft.evaluation.tables import CANDIDATE_COLUMNS, PAIR_COLUMNS
 
-    pairs = {pair.second: pair for pair in found.pairs}
-    costs = ("trained", "epochs", "time", "images/s", "memory", "looks")
-    columns = (
-        *("name", found.metric.replace("_", " "), "95 % interval", f"difference to {found.reference}", "p (Holm)"),
-        *costs,
-    )
-    settings = differing_settings([candidate.record for candidate in found.candidates])
-    if settings:
-        changed = [(key, *values) for key, values in settings.items()]
+    if found.settings:
+        changed = [(key, *values) for key, values in found.settings.items()]
         render.table("settings that differ", ("setting", *(candidate.name for candidate in found.candidates)), changed)
-    rows = [_row(candidate, pairs.get(candidate.name)) for candidate in found.candidates]
-    render.table("", columns, rows, right=costs, drop=("images/s", "memory", "looks", "epochs", "time", "trained"))
-    flips = [
-        (pair.second, f"{pair.n_first_only:,}", f"{pair.n_second_only:,}", f"{pair.agreement:.1%}")
-        for pair in found.pairs
-        if pair.n_first_only is not None and pair.agreement is not None
-    ]
-    if flips:
-        counts = (f"only {found.reference} correct", "only the other correct", "agreement")
-        render.table("", ("classifier", *counts), flips, right=counts)
-    for info in found.remarks[:_REMARKS]:
-        render.echo(f"note: {info}")
-    if len(found.remarks) > _REMARKS:
-        render.echo(f"and {len(found.remarks) - _REMARKS} more notes: --json or --html has them all")
+    _show_table(found, "", CANDIDATE_COLUMNS, found.candidates)
+    if any(pair.difference for pair in found.pairs):
+        _show_table(found, "differences, corrected for all pairs", PAIR_COLUMNS, found.pairs)
+    for note in found.remarks[:_MAX_NOTES]:
+        render.echo(f"note: {note}")
+    if len(found.remarks) > _MAX_NOTES:
+        render.echo(f"{len(found.remarks) - _MAX_NOTES} more notes: use --json or --html to see all")
     render.echo(found.summary)
 
 
-def _row(candidate: "Candidate", pair: "PairwiseResult | None") -> list[str]:
-    record, score = candidate.record, candidate.score
-    spread = "" if candidate.std is None else f" ± {candidate.std:.4f}"
-    between = "" if score is None or score.low is None or score.high is None else f"{score.low:.4f} to {score.high:.4f}"
-    total = record.seconds.get("total")
-    looks = record.test.look if record.test else None
-    return [
-        candidate.name,
-        "unknown" if score is None else f"{score.value:.4f}{spread}",
-        between or "unknown",
-        _difference(pair),
-        "" if pair is None or pair.p_holm is None else f"{pair.p_holm:.2g}",
-        f"{record.parameters.trained:,}" if record.parameters else "",
-        str(len(record.history) or ""),
-        f"{total:,.1f} s" if total else "",
-        f"{record.images_per_s:,.0f}" if record.images_per_s else "",
-        f"{record.peak_memory_mib:,.0f} MiB" if record.peak_memory_mib else "",
-        str(looks or ""),
-    ]
-
-
-def _difference(pair: "PairwiseResult | None") -> str:
-    if pair is None:
-        return ""
-    if pair.difference is None:
-        return "unknown"
-    value, low, high = (0.0 - part for part in (pair.difference.value, pair.difference.high, pair.difference.low))
-    return f"{value:+.4f} ({low:+.4f} to {high:+.4f})"
-
-
-def _as_json(found: "Comparison") -> dict[str, Any]:
-    return {
-        "metric": found.metric,
-        "reference": found.reference,
-        "sentence": found.summary,
-        "entries": [
-            {
-                "name": candidate.name,
-                "records": [file.as_posix() for file in candidate.files],
-                "score": candidate.score.model_dump() if candidate.score else None,
-                "deviation": candidate.std,
-                "num_test": candidate.num_test,
-                "remarks": candidate.remarks,
-            }
-            for candidate in found.candidates
-        ],
-        "pairs": [
-            {
-                **pair.__dict__,
-                "different_images": pair.different_images,
-                "difference": pair.difference.__dict__ if pair.difference else None,
-                "is_real": pair.is_significant,
-            }
-            for pair in found.pairs
-        ],
-        "remarks": found.remarks,
-        "margin": found.margin,
-    }
+def _show_table(found: "Comparison", title: str, columns: "Sequence[Column[Any]]", rows: Sequence[Any]) -> None:
+    """Show the columns that have a value in any row."""
+    names = {column: column.title.format(metric=found.scored_by.label, reference=found.reference) for column in columns}
+    shown = [column for column in columns if any(column.cell(row) for row in rows)]
+    dropped = sorted((column for column in shown if column.rank), key=lambda column: -column.rank)
+    render.table(
+        title,
+        [names[column] for column in shown],
+        [[column.cell(row) for column in shown] for row in rows],
+        right=[names[column] for column in shown if column.numeric],
+        drop=[names[column] for column in dropped],
+    )

@@ -9,7 +9,7 @@ from inat_ft.cli import options, render
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: Annotated[Path, typer.Argument(help="A run directory, or its record.json.")],
     out: Annotated[
         Path | None, typer.Option(help="The file to write.", show_default="RUN/model with the format's suffix")
     ] = None,
@@ -28,9 +28,9 @@ def export(
     [dim]inat-ft export runs/resnet50-head-1 --out model.onnx[/dim]
     [dim]inat-ft export runs/resnet50-head-1 --format torch-export[/dim]
     """
-    from inat_ft.exporters import export_run
+    from inat_ft.api.model import export as export_run
 
-    done = export_run(run, out, format)
+    done = export_run(run, out, format=format)
     if json:
         render.echo_json({"file": done.file.as_posix(), "largest_difference": done.largest_difference})
     else:

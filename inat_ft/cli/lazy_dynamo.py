@@ -1,7 +1,7 @@
-"""torch's compiler loaded once something is compiled: importing it takes a second, and most commands compile nothing.
+"""Import torch's compiler only when something is compiled. The import takes a second, and few commands need it.
 
-torchvision imports `torch._dynamo` for one function, which detection alone calls, and every optimiser imports it to tell it
-which of its methods not to trace. Stand-ins answer that much; whoever asks them for anything else gets the real modules.
+torchvision imports `torch._dynamo` for object detection, and optimizers import it to exclude methods from tracing. Stand-in
+modules provide these few functions. Any other attribute imports the real modules.
 """
 
 import sys
@@ -13,11 +13,11 @@ _PACKAGE, _UTILS = "torch._dynamo", "torch._dynamo.utils"
 
 
 class _StandIn(ModuleType):
-    """A module that gives way to the real one when asked for something that it does not know."""
+    """A module that is replaced by the real one when it lacks an attribute."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and not (name == "__path__" and self.__name__ == _PACKAGE):
-            raise AttributeError(name)  # such as inspect asks every module for; a submodule is looked for in __path__
+            raise AttributeError(name)  # inspect looks them up in all modules; imports of submodules use __path__
         return getattr(_real(self.__name__), name)
 
 
@@ -29,7 +29,7 @@ def _real(name: str) -> ModuleType:
 
 
 def defer_compiler() -> None:
-    """Put stand-ins for the compiler's modules where nobody has imported them yet."""
+    """Install the stand-ins, unless the compiler is already imported."""
     if _PACKAGE in sys.modules:
         return
     package, utils = _StandIn(_PACKAGE), _StandIn(_UTILS)

@@ -1,4 +1,4 @@
-"""The `inat-ft` command: its subcommands, and the one place where an error becomes an exit code."""
+"""The `inat-ft` command: subcommands, options of every command, and exit codes."""
 
 import codecs
 import copy
@@ -18,18 +18,18 @@ from inat_ft.cli.malloc import keep_memory
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.paths import ensure_home
 
-_ANYWHERE = ("quiet", "debug")
-"""Options that every command takes, wherever they stand."""
+_GLOBAL = ("quiet", "debug")
+"""Options that can stand before and after the name of a command."""
 
 _debug = False
 
 
 class _Terminated(KeyboardInterrupt):
-    """The end that a scheduler or torchrun asks for: the same as Ctrl-C with another exit code."""
+    """SIGTERM, which schedulers and torchrun send. It is handled as Ctrl-C, with another exit code."""
 
 
 class _Commands(TyperGroup):
-    """The commands, each imported when it is called."""
+    """The subcommands. Each is imported when it is called."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{**settings, "commands": commands.listed()})
@@ -38,7 +38,7 @@ class _Commands(TyperGroup):
         if args and args[0] in commands.COMMANDS:
             command = self.commands[args[0]] = commands.load(args[0])
             for inner in (command, *getattr(command, "commands", {}).values()):
-                inner.params += [_hidden(option) for option in self.params if option.name in _ANYWHERE]
+                inner.params += [_hidden(option) for option in self.params if option.name in _GLOBAL]
                 inner.callback = inner.callback and _prepared(inner.callback)
         return super().resolve_command(ctx, args)
 
@@ -48,13 +48,13 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as stop:
             raise typer.Exit(_exit_code(stop)) from stop
         except typer.BadParameter as error:
-            if error.__cause__ is not None:  # Typer leaves out the value that was given
+            if error.__cause__ is not None:  # Typer omits the value
                 _name_value(error)
             raise
 
 
 def _prepared(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """A command that first sets up what only work needs, and help and usage errors do not."""
+    """Wrap a command to set up the process first. Help and usage errors do not need that."""
 
     def call(**options: Any) -> Any:
         keep_memory()
@@ -75,8 +75,8 @@ def _name_value(error: typer.BadParameter) -> None:
 
     if isinstance(error.__cause__, ValidationError):
         finding = error.__cause__.errors()[0]
-        said, got = finding["msg"].removeprefix("Value error, "), repr(finding["input"])
-        error.message = said if got in said else f"{said[0].lower()}{said[1:]} (got {got})"
+        message, value = finding["msg"].removeprefix("Value error, "), repr(finding["input"])
+        error.message = message if value in message else f"{message[0].lower()}{message[1:]} (got {value})"
 
 
 def _show_version(asked: bool) -> None:
@@ -113,22 +113,22 @@ def main(
     quiet: Annotated[
         bool,
         typer.Option(
-            "--quiet", "-q", callback=_be_quiet, expose_value=False, help="Show results only: no progress, no remarks."
+            "--quiet", "-q", callback=_be_quiet, expose_value=False, help="Print results, warnings and errors only."
         ),
     ] = False,
     debug: Annotated[
         bool,
-        typer.Option("--debug", callback=_show_tracebacks, expose_value=False, help="Show the traceback of an error."),
+        typer.Option("--debug", callback=_show_tracebacks, expose_value=False, help="Print the traceback of an error."),
     ] = False,
 ) -> None:
-    """Fine-tune a pretrained image classifier, and learn which way is best and by how much.
+    """Fine-tune pretrained image classifiers and compare them with significance tests.
 
-    split -> train -> sweep -> eval -> compare; `inat-ft demo` runs the whole line on embedded images.
+    Typical order: split, train, eval, compare. To see all of them on embedded images, run `inat-ft demo`.
     """
 
 
 def run() -> None:
-    """Run the command line and exit with its code: 1 for a failure, 2 for a wrong command line, 128 + N for signal N."""
+    """Run the command line and exit: 0 for success, 1 for a failure, 2 for a usage error, 128 + N for signal N."""
     _open_streams()
     _set_defaults()
     try:
@@ -136,10 +136,10 @@ def run() -> None:
             _require_utf8()
         if (home := ensure_home()) and render.is_main_process():
             render.warn(
-                f"there is no home folder: {home} is used instead; INAT_FT_CACHE_DIR names the folder of caches"
+                f"there is no home folder, so {home} is used; to choose the cache folder, set INAT_FT_CACHE_DIR"
             )
         app()
-    except BrokenPipeError:  # whoever reads our output has ended, as with `| head`
+    except BrokenPipeError:  # as with `| head`
         _drop_output()
         sys.exit(1)
     except KeyboardInterrupt as stop:
@@ -147,8 +147,8 @@ def run() -> None:
     except Exception as error:
         if _debug:
             _show_traceback(error)
-        problem = error if isinstance(error, InatFtError) else _eta_squared(error)
-        if render.is_main_process() or not isinstance(problem, UsageError):  # one process reports a wrong command line
+        problem = error if isinstance(error, InatFtError) else _to_inat_ft_error(error)
+        if render.is_main_process() or not isinstance(problem, UsageError):
             render.error(problem)
         sys.exit(problem.exit_code)
 
@@ -157,7 +157,7 @@ def _set_defaults() -> None:
     global _debug  # noqa: PLW0603 - one command line, one setting
     _debug = bool(os.environ.get("INAT_FT_DEBUG"))
     render.set_quiet(not render.is_main_process())
-    signal.signal(signal.SIGTERM, _terminate)  # leave in order, and say how to resume
+    signal.signal(signal.SIGTERM, _terminate)
 
 
 def _terminate(*_: object) -> None:
@@ -176,19 +176,24 @@ def _show_traceback(error: Exception) -> None:
     print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
 
 
-def _eta_squared(error: Exception) -> InatFtError:
-    """What the system refused, in a sentence; anything else is a bug, of which the traceback is kept."""
+def _to_inat_ft_error(error: Exception) -> InatFtError:
+    """Describe a refusal of the operating system. Any other exception is a bug, and its traceback is written to a file."""
+    from inat_ft.api.config import cache_directory
     from inat_ft.crash import is_refusal, write_crash
 
     if isinstance(error, MemoryError):
         problem = InatFtError("out of memory", "try a smaller --batch-size, --image-size or backbone")
     elif isinstance(error, OSError) and is_refusal(error) and error.filename:
-        problem = InatFtError(f"cannot use {error.filename}: {error.strerror}", "name another place, or allow access")
+        problem = InatFtError(
+            f"cannot use {error.filename}: {error.strerror}", "choose another path, or change its permissions"
+        )
     elif isinstance(error, OSError) and is_refusal(error):
         _drop_output()
-        problem = InatFtError(f"cannot write the output: {error.strerror}", "free some space, or write it elsewhere")
+        problem = InatFtError(
+            f"cannot write the output: {error.strerror}", "free some space, or redirect the output elsewhere"
+        )
     else:
-        file = write_crash(error, _cache())
+        file = write_crash(error, cache_directory(None))
         where = f" and attach {file}" if file else "; run the same command with --debug for a traceback"
         problem = InatFtError(f"{type(error).__name__}: {error}", f"this is a bug in inat-ft; please report it{where}")
     for note in getattr(error, "__notes__", ()):
@@ -196,36 +201,27 @@ def _eta_squared(error: Exception) -> InatFtError:
     return problem
 
 
-def _cache() -> Any:
-    from pathlib import Path
-
-    from inat_ft.paths import cache_folder
-
-    chosen = os.environ.get("INAT_FT_CACHE_DIR")
-    return cache_folder(Path(chosen) if chosen else None)
-
-
 def _require_utf8() -> None:
-    """Refuse to read names of files in another encoding: those with other characters would be lost half-way."""
+    """Refuse a locale in which file names are not UTF-8, since some names could not be read."""
     encoding = sys.getfilesystemencoding()
     if codecs.lookup(encoding).name != "utf-8":
         raise UsageError(
             f"file names are read as {encoding} under this locale, not as UTF-8",
-            "set PYTHONUTF8=1, or a locale with UTF-8: export LC_ALL=C.UTF-8",
+            "set PYTHONUTF8=1, or a UTF-8 locale: export LC_ALL=C.UTF-8",
         )
 
 
 def _open_streams() -> None:
-    """Standard streams that are closed lead nowhere: the file that is opened next would take their place."""
+    """Redirect closed standard streams to the null device, so that the next opened file does not take their place."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             nowhere = open(os.devnull, "w" if name != "stdin" else "r", encoding="utf-8")  # noqa: SIM115 - to the end
             setattr(sys, name, nowhere)
             setattr(sys, f"__{name}__", nowhere)
-    if hasattr(sys.stdout, "reconfigure"):  # a locale that is not UTF-8: names are shown with escapes, as on stderr
+    if hasattr(sys.stdout, "reconfigure"):  # escape characters that the encoding lacks, as on stderr
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _drop_output() -> None:
-    """What is still to be written to stdout, also when Python ends, goes nowhere."""
+    """Discard further output to stdout, including what Python flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

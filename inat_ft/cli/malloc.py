@@ -1,7 +1,7 @@
-"""Memory that is freed stays with the process, for the next step, instead of going back to the system page by page.
+"""Make glibc reuse freed memory instead of returning it to the operating system.
 
-A step of training frees and takes the same hundreds of MiB again. By default glibc gives large blocks back at once, and the
-system clears every page before it hands it out anew: a quarter of the time of full fine-tuning on a CPU.
+Every training step frees and allocates hundreds of MiB. By default glibc returns large blocks at once, and the system clears
+each page before it is used again. This takes a quarter of the time of full fine-tuning on a CPU.
 """
 
 import os
@@ -13,7 +13,7 @@ _LARGE, _LARGEST_IN_OLD_VERSIONS = 2**30, 2**25
 
 
 def keep_memory() -> None:
-    """Have glibc keep what is freed. Other C libraries stay as they are, and so does what the user has set."""
+    """Raise the thresholds of malloc, if the C library is glibc and the user has not set any."""
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
     import ctypes

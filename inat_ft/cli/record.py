@@ -1,4 +1,4 @@
-"""`inat-ft record`: records of other code bases, for `compare`."""
+"""`inat-ft record`: import the results of other programs for `inat-ft compare`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,23 +17,26 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings=HELP,
-    help="Make a record from another program's results, for `inat-ft compare`.",
+    help="Import the results of other programs for `inat-ft compare`.",
 )
 
-Name = Annotated[str, typer.Option(help="What the comparison calls it.")]
-Out = Annotated[Path, typer.Option(help="The record to write.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
+Name = Annotated[str, typer.Option(help="Name of the classifier in the comparison.")]
+Out = Annotated[Path, typer.Option(help="Record file to write, such as theirs.json.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]
 
 
 @app.command()
 def new(
-    predictions: Annotated[Path, typer.Argument(help="CSV: path,true,predicted[,sha256][,p_<class>...].")],
+    predictions: Annotated[
+        Path,
+        typer.Argument(help="CSV file with the columns path, true, predicted, and optionally sha256 and p_<class>."),
+    ],
     name: Name,
     out: Out,
     force: Force = False,
     json: options.Json = False,
 ) -> None:
-    """From predictions on the test images, one row each: the most that can be compared.
+    """Import predictions on the test images, one row per image. They allow every comparison.
 
     [dim]inat-ft record new predictions.csv --name "my cnn" --out partA.json[/dim]
     """
@@ -44,14 +47,19 @@ def new(
 
 @app.command()
 def wandb(
-    export: Annotated[Path, typer.Argument(help="History of one run as CSV or JSON, or its summary as JSON.")],
+    export: Annotated[Path, typer.Argument(help="Exported history (CSV or JSON) or summary (JSON) of a run.")],
     name: Name,
     out: Out,
-    run: Annotated[str | None, typer.Option(help="Which run, where there are several.", show_default=False)] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Name of the run, if the file has several.", show_default=False)
+    ] = None,
     force: Force = False,
     json: options.Json = False,
 ) -> None:
-    """From what W&B exports of a run."""
+    """Import a run that was exported from W&B.
+
+    [dim]inat-ft record wandb history.csv --name theirs --out theirs.json[/dim]
+    """
     from inat_ft.evaluation.importers import from_wandb
 
     _write(lambda: from_wandb(export, name, run), name, out, force, json)
@@ -59,13 +67,16 @@ def wandb(
 
 @app.command()
 def huggingface(
-    state: Annotated[Path, typer.Argument(help="A trainer_state.json.")],
+    state: Annotated[Path, typer.Argument(help="The trainer_state.json of the training.")],
     name: Name,
     out: Out,
     force: Force = False,
     json: options.Json = False,
 ) -> None:
-    """From the state of a Hugging Face Trainer."""
+    """Import a training with the Hugging Face Trainer.
+
+    [dim]inat-ft record huggingface checkpoint-500/trainer_state.json --name theirs --out theirs.json[/dim]
+    """
     from inat_ft.evaluation.importers import from_trainer_state
 
     _write(lambda: from_trainer_state(state, name), name, out, force, json)
@@ -77,13 +88,11 @@ def _write(make: "Callable[[], RunRecord]", name: str, out: Path, force: bool, j
     from inat_ft.text import is_printable
 
     if not name.strip() or not is_printable(name):
-        raise UsageError(f"--name {name!r} is no name", "use letters, digits and signs that can be seen")
+        raise UsageError(f"--name {name!r} is empty or has unprintable characters", "choose another name")
     if out.exists() and not force:
-        raise UsageError(f"{out} exists already", "name another file with --out, or replace it: --force")
+        raise UsageError(f"{out} already exists", "choose another file with --out, or add --force to overwrite it")
     record = make()
     write_record(record, out)
-    if json:
-        render.echo_json(record.model_dump(mode="json"))
-        return
     shown = "unknown" if record.test_accuracy is None else f"{record.test_accuracy:.4f}"
-    render.echo(f"{out}: {record.name}, test accuracy {shown}")
+    line = f"{out}: {record.name}, test accuracy {shown}"
+    render.emit(json, record.model_dump(mode="json"), lambda: render.echo(line))

@@ -1,4 +1,4 @@
-"""How things look in a terminal: the home of rich. Results go to stdout, everything else to stderr."""
+"""Terminal output. Results go to stdout, everything else to stderr. Only this module and its users import rich."""
 
 import json
 import math
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 _PLAIN_EVERY_S = 10.0
 _LONG = re.compile(r"(\S{200})\S{300,}(\S{100})")
-"""What no message shows whole, such as a path of thousands of characters."""
+"""Words that messages abbreviate, such as a path of thousands of characters."""
 
 _WHOLE_WORD = 12
-"""Characters up to which a word in a table's cell is not broken."""
+"""Length up to which a word in a table is not broken, in characters."""
 _LONG_CELL = 30
-"""Width from which a table's column may as well have several lines."""
+"""Width up to which a column of a table has a single line, in characters."""
 
 _quiet = False
 
 
 def set_quiet(quiet: bool) -> None:
-    """Silence progress and remarks; results and errors still show."""
+    """Hide progress and messages. Results, warnings and errors are still printed."""
     global _quiet  # noqa: PLW0603 - one terminal, one setting
     _quiet = quiet
 
 
 def is_quiet() -> bool:
-    """Whether only results are wanted."""
+    """Return whether progress and messages are hidden."""
     return _quiet
 
 
 def console(stderr: bool = False) -> "Console":
-    """A rich console; without a terminal it has no colours, and 160 columns unless COLUMNS says otherwise."""
+    """Return a rich console. Without a terminal it has no colors and, unless COLUMNS is set, 160 columns."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -50,33 +50,33 @@ def console(stderr: bool = False) -> "Console":
 
 
 def info(text: str) -> None:
-    """A line for a person, on stderr."""
+    """Print a message to stderr, unless quiet."""
     if not _quiet:
         print(_safe(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """A warning, on stderr, in quiet mode too."""
+    """Print a warning to stderr."""
     print(f"warning: {_safe(text)}", file=sys.stderr, flush=True)
 
 
 def echo(text: str) -> None:
-    """A line of the result, on stdout."""
+    """Print a line of the result to stdout."""
     print(_safe(text), flush=True)
 
 
 def _safe(text: str) -> str:
-    """Text for a terminal, which would obey the control characters that a file's name may hold."""
+    """Escape control characters, which file names can contain."""
     return "\n".join(map(escape_unprintable, text.split("\n")))
 
 
 def echo_json(value: Any) -> None:
-    """Print the result for a script: JSON alone on stdout. JSON has no NaN and no infinity: they become null."""
+    """Print a result as JSON to stdout. NaN and infinity, which JSON does not have, become null."""
     finite = _finite(value)
     text = json.dumps(finite, indent=2, ensure_ascii=False, allow_nan=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # the terminal has another encoding, or a name is not UTF-8
+    except UnicodeEncodeError:  # the encoding of stdout is not UTF-8, or a file name is not
         text = json.dumps(finite, indent=2, allow_nan=False)
     print(text, flush=True)
 
@@ -98,12 +98,12 @@ def _finite(value: Any) -> Any:
 
 
 def is_main_process() -> bool:
-    """Whether this is the one of several processes, started by torchrun, that prints results."""
+    """Return whether this process prints results. Of several processes under torchrun, it is rank 0."""
     return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def error(problem: InatFtError) -> None:
-    """What was wrong and what to do next, on stderr."""
+    """Print an error and its hint to stderr."""
     lines = _LONG.sub(r"\1...\2", _safe(problem.message)).splitlines()
     who = "inat-ft" if is_main_process() else f"inat-ft (process {os.environ['RANK']})"
     print(f"{who}: {lines[0]}", *lines[1:], sep="\n  ", file=sys.stderr)
@@ -119,9 +119,9 @@ def table(
     right: Sequence[str] = (),
     drop: Sequence[str] = (),
 ) -> None:
-    """A table on stdout; titles, headers and cells are shown as they are, without markup.
+    """Print a table to stdout, without interpreting markup in its texts.
 
-    right: columns aligned to the right; drop: columns that a narrow terminal leaves out, the least important first.
+    right: columns aligned to the right; drop: columns that a narrow terminal omits, the least important first.
     """
     from rich import box
     from rich.table import Table
@@ -146,11 +146,11 @@ def table(
         drawn.add_row(*(Text(row[place]) for place in kept))
     terminal.print(drawn)
     if left := [columns[place] for place in range(len(columns)) if place not in kept]:
-        info(f"not shown, since the terminal is narrow: {', '.join(left)}")
+        info(f"columns omitted because the terminal is narrow: {', '.join(left)}")
 
 
 def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], drop: Sequence[int], width: int) -> list[int]:
-    """The columns that fit into a width, after leaving out those of `drop`, one after the other, as long as they do not."""
+    """Return the columns to show. Columns of `drop` are removed in turn until the rest fits into the width."""
     from rich.cells import cell_len
 
     wanted = [
@@ -167,18 +167,19 @@ def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], drop: Sequen
 
 @contextmanager
 def progress(what: str, unit: str = "images") -> Iterator[ProgressFn]:
-    """A progress bar with rate and time left on a terminal, plain lines elsewhere, nothing when quiet."""
+    """Show a progress bar with rate and remaining time on a terminal, and print lines otherwise. Nothing if quiet."""
     if _quiet:
         yield ignore_progress
     elif sys.stderr.isatty():
-        with _bar(what, unit) as update:
+        with open_bar(what, unit) as update:
             yield update
     else:
         yield _plain_lines(what, unit)
 
 
 @contextmanager
-def _bar(what: str, unit: str) -> Iterator[ProgressFn]:
+def open_bar(what: str, unit: str = "images", transient: bool = False) -> Iterator[Callable[..., None]]:
+    """Show a progress bar; yield a function of (done, total, text="") that updates it."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -190,19 +191,19 @@ def _bar(what: str, unit: str) -> Iterator[ProgressFn]:
 
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[text]}{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     start = time.monotonic()
-    with Progress(*columns, console=console(stderr=True)) as bar:
-        task = bar.add_task(_safe(what), total=None, rate="")
+    with Progress(*columns, console=console(stderr=True), transient=transient) as bar:
+        task = bar.add_task(_safe(what), total=None, text="", rate="")
 
-        def update(done: int, total: int) -> None:
+        def update(done: int, total: int, text: str = "") -> None:
             rate = f"{done / max(time.monotonic() - start, 1e-6):,.0f} {unit}/s"
-            bar.update(task, completed=done, total=total, rate=rate)
+            bar.update(task, completed=done, total=total, text=text, rate=rate)
 
         yield update
 

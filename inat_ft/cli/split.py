@@ -58,7 +58,7 @@ def split(
         bool,
         typer.Option(
             "--near/--no-near",
-            help="Search for near duplicates: resized or recompressed. Crops, rotations and mirror images are not found.",
+            help="Search for near duplicates: resized, recompressed, brighter or slightly cropped. Mirror images are missed.",
         ),
     ] = True,
     classes_from: Annotated[
@@ -107,18 +107,18 @@ def split(
     from inat_ft.data.split import SplitOptions, split_images
 
     chosen = SplitOptions(
-        val_fraction,
-        test_fraction,
-        seed,
-        leakage,
-        near,
-        group_by,
-        source,
-        classes_from,
-        tuple(exclude or ()),
-        max_pixels,
-        strict,
-        workers,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        leakage=leakage,
+        near=near,
+        group_by=group_by,
+        source=source,
+        classes_from=classes_from,
+        exclude=tuple(exclude or ()),
+        max_pixels=max_pixels,
+        strict=strict,
+        workers=workers,
     )
     result = split_images(data, out, chosen, force=force, log=render.info, warn=render.warn, progress=render.progress)
     if json:
@@ -140,6 +140,12 @@ def _show(result: "SplitResult") -> None:
     else:
         render.echo("imbalance: none, every class has the same number of training images")
     _show_duplicates(result)
+    if manifest.made["near_copies"]:
+        from inat_ft.images.near_duplicates import FOUND_COPIES, MISSED_COPIES
+
+        render.info(
+            f"near duplicates found: {', '.join(FOUND_COPIES)}; most others are missed: {', '.join(MISSED_COPIES)}"
+        )
     _show_left_out(result)
     if findings.classes_without_test:
         render.warn(f"no test images of {few(findings.classes_without_test)}")
@@ -157,13 +163,13 @@ def _show(result: "SplitResult") -> None:
 
 
 def _show_left_out(result: "SplitResult") -> None:
-    from inat_ft.text import few
+    from inat_ft.text import few, pluralize
 
-    reasons: dict[str, list[str]] = defaultdict(list)
+    reasons: dict[str | None, list[str]] = defaultdict(list)
     for left in result.manifest.left_out:
-        reasons[(left.reason or "other").replace("_", " ")].append(f"{left.path} ({left.text})")
-    for reason, files in sorted(reasons.items(), key=lambda item: -len(item[1])):
-        render.echo(f"left out: {len(files):,} ({reason}): {few(files)}")
+        reasons[left.reason].append(f"{left.path} ({left.text})")
+    for files in sorted(reasons.values(), key=len, reverse=True):
+        render.echo(f"left out: {pluralize(len(files), 'file')}: {few(files)}")
 
 
 def _show_duplicates(result: "SplitResult") -> None:

@@ -1,8 +1,6 @@
 """`inat-ft train`: fine-tune a classifier."""
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,14 +10,12 @@ from inat_ft.cli import options, render
 from inat_ft.cli.flags import with_config_flags
 
 if TYPE_CHECKING:
+    from inat_ft.api.run import Run
     from inat_ft.config import RunConfig
     from inat_ft.records import RunRecord
-    from inat_ft.settings import Override
     from inat_ft.training import Directories, Setup
 
 _SUGGESTED_EPOCHS = 30
-_MOVABLE = {"data.split", "data.root"}
-"""The keys that can change when a run is resumed."""
 
 
 def _option(*names: str, **settings: Any) -> Any:
@@ -58,26 +54,15 @@ def train(
     [dim]inat-ft train --mode partial --unfreeze-from layer4 --lr 1e-4[/dim]
     [dim]inat-ft train --backbone cnn --image-size 64 --epochs 10[/dim]
     """
+    from inat_ft.api.config import resolve_config
     from inat_ft.errors import UsageError
-    from inat_ft.settings import ALIASES, load_config, parse_override
+    from inat_ft.settings import ALIASES, parse_override
 
     overrides = [(ALIASES[name], value) for name, value in flags.items() if value is not None]
     overrides += [(f"track.{name}", {}) for names in tracker or () for name in names.split(",")]
     overrides += [parse_override(text) for text in set_ or ()]
-    if resume is not None:
-        if config or {key for key, _ in overrides if not key.startswith("track.")} - _MOVABLE:
-            raise UsageError(
-                "--resume takes its settings from the run, except --split, --root and those of trackers",
-                f"run: inat-ft train --resume {resume}",
-            )
-        resume = _find_run(resume, runs_dir)
-        config = resume / "config.yaml"
-    resolved = load_config(config, overrides)
-    if resume is not None:
-        _require_split(resolved, resume)
-    _require_effect(resolved, overrides)
-    if config and not resume and "name" not in dict(overrides) and config.resolve().parent.name == resolved.name:
-        resolved = resolved.model_copy(update={"name": None})  # the settings of another run, without its name
+    resolved, resume = resolve_config(config, overrides, resume, runs_dir)
+    _warn_about_shadowed_plugins(resolved)
     if show_config:
         _show_config(resolved, json)
     elif dry_run:
@@ -92,40 +77,9 @@ def train(
         _train_once(resolved, resume, _directories(runs_dir, cache_dir), json)
 
 
-def _find_run(run: Path, runs_dir: Path) -> Path:
-    from inat_ft.errors import UsageError
-
-    found = next((folder for folder in (run, runs_dir / run) if (folder / "config.yaml").is_file()), None)
-    if found is None:
-        raise UsageError(
-            f"cannot resume {run}: it has no config.yaml",
-            f"give the folder of a run, or the name of a run in {runs_dir} (--runs-dir)",
-        )
-    return found
-
-
-def _require_split(config: "RunConfig", run: Path) -> None:
-    """Refuse to resume a run without its manifest."""
-    from inat_ft.errors import UsageError
-    from inat_ft.settings import expand_user
-
-    split = config.data.split
-    if split and not expand_user(split).is_file() and not (run / "record.json").exists():
-        raise UsageError(
-            f"the manifest of {run} is missing: {split}",
-            f"if it was moved, run: inat-ft train --resume {run} --split FILE",
-        )
-
-
-def _require_effect(config: "RunConfig", overrides: "list[Override]") -> None:
-    """Refuse options without effect, and warn about plugins that are not used."""
+def _warn_about_shadowed_plugins(config: "RunConfig") -> None:
     from inat_ft.config import shadowed_plugins
-    from inat_ft.errors import UsageError
 
-    if "optim.alpha" in dict(overrides) and config.optim.average != "wise-ft":
-        raise UsageError("--alpha requires --average wise-ft", "add --average wise-ft, or remove --alpha")
-    if "data.views" in dict(overrides) and config.data.views and config.data.augment != "standard":
-        raise UsageError("--views requires --augment standard", "add --augment standard, or remove --views")
     for plugin in shadowed_plugins(config):
         render.warn(
             f"{plugin} is not used: the name belongs to inat-ft or torchvision; "
@@ -140,31 +94,23 @@ def _directories(runs_dir: Path, cache_dir: Path | None) -> "Directories":
     return Directories(runs_dir, cache_folder(cache_dir))
 
 
-def _train(config: "RunConfig", directories: "Directories", resume: Path | None = None) -> "tuple[RunRecord, Path]":
+def _train(config: "RunConfig", directories: "Directories", resume: Path | None = None) -> "Run":
+    from inat_ft.api.train import train_config
     from inat_ft.cli.training_progress import callbacks
-    from inat_ft.training import train
 
-    with _resume_hint():
-        return train(config, directories, callbacks(config), resume)
-
-
-@contextmanager
-def _resume_hint() -> Iterator[None]:
-    """Say how to continue after Ctrl-C or SIGTERM, which torchrun and schedulers send."""
     try:
-        yield
-    except KeyboardInterrupt as stopped:
+        return train_config(config, resume, directories, callbacks(config))
+    except KeyboardInterrupt as stopped:  # also SIGTERM, which torchrun and schedulers send
         nothing_saved = ["no epoch was completed, so nothing was saved; run the same command again"]
         render.warn("; ".join(["stopped", *getattr(stopped, "__notes__", nothing_saved)]))
         raise
 
 
 def _train_once(config: "RunConfig", resume: Path | None, directories: "Directories", json: bool) -> None:
-    record, directory = _train(config, directories, resume)
+    run = _train(config, directories, resume)
     if render.is_main_process():
-        _advise(record)
-        value = {**record.model_dump(mode="json"), "directory": directory.as_posix()}
-        render.emit(json, value, lambda: _show_run(record, directory))
+        _advise(run.record)
+        render.emit(json, run.to_dict(), lambda: _show_run(run.record, run.directory))
 
 
 def _show_run(record: "RunRecord", directory: Path) -> None:
@@ -209,18 +155,18 @@ def _train_seeds(config: "RunConfig", seeds: int, directories: "Directories", js
         runs.append(_train(config.model_copy(update={"seed": seed, "name": name}), directories))
     if not render.is_main_process():
         return
-    _advise(runs[0][0])
-    accuracies = [record.val_accuracy or 0.0 for record, _ in runs]
+    _advise(runs[0].record)
+    accuracies = [run.val_accuracy or 0.0 for run in runs]
     value = {
         "mean": mean(accuracies),
         "deviation": stdev(accuracies),
         "val_accuracy": accuracies,
-        "directories": [directory.as_posix() for _, directory in runs],
+        "directories": [run.directory.as_posix() for run in runs],
     }
 
     def show() -> None:
-        for record, directory in runs:
-            render.echo(f"seed {record.seed}: validation accuracy {record.val_accuracy:.4f}  {directory}")
+        for run in runs:
+            render.echo(f"seed {run.record.seed}: validation accuracy {run.val_accuracy:.4f}  {run.directory}")
         render.echo(f"{seeds} seeds: validation accuracy {value['mean']:.4f} ± {value['deviation']:.4f}")
         render.info(
             "next: inat-ft eval each run, then inat-ft compare --group them with those of another configuration"

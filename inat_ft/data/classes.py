@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from inat_ft.data.sources.base import ImageList, ImageRow, LeftOut, Reason
+from inat_ft.data.sources.base import ImageList, LeftOut, Reason
 from inat_ft.errors import DataError
 from inat_ft.text import escape_unprintable, few, pluralize
 
@@ -21,56 +21,38 @@ def check_classes(images: ImageList, test_fraction: float, left_out: Sequence[Le
     """
     skipped = {left.path: left for left in left_out}
     rows = [row for row in images.rows if row.path not in skipped]
-    counts = _Counts(images.classes, rows, test_fraction)
+    given = {row.subset for row in rows}
+    has_val, new_test = "val" in given, test_fraction > 0 and "test" not in given
+    divided = ("", "train") if not given & {"val", ""} else ("",)
+    counts: dict[str, Counter[str]] = {name: Counter() for name in sorted(images.classes)}
+    for row in rows:
+        counts[row.label]["" if row.subset in divided else row.subset] += 1
     similar = _similar_names(images.classes)
     _require_two(images)
-    if empty := [name for name in counts.classes if not counts.total(name)]:
-        causes = [skipped[row.path] for row in images.rows if row.label == empty[0]]
-        causes += [left for left in images.left_out if empty[0] in left.path.split("/")]
-        raise _no_images(empty, causes)
+    _require_images(images, counts, skipped)
     _require_training(counts, similar)
-    _require_enough(counts)
+    if has_val and (lacking := [name for name, count in counts.items() if not (count["val"] or count[""])]):
+        raise DataError(
+            f"{_classes(lacking)} no images in the given validation set",
+            "add some, leave the class out with --exclude, or remove the validation set to have one split off",
+        )
+    needed = {name: new_test + (not has_val) + (not count["train"]) for name, count in counts.items()}
+    if short := [n for n, count in counts.items() if (count[""] < needed[n] if count[""] else not has_val)]:
+        kinds = (("training", not counts[short[0]]["train"]), ("validation", not has_val), ("testing", new_test))
+        raise DataError(
+            f"too few images in {_numbered({n: counts[n][''] for n in short})}: each class requires at least "
+            f"{pluralize(needed[short[0]], 'image')}, {', '.join(f'1 for {kind}' for kind, is_new in kinds if is_new)}",
+            f"add images, or leave the class out with --exclude{'; --test-fraction 0 requires one fewer' * new_test}",
+        )
     warnings = [f"{_quoted(group)} differ only in {how}: are they the same class?" for how, group in similar]
-    if small := [f"'{name}' ({counts.total(name)})" for name in counts.divided() if counts.total(name) < _FEW]:
-        which = "this class" if len(small) == 1 else "these classes"
+    if small := [n for n, count in counts.items() if count[""] and needed[n] > 1 and count.total() < _FEW]:
         warnings.append(
-            f"{few(small)}: fewer than {_FEW} images; validation and test results for {which} depend on one or two images"
+            f"{_numbered({n: counts[n].total() for n in small})}: fewer than {_FEW} images; validation and test results for "
+            f"{'this class' if len(small) == 1 else 'these classes'} depend on one or two images"
         )
     if unnamed := [left.path for left in images.left_out if left.reason is Reason.NAME]:
         warnings.append(f"{few(unnamed)}: left out, because the name is not UTF-8; rename it to use it")
     return warnings
-
-
-class _Counts:
-    """Files by class and subset; the subset "" stands for files that are to be divided."""
-
-    def __init__(self, classes: Iterable[str], rows: list[ImageRow], test_fraction: float) -> None:
-        given = {row.subset for row in rows}
-        self.classes = sorted(classes)
-        divided = ("", "train") if not given & {"val", ""} else ("",)
-        self.by_class = Counter((row.label, "" if row.subset in divided else row.subset) for row in rows)
-        self.has_val = "val" in given
-        self.new_test = test_fraction > 0 and "test" not in given
-
-    def of(self, name: str, subset: str) -> int:
-        """Return the number of files of a class in a subset."""
-        return self.by_class[name, subset]
-
-    def total(self, name: str) -> int:
-        """Return the number of files of a class."""
-        return sum(self.of(name, subset) for subset in ("train", "val", "test", ""))
-
-    def needed(self, name: str) -> int:
-        """Return the number of files that a class must have to be divided."""
-        return self.new_test + (not self.has_val) + (self.of(name, "train") == 0)
-
-    def is_short(self, name: str) -> bool:
-        """Return whether a class has too few files to be divided."""
-        return self.of(name, "") < self.needed(name) if self.of(name, "") else not self.has_val
-
-    def divided(self) -> list[str]:
-        """Return the classes whose files are divided into several subsets."""
-        return [name for name in self.classes if self.of(name, "") and self.needed(name) > 1]
 
 
 def _require_two(images: ImageList) -> None:
@@ -86,48 +68,26 @@ def _require_two(images: ImageList) -> None:
     raise DataError(f"{where} has a single class, {_quoted([name])}: a classifier requires at least two", hint)
 
 
-def _no_images(empty: list[str], causes: list[LeftOut]) -> DataError:
-    why = f": {escape_unprintable(causes[0].path)} is left out ({causes[0].text})" if causes else ""
-    return DataError(
-        f"{_classes(empty)} {_has(empty)} no usable images{why}",
-        f"add images, or leave the class out: --exclude {shlex.quote(escape_unprintable(empty[0]))}",
-    )
-
-
-def _require_training(counts: _Counts, similar: list[tuple[str, list[str]]]) -> None:
-    lacking = [name for name in counts.classes if not (counts.of(name, "") or counts.of(name, "train"))]
-    for subset, title in (("test", "test"), ("val", "validation")):
-        if only := [name for name in lacking if counts.of(name, subset)]:
-            near = next(((how, group) for how, group in similar if only[0] in group), None)
-            why = f" ({_quoted(near[1])} differ only in {near[0]})" if near else ""
-            raise DataError(
-                f"{_classes(only)} {_has(only)} images only in the {title} set, none for training{why}",
-                "use the same name in every subset" if near else "add training images, or leave it out: --exclude",
-            )
-    if not counts.has_val:
-        return
-    if lacking := [name for name in counts.classes if not (counts.of(name, "val") or counts.of(name, ""))]:
+def _require_images(images: ImageList, counts: dict[str, Counter[str]], skipped: dict[str, LeftOut]) -> None:
+    if empty := [name for name, count in counts.items() if not count]:
+        causes = [skipped[row.path] for row in images.rows if row.label == empty[0]]
+        causes += [left for left in images.left_out if empty[0] in left.path.split("/")]
+        why = f": {escape_unprintable(causes[0].path)} is left out ({causes[0].text})" if causes else ""
         raise DataError(
-            f"{_classes(lacking)} {_has(lacking)} no images in the given validation set",
-            "add some, leave the class out with --exclude, or remove the validation set to have one split off",
+            f"{_classes(empty)} no usable images{why}",
+            f"add images, or leave the class out: --exclude {shlex.quote(escape_unprintable(empty[0]))}",
         )
 
 
-def _require_enough(counts: _Counts) -> None:
-    short = [name for name in counts.classes if counts.is_short(name)]
-    if not short:
-        return
-    parts = [
-        *(["1 for training"] if not counts.of(short[0], "train") else []),
-        *(["1 for validation"] if not counts.has_val else []),
-        *(["1 for testing"] if counts.new_test else []),
-    ]
-    shown = few([f"'{name}' ({counts.of(name, '')})" for name in short])
-    raise DataError(
-        f"too few images in {shown}: each class requires at least {pluralize(counts.needed(short[0]), 'image')}, "
-        f"{', '.join(parts)}",
-        f"add images, or leave the class out with --exclude{'; --test-fraction 0 requires one fewer' * counts.new_test}",
-    )
+def _require_training(counts: dict[str, Counter[str]], similar: list[tuple[str, list[str]]]) -> None:
+    for subset, title in (("test", "test"), ("val", "validation")):
+        if only := [n for n, count in counts.items() if count[subset] and not (count[""] or count["train"])]:
+            near = next(((how, group) for how, group in similar if only[0] in group), None)
+            why = f" ({_quoted(near[1])} differ only in {near[0]})" if near else ""
+            raise DataError(
+                f"{_classes(only)} images only in the {title} set, none for training{why}",
+                "use the same name in every subset" if near else "add training images, or leave it out: --exclude",
+            )
 
 
 def _similar_names(classes: Iterable[str]) -> list[tuple[str, list[str]]]:
@@ -154,9 +114,10 @@ def _quoted(names: list[str]) -> str:
     )
 
 
+def _numbered(counts: dict[str, int]) -> str:
+    return few([f"'{name}' ({count})" for name, count in counts.items()])
+
+
 def _classes(names: list[str]) -> str:
-    return f"class{'es' * (len(names) > 1)} " + few([f"'{name}'" for name in names])
-
-
-def _has(names: list[str]) -> str:
-    return "has" if len(names) == 1 else "have"
+    shown = few([f"'{name}'" for name in names])
+    return f"classes {shown} have" if len(names) > 1 else f"class {shown} has"

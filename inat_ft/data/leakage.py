@@ -52,7 +52,7 @@ def find_leakage(
     conflicting = {}
     for group in equal:
         labels = " and ".join(sorted({rows[number].label for number in group}))
-        text = f"label conflict: the same file is {labels}"
+        text = f"the same file has the labels {labels}"
         for number in group:
             if preset[number] != TEST:
                 conflicting[number] = LeftOut(rows[number].path, text, Reason.LABEL_CONFLICT)

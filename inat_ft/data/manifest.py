@@ -100,23 +100,19 @@ def _rows_text(manifest: Manifest) -> str:
     labels = (manifest.classes[label] for label in manifest.labels.tolist())
     subsets = (SUBSETS[subset] for subset in manifest.subsets.tolist())
     for row in zip(manifest.paths, labels, subsets, manifest.hashes, manifest.groups, strict=True):
-        (quoting if "\r" in "".join(row) else writer).writerow(
-            row
-        )  # Python before 3.13 does not quote a carriage return
+        has_return = "\r" in "".join(row)  # Python before 3.13 does not quote it
+        (quoting if has_return else writer).writerow(row)
     return out.getvalue()
 
 
 def check_output(path: Path) -> None:
     """Raise UsageError if a manifest cannot be written to a path."""
-    if os.path.isdir(path):
-        raise UsageError(f"--out {path} is a folder", "choose a file, such as --out splits/photos.csv")
     if os.path.lexists(path) and not os.path.isfile(path):
-        raise UsageError(f"--out {path} exists and is not a regular file", "choose another file with --out")
+        raise UsageError(f"--out {path} exists and is not a file", "choose a file, such as --out splits/photos.csv")
     folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
-    if not folder.is_dir():
-        raise UsageError(f"cannot write --out {path}: {folder} is a file", "choose a file in a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot write --out {path}: {folder} is not writable", "choose another file with --out")
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        problem = "is not writable" if folder.is_dir() else "is not a folder"
+        raise UsageError(f"cannot write --out {path}: {folder} {problem}", "choose another file with --out")
 
 
 def write_manifest(manifest: Manifest, force: bool = False) -> bool:

@@ -89,7 +89,7 @@ def split_images(
     with progress("scanning") as update:
         workers = options.workers or num_cores()
         scanned = scan(images.root, images.paths, options.max_pixels, workers, options.near, update)
-    _require_usable(images, scanned, options.strict)
+    _require_usable(images, _unusable(images, scanned), options.strict)
     manifest, findings = make_manifest(images, scanned, options, out)
     is_new = write_manifest(manifest, force)
     return SplitResult(manifest, findings, is_new, tuple(warnings), is_default and bool(options.test_fraction))
@@ -123,21 +123,27 @@ def _test_fraction(images: ImageList, fraction: float | None) -> float:
     return fraction
 
 
-def _require_usable(images: ImageList, scanned: Scan, strict: bool) -> None:
-    bad = [(path, str(why)) for path, why in zip(images.paths, scanned.problems, strict=True) if why]
-    if len(bad) == len(images.rows):
-        too_large = any(why and why.kind is ProblemKind.TOO_LARGE for why in scanned.problems)
+def _unusable(images: ImageList, scanned: Scan) -> list[LeftOut]:
+    return [
+        LeftOut(row.path, str(why), Reason.TOO_LARGE if why.kind is ProblemKind.TOO_LARGE else Reason.UNUSABLE)
+        for row, why in zip(images.rows, scanned.problems, strict=True)
+        if why
+    ]
+
+
+def _require_usable(images: ImageList, unusable: list[LeftOut], strict: bool) -> None:
+    if len(unusable) == len(images.rows):
+        too_large = any(left.reason is Reason.TOO_LARGE for left in unusable)
         raise DataError(
-            f"none of the {len(bad):,} files in {images.root / images.listing} is a usable image: {bad[0][0]} ({bad[0][1]})",
+            f"none of the {len(unusable):,} files in {images.root / images.listing} is a usable image: "
+            f"{unusable[0].path} ({unusable[0].text})",
             "allow larger images: --max-pixels" if too_large else "check that the folder contains images",
         )
-    bad += [(left.path, left.text) for left in images.left_out if left.reason is not Reason.EXCLUDED]
+    bad = [*unusable, *(left for left in images.left_out if left.reason is not Reason.EXCLUDED)]
     if strict and bad:
-        lines = [f"{path} ({why})" for path, why in bad[:_SHOWN]]
-        lines += ["..."] if len(bad) > _SHOWN else []
+        files = "\n".join(f"{left.path} ({left.text})" for left in bad[:_SHOWN]) + "\n..." * (len(bad) > _SHOWN)
         raise DataError(
-            "\n".join([f"{len(bad):,} files are not usable images: {lines[0]}", *lines[1:]]),
-            "remove --strict to continue without them",
+            f"{len(bad):,} files are not usable images: {files}", "remove --strict to continue without them"
         )
 
 
@@ -147,11 +153,7 @@ def make_manifest(images: ImageList, scanned: Scan, options: SplitOptions, path:
         row.sha256 = sha256
     usable = np.flatnonzero([not why for why in scanned.problems])
     rows = [images.rows[number] for number in usable.tolist()]
-    unusable = [
-        LeftOut(row.path, str(why), Reason.TOO_LARGE if why.kind is ProblemKind.TOO_LARGE else Reason.UNUSABLE)
-        for row, why in zip(images.rows, scanned.problems, strict=True)
-        if why
-    ]
+    unusable = _unusable(images, scanned)
     signatures = scanned.signatures.take(usable) if options.near else None
     duplicates = group_images([row.sha256 for row in rows], [row.group for row in rows], signatures)
     preset = np.fromiter((_CODES[row.subset] for row in rows), np.uint8, len(rows))

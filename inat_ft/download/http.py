@@ -59,7 +59,6 @@ def download(
     to: Path,
     *,
     sha256: str | None = None,
-    sha256_prefix: str | None = None,
     size: int | None = None,
     progress: ProgressFn = ignore_progress,
     timeout_s: float = 15.0,
@@ -72,9 +71,8 @@ def download(
     progress is called with (done, total) in bytes. timeout_s: of one read; pause_s: before the first retry, doubled for each
     further one. Raises DataError if the download fails, and UsageError for an address or a hash that is not valid.
     """
-    given = sha256 if sha256 is not None else sha256_prefix
-    require_request(url, given)
-    wanted = (given or "").lower()
+    require_request(url, sha256)
+    wanted = (sha256 or "").lower()
     if to.is_dir():
         raise UsageError(f"{to} is a folder, not a file to download to", "choose a file name")
     if _is_complete(to, wanted, size):  # checked before locking, because the folder may be read-only

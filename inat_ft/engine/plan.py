@@ -12,7 +12,7 @@ from torch import nn
 
 from inat_ft.errors import PluginError
 from inat_ft.models.net import Net
-from inat_ft.registry import STRATEGIES, call_plugin, plugin_label
+from inat_ft.registry import STRATEGIES, plugin_errors, plugin_label
 from inat_ft.strategies.base import Group, Strategy
 
 
@@ -136,7 +136,8 @@ def _scales(
 ) -> dict[nn.Parameter, float]:
     """Return the trainable parameters of an epoch and their factors, in the order of the network."""
     name = plugin_label(STRATEGIES, type(strategy))
-    groups = call_plugin(strategy.groups, net, epoch)
+    with plugin_errors(STRATEGIES, type(strategy), f"groups(epoch={epoch})"):
+        groups = strategy.groups(net, epoch)
     if not isinstance(groups, Sequence) or not all(isinstance(group, Group) for group in groups):
         raise PluginError(f"{name} breaks the contract: groups() must return a list of Group, not {groups!r}")
     scales: dict[nn.Parameter, float] = {}

@@ -1,1 +1,1 @@
-"""What a trained classifier is worth, and how sure that is."""
+"""Evaluation, prediction, and comparison of trained classifiers."""

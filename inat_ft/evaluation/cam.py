@@ -1,8 +1,8 @@
-"""Where a network looked: Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) for any backbone. Needs the extra `cam`.
+"""Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) for any backbone. Requires the extra `cam`.
 
-The map is taken from the last module that still has places to tell apart, found by running the network, so no backbone
-needs an entry of its own. In a transformer that answers from a class token it lies before the last attention, since behind
-it no patch reaches the answer.
+The map is taken from the last module with spatial positions that influence the output. It is found by running the network,
+so no backbone needs an entry of its own. In a transformer that classifies from a class token, this module is before the last
+attention, because after it no patch reaches the output.
 """
 
 from __future__ import annotations
@@ -25,60 +25,56 @@ from inat_ft.threads import decoders
 
 _BATCH = 8
 _EXTRA_TOKENS = (0, 1, 2, 5)
-"""Class, distillation and register tokens in front of the patches, as networks have them."""
+"""Common numbers of class, distillation and register tokens before the patches."""
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How activations become maps `[N, C, S, S]`: order of axes, and tokens in front that belong to no place."""
+    """How activations are converted to maps `[N, C, S, S]`. order: of the axes of a 4D tensor, None for tokens."""
 
-    kind: str
+    order: tuple[int, ...] | None
     extra: int = 0
 
     def maps(self, x: Tensor) -> Tensor:
-        if self.kind == "channels first":
-            return x
-        if self.kind == "channels last":
-            return x.permute(0, 3, 1, 2)
+        if self.order:
+            return x.permute(self.order)
         side = isqrt(x.shape[1] - self.extra)
         return x[:, self.extra :].transpose(1, 2).reshape(len(x), -1, side, side)
 
     def back(self, maps: Tensor, x: Tensor) -> Tensor:
-        """What `maps` was made from; `x` lends the tokens that belong to no place."""
-        if self.kind == "channels first":
-            return maps
-        if self.kind == "channels last":
-            return maps.permute(0, 2, 3, 1)
+        """Return the activation that `maps` was made from; the extra tokens are taken from `x`."""
+        if self.order:
+            return maps.permute([self.order.index(axis) for axis in range(4)])
         return torch.cat([x[:, : self.extra], maps.flatten(2).transpose(1, 2)], 1)
 
 
 def _layout(x: object, count: int) -> _Layout | None:
-    """The layout of an activation of `count` images; None when it has no places or the number of images is another."""
+    """Return the layout of an activation of `count` images; None when it has no spatial positions."""
     if not isinstance(x, Tensor) or x.dim() not in (3, 4) or len(x) != count or not x.requires_grad:
         return None
     if x.dim() == 4 and x.shape[2] == x.shape[3] > 1:
-        return _Layout("channels first")
+        return _Layout((0, 1, 2, 3))
     if x.dim() == 4 and x.shape[1] == x.shape[2] > 1:
-        return _Layout("channels last")
+        return _Layout((0, 3, 1, 2))
     if x.dim() == 3:
         for extra in _EXTRA_TOKENS:
             patches = x.shape[1] - extra
             if patches > 1 and isqrt(patches) ** 2 == patches:
-                return _Layout("tokens", extra)
+                return _Layout(None, extra)
     return None
 
 
 def check_cam(trained: LoadedModel) -> None:
-    """Raises UsageError when captum is not installed, or the network tells no places of its images apart."""
+    """Raise UsageError when captum is not installed, or the network has no spatial positions at this image size."""
     _import_captum()
     size, seeded = trained.preprocess.eval_size, torch.Generator().manual_seed(0)
     _last_with_places(trained.net, torch.rand(2, 3, size, size, generator=seeded).to(trained.compute.device))
 
 
 def grad_cam(trained: LoadedModel, paths: Sequence[Path], classes: Sequence[int]) -> Tensor:
-    """How much each place spoke for the class named, float32 `[N, S, S]`, 0 to 1 within each image.
+    """Return the evidence for the given class at each position, float32 `[N, S, S]`, 0 to 1 within each image.
 
-    Raises UsageError as `require_maps` does.
+    Raises UsageError as `check_cam` does.
     """
     gradcam = _import_captum()
     net, device = trained.net, trained.compute.device
@@ -89,54 +85,57 @@ def grad_cam(trained: LoadedModel, paths: Sequence[Path], classes: Sequence[int]
         for start in range(0, len(paths), _BATCH):
             numbers = torch.arange(start, min(start + _BATCH, len(paths)))
             images = prepare(source.rows(numbers).to(device), numbers)
-            with _cam_layer(net, images) as spot:
+            with _cam_layer(net, images) as probe:
                 target = torch.tensor([classes[number] for number in numbers], device=device)
-                maps = gradcam(net, spot).attribute(images, target, relu_attributions=True).detach()[:, 0].float().cpu()
+                maps = (
+                    gradcam(net, probe).attribute(images, target, relu_attributions=True).detach()[:, 0].float().cpu()
+                )
             found.append(maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12))
     return torch.cat(found)
 
 
 @contextmanager
 def _cam_layer(net: nn.Module, images: Tensor) -> Iterator[nn.Module]:
-    """An identity that sees, as maps, what comes out of the last module in which places matter to the answer."""
+    """Insert an identity module that sees the output of the last spatial module as maps."""
     chosen, layout = _last_with_places(net, images)
-    spot = nn.Identity()
+    probe = nn.Identity()
 
     def detour(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return layout.back(spot(layout.maps(output)), output)
+        return layout.back(probe(layout.maps(output)), output)
 
     handle = chosen.register_forward_hook(detour)
     try:
-        yield spot
+        yield probe
     finally:
         handle.remove()
 
 
 def _last_with_places(net: nn.Module, images: Tensor) -> tuple[nn.Module, _Layout]:
+    """Return the last module whose spatial positions influence the output. Raises UsageError when there is none."""
     calls: Counter[nn.Module] = Counter()
     seen: list[tuple[nn.Module, Tensor, _Layout]] = []
 
-    def look(module: nn.Module, inputs: Any, output: object) -> None:
+    def record(module: nn.Module, inputs: Any, output: object) -> None:
         calls[module] += 1
-        layout = None if isinstance(module, nn.Linear) else _layout(output, len(images))  # queries and keys are no maps
+        layout = None if isinstance(module, nn.Linear) else _layout(output, len(images))  # skips queries and keys
         if layout is not None and isinstance(output, Tensor):
             seen.append((module, output, layout))
 
-    handles = [module.register_forward_hook(look) for module in net.modules()]
+    handles = [module.register_forward_hook(record) for module in net.modules()]
     try:
         with torch.enable_grad():
-            answer = net(images)
+            logits = net(images)
     finally:
         for handle in handles:
             handle.remove()
     seen = [entry for entry in seen if calls[entry[0]] == 1]
-    gradients = torch.autograd.grad(answer.sum(), [x for _, x, _ in seen], allow_unused=True) if seen else ()
+    gradients = torch.autograd.grad(logits.sum(), [x for _, x, _ in seen], allow_unused=True) if seen else ()
     for (module, _, layout), gradient in reversed(list(zip(seen, gradients, strict=True))):
         if gradient is not None and (layout.maps(gradient).abs().sum((0, 1)) > 0).sum() > 1:
             return module, layout
     raise UsageError(
-        f"no part of this network tells places apart at {images.shape[-1]} pixels, so there is nothing to overlay",
-        "leave --cam out, or show it larger images: --image-size N",
+        f"no layer of this network distinguishes positions at {images.shape[-1]} pixels, so Grad-CAM is not possible",
+        "leave out --cam, or use larger images: --image-size N",
     )
 
 
@@ -145,6 +144,6 @@ def _import_captum() -> Any:
         from captum.attr import LayerGradCam
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"Grad-CAM needs the package {error.name}, which is not installed", "pip install 'inat-ft[cam]'"
+            f"Grad-CAM requires the package {error.name}, which is not installed", "pip install 'inat-ft[cam]'"
         ) from None
     return LayerGradCam

@@ -1,51 +1,43 @@
-"""What is compared: records with their predictions, alone or as several seeds of one configuration."""
+"""The classifiers of a comparison: records with their predictions, alone or as several seeds of one configuration."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
 
 from inat_ft.data.manifest import Manifest, read_manifest
 from inat_ft.errors import InatFtError, RecordError, UsageError
-from inat_ft.evaluation.contributions import MACRO, METRICS, NEED_PROBABILITIES
-from inat_ft.evaluation.metrics import BootstrapWeights, compute_metric, proportion
+from inat_ft.evaluation.caveats import Caveat, CaveatKind, NotComparable
 from inat_ft.evaluation.predictions import Predictions, align, read_predictions
 from inat_ft.evaluation.significance import Sample, seed_variance_test
-from inat_ft.records import Metric, RunRecord, read_record
+from inat_ft.metrics.base import Metric, contributions_of, measure
+from inat_ft.metrics.proportions import proportion
+from inat_ft.records import MetricValue, RunRecord, read_record
 
 _FEW = 5
-"""Test images of a class below which macro metrics say little about it."""
-
-
-class Caveat(StrEnum):
-    """What a conclusion depends on besides the figures."""
-
-    TRAINED_ON_TEST_IMAGES = "trained on test images"
+"""Test images of a class below which macro metrics are uncertain."""
 
 
 @dataclass
 class Candidate:
-    """One classifier, or several that differ in their seed alone, as compared.
+    """One classifier, or several that differ only in their seed.
 
-    score: of the metric asked for, on the test set; None when it is not known. predictions: of each member, in the same
-    order of images, or empty. remarks: what limits the comparison.
+    predictions: of each member, on the same images in the same order, or empty. score: the metric on the test set; None when
+    it is unknown. std: standard deviation over the seeds.
     """
 
     name: str
     records: list[RunRecord]
     files: list[Path]
     predictions: list[Predictions] = field(default_factory=list)
-    score: Metric | None = None
+    score: MetricValue | None = None
     num_test: int | None = None
     std: float | None = None
-    """Standard deviation over the seeds."""
-    remarks: list[str] = field(default_factory=list)
-    caveats: set[Caveat] = field(default_factory=set)
+    caveats: list[Caveat] = field(default_factory=list)
 
     @property
     def record(self) -> RunRecord:
@@ -54,14 +46,29 @@ class Candidate:
 
     @property
     def evidence(self) -> int:
-        """How well its score is borne out: 3 by predictions, 2 by a number of images, 1 by nothing, 0 there is none."""
+        """What its score rests on: 3 predictions, 2 a number of images, 1 a bare claim, 0 there is no score."""
         if self.score is None:
             return 0
         return 3 if self.predictions else 2 if self.num_test is not None else 1
 
+    def add(self, kind: CaveatKind, **parameters: object) -> None:
+        """Add a caveat."""
+        self.caveats.append(Caveat.of(kind, **parameters))
 
-def read_candidates(paths: Sequence[Path], metric: str, group: bool) -> list[Candidate]:
-    """Entries of records, run directories, or directories of runs. Raises UsageError or RecordError."""
+    def manifest(self) -> Manifest | None:
+        """Return the manifest that it was trained with; None when it is missing or has changed."""
+        split = self.record.split
+        if split is None:
+            return None
+        try:
+            manifest = read_manifest((self.files[0].parent / split.manifest).resolve())
+        except InatFtError:
+            return None
+        return manifest if manifest.fingerprint == split.fingerprint else None
+
+
+def read_candidates(paths: Sequence[Path], metric: Metric, group: bool) -> list[Candidate]:
+    """Read records, run directories, or directories of runs. Raises UsageError or RecordError."""
     candidates = [_candidate(record, file, metric) for record, file in _read(paths)]
     if group:
         candidates = _grouped(candidates, metric)
@@ -75,11 +82,11 @@ def read_candidates(paths: Sequence[Path], metric: str, group: bool) -> list[Can
 def _read(paths: Sequence[Path]) -> list[tuple[RunRecord, Path]]:
     found: list[Path] = []
     for path in paths:
-        holds_run = any((path / name).exists() for name in ("record.json", "config.yaml"))
-        if path.is_dir() and not holds_run:
+        is_run = any((path / name).exists() for name in ("record.json", "config.yaml"))
+        if path.is_dir() and not is_run:
             inside = sorted(file.parent for file in path.glob("*/record.json"))
             if not inside:
-                raise RecordError(f"{path} holds no run: there is no record.json in it or in its folders")
+                raise RecordError(f"{path} has no runs: neither it nor its folders have a record.json")
             found += inside
         else:
             found.append(path)
@@ -88,79 +95,65 @@ def _read(paths: Sequence[Path]) -> list[tuple[RunRecord, Path]]:
     return [read_record(path) for path in found]
 
 
-def _candidate(record: RunRecord, file: Path, metric: str) -> Candidate:
+def _candidate(record: RunRecord, file: Path, metric: Metric) -> Candidate:
     candidate = Candidate(record.name, [record], [file])
     name = record.predictions.get("test")
     if name is not None:
         try:
             candidate.predictions = [read_predictions(file.parent / name)]
         except InatFtError as error:
-            candidate.remarks.append(f"has predictions that cannot be read: {error.message}")
+            candidate.add(CaveatKind.UNREADABLE_PREDICTIONS, error=error.message)
     if candidate.predictions:
         _score_predictions(candidate, metric)
-    elif record.test_accuracy is None:
-        if name is None:
-            next_step = f": inat-ft eval {file.parent}" if record.config else ""
-            candidate.remarks.append(f"has no test_accuracy: it has not been evaluated on a test set{next_step}")
-    elif metric != "accuracy":
-        candidate.remarks.append(f"has no predictions, so its {metric} cannot be computed")
-    else:
+    elif record.test_accuracy is not None and metric.name != "accuracy":
+        candidate.add(CaveatKind.NO_PREDICTIONS_FOR_METRIC, metric=metric.label)
+    elif record.test_accuracy is not None:
         _score_claim(candidate, record.test_accuracy)
+    elif name is None:
+        candidate.add(CaveatKind.NOT_EVALUATED, command=f": inat-ft eval {file.parent}" if record.config else "")
     return candidate
 
 
 def _score_claim(candidate: Candidate, claimed: float) -> None:
     candidate.num_test = number = candidate.record.num_test
     if number is None:
-        candidate.score = Metric(value=claimed)
-        candidate.remarks.append("does not say how many test images it was measured on: its accuracy cannot be checked")
+        candidate.score = MetricValue(value=claimed)
+        candidate.add(CaveatKind.UNKNOWN_TEST_SIZE)
         return
     candidate.score = proportion(round(claimed * number), number).model_copy(update={"value": claimed})
-    candidate.remarks.append("has no predictions: only unpaired intervals are possible, and its accuracy is unverified")
+    candidate.add(CaveatKind.NO_PREDICTIONS)
     digits = len(repr(claimed).partition(".")[2])
     if abs(round(claimed * number) / number - claimed) > 0.51 * 10**-digits:
-        candidate.remarks.append(f"claims an accuracy of {claimed} on {number:,} images, which no number of them gives")
+        candidate.add(CaveatKind.IMPOSSIBLE_ACCURACY, claimed=claimed, number=number)
 
 
-def _score_predictions(candidate: Candidate, metric: str) -> None:
-    """Compute the score from the predictions, whatever the record claims."""
+def _score_predictions(candidate: Candidate, metric: Metric) -> None:
+    """Compute the score from the predictions, whatever the record reports."""
     predictions, record = candidate.predictions[0], candidate.record
     candidate.num_test = len(predictions)
-    pluralize, claims = float(predictions.correct.mean()), {record.test_accuracy}
+    computed, reported = float(predictions.correct.mean()), {record.test_accuracy}
     if record.test and "accuracy" in record.test.metrics:
-        claims.add(record.test.metrics["accuracy"].value)
-    for claimed in claims - {None}:
-        if abs((claimed or 0.0) - pluralize) > 0.5 / len(predictions):
-            candidate.remarks.append(
-                f"claims an accuracy of {claimed:.4f}, but its predictions come to {pluralize:.4f}"
-            )
+        reported.add(record.test.metrics["accuracy"].value)
+    for claimed in reported - {None}:
+        if abs((claimed or 0.0) - computed) > 0.5 / len(predictions):
+            candidate.add(CaveatKind.CONTRADICTED_ACCURACY, claimed=claimed, computed=computed)
     if predictions.probabilities is not None:
         odd = int((predictions.probabilities.argmax(1) != predictions.predicted).sum())
         if odd:
-            candidate.remarks.append(f"predicts another class than the one it finds most probable for {odd:,} images")
-    elif metric in NEED_PROBABILITIES:
-        candidate.remarks.append(f"has predictions without probabilities, so its {metric} cannot be computed")
+            candidate.add(CaveatKind.NOT_MOST_PROBABLE, count=odd)
+    elif metric.needs_probabilities:
+        candidate.add(CaveatKind.NO_PROBABILITIES, metric=metric.label)
         return
-    candidate.score = compute_metric(predictions, metric, BootstrapWeights(predictions.true))
-    if metric in MACRO and (few := _rare_classes(predictions)):
-        candidate.remarks.append(few)
-
-
-def _rare_classes(predictions: Predictions) -> str:
-    """How many classes have too few images for a macro metric to say much about them; empty when none has."""
+    candidate.score = measure(metric, predictions)
     counts = np.bincount(predictions.true)
     counts = counts[counts > 0]
     few = int((counts < _FEW).sum())
-    if not few:
-        return ""
-    return (
-        f"has fewer than {_FEW} test images in {few:,} of {len(counts):,} classes, {counts.min()} in the rarest: "
-        "its macro metrics have wide intervals"
-    )
+    if few and metric.averages_classes:
+        candidate.add(CaveatKind.RARE_CLASSES, limit=_FEW, count=few, classes=len(counts), least=int(counts.min()))
 
 
-def _grouped(candidates: list[Candidate], metric: str) -> list[Candidate]:
-    """Runs with one configuration but different seeds, as one entry with mean and standard deviation."""
+def _grouped(candidates: list[Candidate], metric: Metric) -> list[Candidate]:
+    """Merge runs with the same configuration but different seeds."""
     groups: dict[str, list[Candidate]] = {}
     for number, candidate in enumerate(candidates):
         groups.setdefault(_configuration(candidate.record) or f"foreign {number}", []).append(candidate)
@@ -168,7 +161,7 @@ def _grouped(candidates: list[Candidate], metric: str) -> list[Candidate]:
 
 
 def _configuration(record: RunRecord) -> str:
-    """All that decides a run but its seed and its place on the disk; empty for records of other code bases."""
+    """Return the settings that decide a result, without seed and paths; "" for records of other programs."""
     if not record.config:
         return ""
     config = {key: value for key, value in record.config.items() if key not in ("seed", "name", "track")}
@@ -176,51 +169,41 @@ def _configuration(record: RunRecord) -> str:
     return json.dumps([config, record.split and record.split.fingerprint], sort_keys=True)
 
 
-def _merge(members: list[Candidate], metric: str) -> Candidate:
-    """Members on the first one's images with a seed of their own; what others there are is said."""
+def _merge(members: list[Candidate], metric: Metric) -> Candidate:
+    """Merge the members that were tested on the first one's images, each seed once."""
     first = next((member for member in members if member.evidence == 3), members[0])
-    taken: dict[int | None, Candidate] = {}
-    remarks = []
+    kept: dict[int | None, Candidate] = {}
+    excluded = []
     for member in members:
         if member.evidence < 3:
-            remarks.append(f"leaves {member.name} out, which has no predictions on the test set")
+            excluded.append(Caveat.of(CaveatKind.EXCLUDES_WITHOUT_PREDICTIONS, other=member.name))
             continue
-        aligned = align(first.predictions[0], member.predictions[0])
-        if isinstance(aligned, str):
-            remarks.append(f"leaves {member.name} out: {aligned}")
-        elif member.record.seed in taken:
-            remarks.append(f"leaves {member.name} out: {taken[member.record.seed].name} has its seed already")
+        aligned, seed = align(first.predictions[0], member.predictions[0]), member.record.seed
+        if isinstance(aligned, NotComparable):
+            excluded.append(Caveat.of(CaveatKind.EXCLUDES_NOT_COMPARABLE, other=member.name, reason=aligned))
+        elif seed in kept:
+            same = kept[seed].name
+            excluded.append(Caveat.of(CaveatKind.EXCLUDES_DUPLICATE_SEED, other=member.name, first=same))
         else:
             member.predictions = [aligned]
-            taken[member.record.seed] = member
-    kept = list(taken.values())
-    if len(kept) < 2:
-        alone = kept[0] if kept else first
-        alone.remarks += remarks
+            kept[seed] = member
+    runs = list(kept.values())
+    if len(runs) < 2:
+        alone = runs[0] if runs else first
+        alone.caveats += excluded
         return alone
-    sample = Sample([METRICS[metric](member.predictions[0]) for member in kept])
-    found = seed_variance_test([sample]).difference
-    low, high = max(0.0, found.low), found.high if metric in ("log_loss", "brier") else min(1.0, found.high)
-    seeds = ", ".join(str(member.record.seed) for member in kept)
+    predictions = [member.predictions[0] for member in runs]
+    sample = Sample([contributions_of(metric, p) for p in predictions])
+    mean = seed_variance_test([sample]).difference
+    least, most = metric.bounds
+    seeds = [member.record.seed for member in runs]
     return Candidate(
-        name=f"{kept[0].name} ({len(kept)} seeds)",
-        records=[member.record for member in kept],
-        files=[member.files[0] for member in kept],
-        predictions=[member.predictions[0] for member in kept],
-        score=Metric(value=found.value, low=low, high=high, method=found.method),
-        num_test=len(kept[0].predictions[0]),
+        name=f"{runs[0].name} ({len(runs)} seeds)",
+        records=[member.record for member in runs],
+        files=[member.files[0] for member in runs],
+        predictions=predictions,
+        score=MetricValue(value=mean.value, low=max(least, mean.low), high=min(most, mean.high), method=mean.method),
+        num_test=len(predictions[0]),
         std=float(sample.values.std(ddof=1)),
-        remarks=[f"is the mean of {len(kept)} runs, with the seeds {seeds}", *remarks],
+        caveats=[Caveat.of(CaveatKind.MEAN_OF_SEEDS, count=len(runs), seeds=seeds), *excluded],
     )
-
-
-def manifest_of_candidate(candidate: Candidate) -> Manifest | None:
-    """The manifest that an entry was trained with, if it is still there unchanged."""
-    split = candidate.record.split
-    if split is None:
-        return None
-    try:
-        manifest = read_manifest((candidate.files[0].parent / split.manifest).resolve())
-    except InatFtError:
-        return None
-    return manifest if manifest.fingerprint == split.fingerprint else None

@@ -1,4 +1,4 @@
-"""The pictures of a comparison."""
+"""The figures of a comparison."""
 
 from __future__ import annotations
 
@@ -13,77 +13,64 @@ from inat_ft.evaluation.figures import BLUE, GREEN, GREY, ORANGE, logarithmic, n
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", "-.", ":")
 
 
 def draw_charts(comparison: Comparison) -> dict[str, tuple[Figure, str]]:
-    """Every figure that the records allow, by name, with a sentence that says what it shows."""
-    found = {
-        "scores": (_scores(comparison), f"{comparison.metric.replace('_', ' ')} of each, with its 95 % interval"),
-    }
-    curves = [candidate for candidate in comparison.candidates if len(candidate.record.history) > 1]
-    if curves:
-        found["curves"] = (_curves(curves), "accuracy on the validation images after each epoch")
-    costs = [
-        candidate for candidate in comparison.candidates if candidate.score and candidate.record.seconds.get("total")
-    ]
-    if len(costs) > 1:
-        found["cost"] = (
-            _cost(costs, comparison.metric),
-            f"{comparison.metric.replace('_', ' ')} against training time",
-        )
-    with_images = [candidate for candidate in comparison.candidates if candidate.predictions]
-    if len(with_images) > 1 and set(with_images[0].predictions[0].classes) == set(
-        with_images[1].predictions[0].classes
-    ):
-        first, second = with_images[:2]
-        found["classes"] = (_classes(first, second), f"recall by class, {first.name} minus {second.name}")
+    """Return every figure that the records allow, by name, with its caption."""
+    candidates, label = comparison.candidates, comparison.scored_by.label
+    curves = [c for c in candidates if len(c.record.history) > 1]
+    costs = [c for c in candidates if c.score and c.record.seconds.get("total")]
+    tested = [c for c in candidates if c.predictions]
+    with plotting():
+        found = {"scores": (_scores(candidates, label), f"{label} of each classifier, with its 95 % interval")}
+        if curves:
+            found["curves"] = (_curves(curves), "accuracy on the validation images after each epoch")
+        if len(costs) > 1:
+            found["cost"] = (_cost(costs, label), f"{label} against training time")
+        if len(tested) > 1 and set(tested[0].predictions[0].classes) == set(tested[1].predictions[0].classes):
+            first, second = tested[:2]
+            found["classes"] = (_classes(first, second), f"recall by class, {first.name} minus {second.name}")
     return found
 
 
-def _scores(comparison: Comparison) -> Figure:
-    candidates = [candidate for candidate in reversed(comparison.candidates) if candidate.score]
-    with plotting():
-        figure, axes = new_figure(6.4, 1.3 + 0.4 * len(candidates))
-        for place, candidate in enumerate(candidates):
-            score = candidate.score
-            assert score is not None
-            if score.low is not None and score.high is not None:
-                axes.plot([score.low, score.high], [place, place], color=GREY, linewidth=2, solid_capstyle="butt")
-            axes.plot(score.value, place, "o", color=BLUE, markersize=7)
-            axes.annotate(f"{score.value:.4f}", (score.value, place), (0, 7), textcoords="offset points", ha="center")
-        axes.set_yticks(range(len(candidates)), [candidate.name for candidate in candidates])
-        axes.set_ylim(-0.6, len(candidates) - 0.3)
-        axes.set_xlabel(comparison.metric.replace("_", " "))
+def _scores(candidates: list[Candidate], label: str) -> Figure:
+    scored = [(candidate.name, candidate.score) for candidate in reversed(candidates) if candidate.score]
+    figure, axes = new_figure(6.4, 1.3 + 0.4 * len(scored))
+    for place, (_, score) in enumerate(scored):
+        if score.low is not None and score.high is not None:
+            axes.plot([score.low, score.high], [place, place], color=GREY, linewidth=2, solid_capstyle="butt")
+        axes.plot(score.value, place, "o", color=BLUE, markersize=7)
+        axes.annotate(f"{score.value:.4f}", (score.value, place), (0, 7), textcoords="offset points", ha="center")
+    axes.set_yticks(range(len(scored)), [name for name, _ in scored])
+    axes.set_ylim(-0.6, len(scored) - 0.3)
+    axes.set_xlabel(_capitalized(label))
     return figure  # type: ignore[no-any-return]
 
 
 def _curves(candidates: list[Candidate]) -> Figure:
-    with plotting():
-        figure, axes = new_figure(6.4, 3.6)
-        for number, candidate in enumerate(candidates):
-            epochs = [epoch.epoch for epoch in candidate.record.history]
-            values = [np.nan if e.val_accuracy is None else e.val_accuracy for e in candidate.record.history]
-            colour, dash = _COLOURS[number % len(_COLOURS)], _DASHES[number % len(_DASHES)]
-            axes.plot(epochs, values, color=colour, linestyle=dash, marker="o", markersize=3, label=candidate.name)
-        axes.set(xlabel="epoch", ylabel="validation accuracy")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False)
+    figure, axes = new_figure(6.4, 3.6)
+    for number, candidate in enumerate(candidates):
+        epochs = [epoch.epoch for epoch in candidate.record.history]
+        values = [np.nan if e.val_accuracy is None else e.val_accuracy for e in candidate.record.history]
+        color, dash = _COLORS[number % len(_COLORS)], _DASHES[number % len(_DASHES)]
+        axes.plot(epochs, values, color=color, linestyle=dash, marker="o", markersize=3, label=candidate.name)
+    axes.set(xlabel="Epoch", ylabel="Validation accuracy")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
     return figure  # type: ignore[no-any-return]
 
 
-def _cost(candidates: list[Candidate], metric: str) -> Figure:
-    with plotting():
-        figure, axes = new_figure(6.4, 3.6)
-        for candidate in candidates:
-            assert candidate.score is not None
-            seconds = candidate.record.seconds["total"]
-            axes.plot(seconds, candidate.score.value, "o", color=BLUE)
-            axes.annotate(candidate.name, (seconds, candidate.score.value), (6, 4), textcoords="offset points")
-        axes.set(xlabel="training time in seconds (logarithmic)", ylabel=metric.replace("_", " "), xscale="log")
-        axes.margins(x=0.25, y=0.2)
-        logarithmic(axes)
+def _cost(candidates: list[Candidate], label: str) -> Figure:
+    figure, axes = new_figure(6.4, 3.6)
+    for candidate in candidates:
+        point = (candidate.record.seconds["total"], candidate.score.value if candidate.score else np.nan)
+        axes.plot(*point, "o", color=BLUE)
+        axes.annotate(candidate.name, point, (6, 4), textcoords="offset points")
+    axes.set(xlabel="Training time in seconds (logarithmic)", ylabel=_capitalized(label), xscale="log")
+    axes.margins(x=0.25, y=0.2)
+    logarithmic(axes)
     return figure  # type: ignore[no-any-return]
 
 
@@ -91,18 +78,20 @@ def _classes(first: Candidate, second: Candidate) -> Figure:
     names = first.predictions[0].classes
     difference = np.array([_recall(first, name) - _recall(second, name) for name in names])
     order = np.argsort(difference)
-    with plotting():
-        figure, axes = new_figure(6.4, 1.3 + 0.28 * len(names))
-        colours = [BLUE if difference[place] >= 0 else ORANGE for place in order]
-        axes.barh(range(len(names)), difference[order], color=colours)
-        axes.axvline(0, color=GREY, linewidth=1)
-        axes.set_yticks(range(len(names)), [names[place] for place in order])
-        axes.set_xlabel(f"recall: {first.name} minus {second.name}")
+    figure, axes = new_figure(6.4, 1.3 + 0.28 * len(names))
+    colors = [BLUE if difference[place] >= 0 else ORANGE for place in order]
+    axes.barh(range(len(names)), difference[order], color=colors)
+    axes.axvline(0, color=GREY, linewidth=1)
+    axes.set_yticks(range(len(names)), [names[place] for place in order])
+    axes.set_xlabel(f"Recall: {first.name} minus {second.name}")
     return figure  # type: ignore[no-any-return]
 
 
 def _recall(candidate: Candidate, name: str) -> float:
     predictions = candidate.predictions[0]
-    label = predictions.classes.index(name)
-    of_class = predictions.true == label
+    of_class = predictions.true == predictions.classes.index(name)
     return float(predictions.correct[of_class].mean()) if of_class.any() else 0.0
+
+
+def _capitalized(label: str) -> str:
+    return label[:1].upper() + label[1:]

@@ -1,7 +1,4 @@
-"""Which of several classifiers is better, by how much, and how sure that is. Reads records and predictions only.
-
-It says no more than the data allow: what cannot be compared is named, with what is missing.
-"""
+"""Which of several classifiers is better, by how much, and how certain that is. Reads records and predictions only."""
 
 from __future__ import annotations
 
@@ -12,27 +9,43 @@ from pathlib import Path
 
 from inat_ft.data.manifest import Manifest
 from inat_ft.errors import UsageError
-from inat_ft.evaluation.candidates import Candidate, Caveat, manifest_of_candidate, read_candidates
-from inat_ft.evaluation.metrics import LOWER_IS_BETTER, METRICS
+from inat_ft.evaluation.candidates import Candidate, read_candidates
+from inat_ft.evaluation.caveats import Caveat, CaveatKind
 from inat_ft.evaluation.pairwise import PairwiseResult, compare_pairs
 from inat_ft.evaluation.verdict import summarize
+from inat_ft.metrics.base import Metric, get_metric
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What follows from the records: entries sorted by score, one of them against each other one, one sentence."""
+    """The result of a comparison: candidates sorted by score, and the reference against each other one."""
 
-    metric: str
+    scored_by: Metric
     candidates: list[Candidate]
     pairs: list[PairwiseResult]
-    remarks: list[str]
-    summary: str
+    caveats: list[tuple[str, Caveat]]
+    """What limits the result: the name of a candidate and its caveat."""
     margin: float | None = None
 
     @property
+    def metric(self) -> str:
+        """Name of the metric."""
+        return self.scored_by.name
+
+    @property
     def reference(self) -> str:
-        """The entry that the others are held against: the best of those whose results are borne out best."""
+        """The candidate that the others are compared with: the best of those with the strongest evidence."""
         return self.pairs[0].first
+
+    @property
+    def remarks(self) -> list[str]:
+        """The caveats as sentences."""
+        return [f"{name} {caveat.text}" for name, caveat in self.caveats]
+
+    @property
+    def summary(self) -> str:
+        """The conclusion in a few sentences, which claim no more than the data allow."""
+        return summarize(self.candidates, self.pairs, self.scored_by, self.margin)
 
 
 def compare(
@@ -40,67 +53,59 @@ def compare(
 ) -> Comparison:
     """Compare records, run directories, or directories of runs.
 
-    group: runs that differ in their seed alone count as one. margin: difference below which two count as equivalent.
-    Raises UsageError or RecordError naming what is amiss.
+    metric: name of an installed metric. group: treat runs that differ only in their seed as one. margin: difference below
+    which two count as equivalent, in the unit of the metric (0.01 is one percentage point of accuracy). Raises UsageError
+    or RecordError.
     """
-    if metric not in METRICS:
-        raise UsageError(f"unknown metric '{metric}'", f"known: {', '.join(METRICS)}")
-    candidates = read_candidates(paths, metric, group)
+    scored_by = get_metric(metric)
+    candidates = read_candidates(paths, scored_by, group)
     if len(candidates) < 2:
-        raise UsageError("a comparison needs two records at least", "inat-ft compare partA.json partB.json")
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    candidates.sort(
-        key=lambda candidate: (candidate.score is None, -sign * candidate.score.value if candidate.score else 0.0)
-    )
+        raise UsageError("a comparison needs at least two records", "inat-ft compare partA.json partB.json")
+    sign = -1 if scored_by.higher_is_better else 1
+    candidates.sort(key=lambda found: (found.score is None, sign * found.score.value if found.score else 0.0))
     _check_leakage(candidates)
-    pairs = compare_pairs(candidates, metric, margin)
-    return Comparison(
-        metric, candidates, pairs, _doubts(candidates), summarize(candidates, pairs, metric, margin), margin
-    )
+    pairs = compare_pairs(candidates, scored_by, margin)
+    caveats = [(candidate.name, caveat) for candidate in candidates for caveat in candidate.caveats]
+    return Comparison(scored_by, candidates, pairs, caveats + _joint_caveats(candidates), margin)
 
 
 def improvement(found: Comparison, first: Path, last: Path) -> float | None:
-    """By how much the last record beats the first, by their files; positive is better, None cannot be told."""
+    """Return by how much the last record is better than the first, by their files; None when they are not comparable."""
     candidates = {file.resolve(): candidate for candidate in found.candidates for file in candidate.files}
-    chosen = [candidates.get((path / "record.json" if path.is_dir() else path).resolve()) for path in (first, last)]
-    a, b = chosen
+    a, b = (candidates.get((path / "record.json" if path.is_dir() else path).resolve()) for path in (first, last))
     if a is None or b is None or a is b:
         return None
-    (pair,) = compare_pairs([a, b], found.metric, None)
-    if pair.difference is None or pair.different_images:
+    (pair,) = compare_pairs([a, b], found.scored_by, None)
+    if pair.difference is None or pair.different_data:
         return None
     value = pair.difference.value if pair.first == b.name else -pair.difference.value
-    return -value if found.metric in LOWER_IS_BETTER else value
+    return value if found.scored_by.higher_is_better else -value
 
 
 def _check_leakage(candidates: list[Candidate]) -> None:
-    """Whether any classifier learned from images that it, or one it is compared with, was tested on."""
+    """Add a caveat where a classifier was trained on images that it, or one it is compared with, was tested on."""
     for candidate in candidates:
         if candidate.record.split is None:
             if candidate.predictions:
-                candidate.remarks.append(
-                    "does not say what it was trained on: whether test images were among it is not known"
-                )
+                candidate.add(CaveatKind.UNKNOWN_TRAINING_IMAGES)
             continue
-        manifest = manifest_of_candidate(candidate)
+        manifest = candidate.manifest()
         if manifest is None:
-            where = candidate.record.split.manifest
-            candidate.remarks.append(
-                f"was trained with {where}, which is missing or has changed: overlap cannot be checked"
-            )
+            candidate.add(CaveatKind.MISSING_MANIFEST, manifest=candidate.record.split.manifest)
             continue
-        learned = {(manifest.hashes[row], manifest.paths[row]) for row in manifest.rows("train")}
-        hashes, names = {name for name, _ in learned}, {path for _, path in learned}
+        rows = manifest.rows("train")
+        hashes, paths = ({column[row] for row in rows} for column in (manifest.hashes, manifest.paths))
         for other in candidates:
-            if other.predictions and (seen := _seen(other, manifest, hashes, names)):
-                what = "its own test images" if other is candidate else f"the test images of {other.name}"
-                candidate.remarks.append(f"was trained on {seen:,} of {what}: its result there is not valid")
-                candidate.caveats.add(Caveat.TRAINED_ON_TEST_IMAGES)
+            if other.predictions and (count := _num_trained_on(other, manifest, hashes, paths)):
+                if other is candidate:
+                    candidate.add(CaveatKind.TRAINED_ON_OWN_TEST_IMAGES, count=count)
+                else:
+                    candidate.add(CaveatKind.TRAINED_ON_OTHER_TEST_IMAGES, count=count, other=other.name)
 
 
-def _seen(other: Candidate, manifest: Manifest, hashes: set[str], paths: set[str]) -> int:
-    """How many of the test images were learned, by content; where only paths are known, by their ends."""
-    predictions = other.predictions[0]
+def _num_trained_on(tested: Candidate, manifest: Manifest, hashes: set[str], paths: set[str]) -> int:
+    """Return how many test images were training images, by content; or by the ends of their paths without hashes."""
+    predictions = tested.predictions[0]
     if all(predictions.hashes):
         return sum(name in hashes for name in predictions.hashes)
     known = set(manifest.paths) - paths
@@ -112,32 +117,22 @@ def _seen(other: Candidate, manifest: Manifest, hashes: set[str], paths: set[str
     return count
 
 
-def _doubts(candidates: list[Candidate]) -> list[str]:
-    """What a careful reader would ask about the records, taken together."""
-    doubts = [f"{candidate.name} {info}" for candidate in candidates for info in candidate.remarks]
+def _joint_caveats(candidates: list[Candidate]) -> list[tuple[str, Caveat]]:
+    """Return the caveats that depend on several candidates, or on how often the test set was evaluated."""
+    found: list[tuple[str, Caveat]] = []
     for first, second in combinations(candidates, 2):
         a, b = ((candidate.record.val_accuracy, candidate.record.test_accuracy) for candidate in (first, second))
         if None not in a and a == b:
-            doubts.append(
-                f"{first.name} and {second.name} have the very same validation and test accuracy: "
-                "was one copied from the other?"
-            )
-    shown = {
-        candidate.name: candidate.record.test.tta
-        for candidate in candidates
-        if candidate.record.test and candidate.predictions
-    }
-    if len(set(shown.values())) > 1:
-        mirrored = [name for name, tta in shown.items() if tta != "none"]
-        doubts.append(f"{' and '.join(mirrored)} averaged over mirrored images (--tta flip), the others did not")
+            found.append((first.name, Caveat.of(CaveatKind.SAME_ACCURACIES, other=second.name)))
+    evaluated = [(c, c.record.test.tta) for c in candidates if c.record.test and c.predictions]
+    if len({tta for _, tta in evaluated}) > 1:
+        augmented = [candidate for candidate, tta in evaluated if tta != "none"]
+        found += [(candidate.name, Caveat.of(CaveatKind.TEST_TIME_AUGMENTATION)) for candidate in augmented]
     for candidate in candidates:
         record = candidate.record
-        looks = record.test.look if record.test else None
-        if looks and looks > len(candidates):
-            doubts.append(
-                f"{candidate.name}: test set evaluated {looks} times; "
-                f"its result is optimistically biased if they chose the model"
-            )
+        count = record.test.look if record.test else None
+        if count and count > len(candidates):
+            found.append((candidate.name, Caveat.of(CaveatKind.REPEATED_TEST_EVALUATIONS, count=count)))
         if not record.history and not candidate.predictions and record.test_accuracy is not None:
-            doubts.append(f"{candidate.name} is unverified: it has neither predictions nor learning curves")
-    return doubts
+            found.append((candidate.name, Caveat.of(CaveatKind.UNVERIFIED)))
+    return found

@@ -1,28 +1,33 @@
-"""One evaluation of a run: predictions, metrics, figures, and its entry in the record and the ledger."""
+"""Evaluation of a run: predictions, metrics, figures, and their entries in the record and the ledger."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from inat_ft.errors import PluginError
 from inat_ft.evaluation.cam import check_cam, grad_cam
-from inat_ft.evaluation.figures import draw_figures, draw_overlays, most_confident_mistakes, sample_grid
 from inat_ft.evaluation.ledger import record_test_evaluation
-from inat_ft.evaluation.metrics import compute_metrics, confusion, ece, fit_temperature, log_loss, temperature_scale
+from inat_ft.evaluation.plots import draw_images, draw_plots, most_confident_mistakes, sample_grid
 from inat_ft.evaluation.predict import InferenceConfig, LoadedModel, load_model, predict_subset
-from inat_ft.evaluation.predictions import Predictions, read_predictions, write_predictions
+from inat_ft.evaluation.predictions import read_predictions, write_predictions
+from inat_ft.evaluation.scores import confusion, score
+from inat_ft.metrics.builtin import LogLoss
+from inat_ft.metrics.calibration import Ece, fit_temperature, temperature_scale
+from inat_ft.metrics.predictions import Predictions
 from inat_ft.progress import ProgressFn, ignore_progress
-from inat_ft.records import Evaluation, Metric, RunRecord, read_record, write_record
+from inat_ft.records import Evaluation, MetricValue, RunRecord, read_record, write_record
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What an evaluation left behind."""
+    """What an evaluation wrote. errors: of metric plugins that failed and are left out."""
 
     record: RunRecord
     evaluation: Evaluation
     directory: Path
     figures: list[Path]
+    errors: list[PluginError]
 
 
 def evaluate_run(
@@ -34,81 +39,77 @@ def evaluate_run(
     cam: bool = False,
     progress: ProgressFn = ignore_progress,
 ) -> EvaluationResult:
-    """Evaluate a run (its directory or record.json) on a subset and write everything beside its record.
+    """Evaluate a run (its directory or record.json) on a subset, and write the results beside its record.
 
-    root: where the images are, when they have moved. cam: overlay where the network looked, too.
-    A look at the test set is counted in the ledger beside the manifest before anything of it is shown.
+    root: folder of the images, if they have moved. cam: draw Grad-CAM maps too. An evaluation of the test set is recorded in
+    the ledger beside the manifest before any result is shown.
     """
     record, file = read_record(run)
     directory = file.parent
     trained = load_model(directory / "model.safetensors", inference)
     if cam:
-        check_cam(trained)  # before the test set is looked at
+        check_cam(trained)  # before the test set is evaluated
     predictions, manifest = predict_subset(trained, record, directory, subset, inference.tta, root, progress)
     fingerprint = manifest.subset_fingerprint(subset)
-    look = None
+    count = None
     if subset == "test":
-        look = record_test_evaluation(manifest.path, fingerprint, record.name, float(predictions.correct.mean()))
+        count = record_test_evaluation(manifest.path, fingerprint, record.name, float(predictions.correct.mean()))
     name = f"predictions-{subset}.csv"
     write_predictions(directory / name, predictions)
-    metrics, per_class = compute_metrics(predictions)
-    temperature = _temperature(record, directory, trained.preprocess.eval_size, inference.tta)
-    if temperature is not None:
-        metrics |= _calibrated(predictions, temperature)
+    scores = score(predictions)
+    calibrated = _calibrated(predictions, record, directory, trained.preprocess.eval_size, inference.tta)
     evaluation = Evaluation(
         subset=subset,
         num_images=len(predictions),
         fingerprint=fingerprint,
-        metrics=metrics,
-        per_class=per_class,
+        metrics=scores.metrics | calibrated,
+        per_class=scores.per_class,
         confusion=confusion(predictions).tolist(),
         predictions=name,
-        look=look,
+        look=count,
         tta=inference.tta,
         image_size=trained.preprocess.eval_size,
     )
     record = _with(record, evaluation, name)
     write_record(record, file)
-    figures = draw_figures(predictions, directory / "figures", subset, manifest.root)
+    figures = draw_plots(predictions, directory / "figures", subset, manifest.root)
     if cam:
-        figures += _overlays(predictions, trained, directory / "figures", subset, manifest.root)
-    return EvaluationResult(record, evaluation, directory, figures)
+        figures += _draw_cam(predictions, trained, directory / "figures", subset, manifest.root)
+    return EvaluationResult(record, evaluation, directory, figures, scores.errors)
 
 
-def _overlays(predictions: Predictions, trained: LoadedModel, folder: Path, subset: str, root: Path) -> list[Path]:
-    """Grad-CAM of the predicted class on the images of the grid, and on the most confident mistakes."""
-    chosen = {"cam": (sample_grid(predictions), f"{subset} images: Grad-CAM of the predicted class")}
-    if predictions.probabilities is not None:
-        chosen["cam_mistakes"] = (
-            most_confident_mistakes(predictions),
-            "Most confident mistakes: Grad-CAM of the predicted class",
-        )
+def _draw_cam(p: Predictions, trained: LoadedModel, folder: Path, subset: str, root: Path) -> list[Path]:
+    """Draw Grad-CAM of the predicted class on the images of the grid and on the most confident mistakes."""
+    chosen = {"cam": (sample_grid(p), f"{subset} images: Grad-CAM of the predicted class")}
+    if p.probabilities is not None:
+        mistakes = most_confident_mistakes(p)
+        chosen["cam_mistakes"] = (mistakes, "Most confident mistakes: Grad-CAM of the predicted class")
     files = []
-    for name, (directories, title) in chosen.items():
-        if directories:
-            paths = [root / predictions.paths[place] for place in directories]
-            maps = grad_cam(trained, paths, predictions.predicted[directories].tolist()).numpy()
-            files += draw_overlays(predictions, directories, maps, folder / f"{name}-{subset}", root, title)
+    for name, (rows, title) in chosen.items():
+        if rows:
+            maps = grad_cam(trained, [root / p.paths[row] for row in rows], p.predicted[rows].tolist()).numpy()
+            files += draw_images(p, rows, folder / f"{name}-{subset}", root, title, maps)
     return files
 
 
-def _temperature(record: RunRecord, directory: Path, image_size: int, tta: str) -> float | None:
-    """Fitted on the run's validation predictions, never on the test set; they must have been made in the same way."""
-    name, said = record.predictions.get("val"), record.preprocess
-    size = (record.val and record.val.image_size) or said.get("eval_image_size") or said.get("image_size")
+def _calibrated(
+    predictions: Predictions, record: RunRecord, directory: Path, image_size: int, tta: str
+) -> dict[str, MetricValue]:
+    """Return metrics after temperature scaling, fitted on validation predictions made in the same way; else nothing."""
+    name, preprocess = record.predictions.get("val"), record.preprocess
+    size = (record.val and record.val.image_size) or preprocess.get("eval_image_size") or preprocess.get("image_size")
     same = size == image_size and (record.val.tta if record.val else "none") == tta
     if name is None or not (directory / name).is_file() or not same:
-        return None
-    predictions = read_predictions(directory / name)
-    return fit_temperature(predictions) if predictions.probabilities is not None else None
-
-
-def _calibrated(predictions: Predictions, temperature: float) -> dict[str, Metric]:
+        return {}
+    validation = read_predictions(directory / name)
+    if validation.probabilities is None:
+        return {}
+    temperature = fit_temperature(validation)
     scaled = temperature_scale(predictions, temperature)
     return {
-        "temperature": Metric(value=temperature, method="fitted on validation"),
-        "ece_calibrated": Metric(value=ece(scaled).value),
-        "log_loss_calibrated": Metric(value=log_loss(scaled).value),
+        "temperature": MetricValue(value=temperature, method="fitted on validation"),
+        "ece_calibrated": MetricValue(value=Ece().value(scaled)),
+        "log_loss_calibrated": MetricValue(value=LogLoss().value(scaled)),
     }
 
 

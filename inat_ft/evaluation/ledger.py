@@ -1,4 +1,4 @@
-"""The ledger of looks at a test set: every evaluation on it is counted beside the manifest."""
+"""The ledger of a test set: each evaluation on it is recorded beside the manifest."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from inat_ft.locks import FileLock
 
 
 def ledger_file(manifest: Path) -> Path:
-    """Where the looks at a manifest's test set are counted."""
+    """Return the file that records the evaluations on a manifest's test set."""
     return manifest.with_name(f"{manifest.name}.looks.jsonl")
 
 
 def past_test_evaluations(manifest: Path, fingerprint: str) -> list[dict[str, object]]:
-    """All looks so far at the test set with this fingerprint, the oldest first. A damaged line counts as none."""
+    """Return the evaluations on the test set with this fingerprint, the oldest first. Damaged lines are skipped."""
     try:
         lines = ledger_file(manifest).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -34,14 +34,9 @@ def past_test_evaluations(manifest: Path, fingerprint: str) -> list[dict[str, ob
 
 
 def record_test_evaluation(manifest: Path, fingerprint: str, run: str, accuracy: float) -> int:
-    """Enter a look; returns the how-manieth at this test set it is. Raises InatFtError when it cannot be written."""
-    file = ledger_file(manifest)
-    entry = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run": run,
-        "accuracy": accuracy,
-        "test": fingerprint,
-    }
+    """Add an evaluation, and return how many there are with it. Raises InatFtError when it cannot be written."""
+    file, now = ledger_file(manifest), datetime.now(UTC).isoformat(timespec="seconds")
+    entry = {"when": now, "run": run, "accuracy": accuracy, "test": fingerprint}
     try:
         with FileLock(f"{file}.lock"), file.open("a", encoding="utf-8") as out:
             number = len(past_test_evaluations(manifest, fingerprint)) + 1
@@ -49,5 +44,5 @@ def record_test_evaluation(manifest: Path, fingerprint: str, run: str, accuracy:
             out.flush()
             os.fsync(out.fileno())
     except OSError as error:
-        raise InatFtError(f"cannot count the look at the test set in {file}: {error.strerror}") from error
+        raise InatFtError(f"cannot record the evaluation of the test set in {file}: {error.strerror}") from error
     return number

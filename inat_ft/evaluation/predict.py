@@ -1,4 +1,4 @@
-"""A trained network on images again, with exactly the input it was trained on."""
+"""A trained model on images, with the same preprocessing as in training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inat_ft.data.verify import verify_hashes
 from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.loops import evaluate
 from inat_ft.errors import DataError, RecordError, UsageError, WeightsError
-from inat_ft.evaluation.predictions import Predictions, from_probabilities
+from inat_ft.metrics.predictions import Predictions, from_probabilities
 from inat_ft.models.base import Preprocess
 from inat_ft.models.build import build_net, check_input_size
 from inat_ft.models.net import Net
@@ -32,10 +32,10 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """How a trained network is shown images.
+    """How a trained model is run.
 
-    device, precision: as in training; tta: none, or flip (the mean with the mirrored image); image_size: height and width
-    in pixels, where they are to differ from what the network says.
+    device, precision: as in training. tta: test-time augmentation: none, or flip (mean over the image and its mirror image).
+    image_size: height and width in pixels; default: those of the model.
     """
 
     device: str = "auto"
@@ -46,7 +46,7 @@ class InferenceConfig:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network as saved, on its device, with its classes and its input."""
+    """A trained network on its device, with its classes and its preprocessing."""
 
     net: Net
     classes: tuple[str, ...]
@@ -99,7 +99,7 @@ def load_trained_model(file: Path, compute: Compute, image_size: int | None = No
 
 
 def load_model(file: Path, inference: InferenceConfig) -> LoadedModel:
-    """As `load_trained`, on the device that is asked for. Raises UsageError, too, when that is not there."""
+    """Load a model onto the chosen device. Raises UsageError when there is no such device."""
     return load_trained_model(file, choose_compute(inference.device, inference.precision), inference.image_size)
 
 
@@ -111,25 +111,24 @@ def predict_files(
     problems: dict[int, DataError] | None = None,
     hashes: Sequence[str] | None = None,
 ) -> Tensor:
-    """Probabilities `[N, C]` float64 on the CPU. tta: none, or flip (the mean with the mirrored image).
+    """Return probabilities `[N, C]`, float64 on the CPU. tta: none, or flip.
 
-    problems: where to note images that cannot be decoded, whose rows mean nothing then; without it they raise DataError.
-    hashes: SHA-256 that each file must have when it is read, in hex.
+    problems: collects the errors of images that cannot be decoded, whose rows are then invalid; without it they are raised
+    as DataError. hashes: SHA-256 in hex that each file must have when it is read.
     """
     prepare = ImageInput(trained.preprocess.mean, trained.preprocess.std)
     labels = torch.zeros(len(paths), dtype=torch.int64, device=trained.compute.device)
+    done = 0
+
+    def prepare_and_count(rows: Tensor, numbers: Tensor) -> Tensor:
+        nonlocal done
+        done += len(rows)
+        progress(done, len(paths))
+        return prepare(rows, numbers)
+
     with decoders() as pool:
         source = ImageFiles(paths, trained.preprocess.eval_size, pool, problems, trained.preprocess.resizing, hashes)
-        done = 0
-
-        def pluralize(rows: Tensor, numbers: Tensor) -> Tensor:
-            nonlocal done
-            done += len(rows)
-            progress(done, len(paths))
-            return prepare(rows, numbers)
-
-        plain = Batches(source, labels, _BATCH, pluralize)
-        shares = _probabilities(trained, plain)
+        shares = _probabilities(trained, Batches(source, labels, _BATCH, prepare_and_count))
         if tta == "flip":
             mirrored = Batches(source, labels, _BATCH, lambda rows, numbers: prepare(rows.flip(2), numbers))
             shares = (shares + _probabilities(trained, mirrored)) / 2
@@ -142,7 +141,7 @@ def _probabilities(trained: LoadedModel, batches: Batches) -> Tensor:
     bad = int((~logits.isfinite()).any(1).sum())
     if bad:
         raise WeightsError(
-            f"the network's output is not finite for {bad:,} of {len(logits):,} images: its weights hold NaN or infinity",
+            f"the network's output is not finite for {bad:,} of {len(logits):,} images: its weights have NaN or infinity",
             "train it again with a lower learning rate, or restore the weights from a copy",
         )
     return logits.softmax(1)
@@ -157,10 +156,10 @@ def predict_subset(
     root: Path | None = None,
     progress: ProgressFn = ignore_progress,
 ) -> tuple[Predictions, Manifest]:
-    """What a run's network says of a subset of the manifest it was trained with, and that, with hashes as they are now.
+    """Return a run's predictions on a subset of its manifest, and the manifest with the current hashes.
 
-    root: where the images are, when they have moved. Raises RecordError when the manifest is another one by now,
-    UsageError when the subset is empty, DataError when its files changed, unless the run was told to ignore that.
+    root: folder of the images, if they have moved. Raises RecordError when the manifest has changed, UsageError when the
+    subset is empty, DataError when its files have changed, unless the run was told to ignore that.
     """
     manifest = manifest_of(record, directory, root)
     rows = manifest.rows(subset)
@@ -177,12 +176,12 @@ def predict_subset(
 
 
 def changes_allowed(record: RunRecord) -> str:
-    """What the run was told to do when image files changed since the split: error or ignore."""
+    """Return what the run does about image files that changed since the split: error or ignore."""
     return str((record.config.get("data") or {}).get("changed", "error"))
 
 
 def manifest_of(record: RunRecord, directory: Path, root: Path | None = None) -> Manifest:
-    """The manifest that a run was trained with. Raises RecordError when it is gone or another one by now."""
+    """Return the manifest that a run was trained with. Raises RecordError when it is missing or has changed."""
     if record.split is None:
         raise RecordError(f"the record of '{record.name}' does not name its manifest, so its images are unknown")
     path = (directory / record.split.manifest).resolve()
@@ -190,7 +189,7 @@ def manifest_of(record: RunRecord, directory: Path, root: Path | None = None) ->
     manifest = read_manifest(path, root or (expand_user(configured) if configured else None))
     if manifest.fingerprint != record.split.fingerprint:
         raise RecordError(
-            f"{path} is not the split that '{record.name}' was trained with: it was made anew since",
-            "train again on the new split, or bring the old manifest back",
+            f"{path} has changed since '{record.name}' was trained with it",
+            "train again on the new split, or restore the old manifest",
         )
     return manifest

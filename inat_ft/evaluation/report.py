@@ -1,4 +1,4 @@
-"""A comparison as one HTML file: the answer first, then the evidence, last how to repeat it."""
+"""A comparison as one HTML file: the conclusion first, then the evidence, then how to reproduce it."""
 
 from __future__ import annotations
 
@@ -11,45 +11,50 @@ from typing import TYPE_CHECKING, Any
 
 from inat_ft import __version__
 from inat_ft.errors import InatFtError
-from inat_ft.evaluation.candidates import Candidate, manifest_of_candidate
+from inat_ft.evaluation.candidates import Candidate
 from inat_ft.evaluation.charts import draw_charts
 from inat_ft.evaluation.compare import Comparison
-from inat_ft.evaluation.configurations import differing_settings
 from inat_ft.evaluation.figures import plotting, use_fonts_for_all_text
-from inat_ft.evaluation.predictions import Predictions, align
+from inat_ft.evaluation.predictions import align
+from inat_ft.evaluation.tables import CANDIDATE_COLUMNS, PAIR_COLUMNS, differing_settings
+from inat_ft.metrics.predictions import Predictions
 from inat_ft.records import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FLIPS = 12
+_NUM_IMAGES = 12
 
 
 def write_report(comparison: Comparison, file: Path) -> None:
-    """Write the report, atomically. It needs no network and runs no script."""
+    """Write the report, atomically."""
+    write_text(file, render_report(comparison))
+
+
+def render_report(comparison: Comparison) -> str:
+    """Return the report as one HTML page, which needs no network and runs no script."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(loader=PackageLoader("inat_ft.evaluation"), autoescape=True, undefined=StrictUndefined)
-    charts = [
-        {"name": name, "image": inline(figure), "says": says}
-        for name, (figure, says) in draw_charts(comparison).items()
-    ]
-    page = environment.get_template("compare.html").render(
+    charts = [{"image": inline(figure), "caption": caption} for figure, caption in draw_charts(comparison).values()]
+    best_two = _best_two(comparison)
+    return environment.get_template("compare.html").render(
         comparison=comparison,
-        metric=comparison.metric.replace("_", " "),
+        label=comparison.scored_by.label,
         charts=charts,
+        candidate_columns=CANDIDATE_COLUMNS,
+        pair_columns=PAIR_COLUMNS,
         settings=differing_settings([candidate.record for candidate in comparison.candidates]),
-        flips=_flips(comparison),
-        classes=_classes(comparison),
-        repeat=[_how_to_repeat(candidate) for candidate in comparison.candidates],
-        again=_recompute(comparison),
+        discordant=_discordant_images(*best_two) if best_two else [],
+        classes=_recall_by_class(*best_two) if best_two else None,
+        reproduce=[_how_to_reproduce(candidate) for candidate in comparison.candidates],
+        command=_compare_command(comparison),
         version=__version__,
     )
-    write_text(file, page)
 
 
 def inline(figure: Figure) -> str:
-    """A figure as a data address, SVG."""
+    """Return a figure as a data URL, SVG."""
     out = BytesIO()
     use_fonts_for_all_text(figure)
     with plotting():
@@ -58,59 +63,44 @@ def inline(figure: Figure) -> str:
 
 
 def _best_two(comparison: Comparison) -> tuple[Candidate, Candidate, Predictions] | None:
-    """The reference and the best other one on the same images, with the latter's predictions in the former's order."""
+    """Return the reference and the best candidate tested against it, with the latter's predictions in the same order."""
     candidates = {candidate.name: candidate for candidate in comparison.candidates}
     for pair in comparison.pairs:
         if pair.p is not None:
             first, second = candidates[pair.first], candidates[pair.second]
             aligned = align(first.predictions[0], second.predictions[0])
-            return None if isinstance(aligned, str) else (first, second, aligned)
+            return (first, second, aligned) if isinstance(aligned, Predictions) else None
     return None
 
 
-def _classes(comparison: Comparison) -> dict[str, Any] | None:
-    """Recall by class of the two best, the largest difference first."""
-    found = _best_two(comparison)
-    if found is None:
-        return None
-    first, second, aligned = found
+def _recall_by_class(first: Candidate, second: Candidate, aligned: Predictions) -> dict[str, Any]:
+    """Return the recall by class, the largest difference first."""
     a = first.predictions[0]
     rows = []
     for label, name in enumerate(a.classes):
         of_class = a.true == label
         if of_class.any():
-            recalls = [float(p.correct[of_class].mean()) for p in (a, aligned)]
-            rows.append({"name": name, "images": int(of_class.sum()), "first": recalls[0], "second": recalls[1]})
-    rows.sort(key=lambda row: -abs(row["first"] - row["second"]))  # type: ignore[operator]
+            first_recall, second_recall = (float(p.correct[of_class].mean()) for p in (a, aligned))
+            rows.append((name, int(of_class.sum()), first_recall, second_recall))
+    rows.sort(key=lambda row: -abs(row[2] - row[3]))
     return {"first": first.name, "second": second.name, "rows": rows}
 
 
-def _flips(comparison: Comparison) -> list[dict[str, Any]]:
-    """Images on which one of the two best is right and the other wrong, small, where the files can be found."""
-    found = _best_two(comparison)
-    if found is None:
-        return []
-    first, second, aligned = found
-    manifest = manifest_of_candidate(first) or manifest_of_candidate(second)
+def _discordant_images(first: Candidate, second: Candidate, aligned: Predictions) -> list[dict[str, Any]]:
+    """Return images that only one of the two classifies correctly, as thumbnails, where the files are found."""
+    manifest = first.manifest() or second.manifest()
     if manifest is None:
         return []
     a = first.predictions[0]
-    places = dict(zip(manifest.hashes, manifest.paths, strict=True))
+    paths = dict(zip(manifest.hashes, manifest.paths, strict=True))
     shown: list[dict[str, Any]] = []
-    for who, only in ((first.name, a.correct & ~aligned.correct), (second.name, aligned.correct & ~a.correct)):
-        for number in only.nonzero()[0][: _FLIPS // 2].tolist():
-            picture = _thumbnail(manifest.root / places.get(a.hashes[number], a.paths[number]))
-            if picture:
-                shown.append(
-                    {
-                        "picture": picture,
-                        "right": who,
-                        "true": a.classes[a.true[number]],
-                        "first": a.classes[a.predicted[number]],
-                        "second": a.classes[aligned.predicted[number]],
-                        "path": a.paths[number],
-                    }
-                )
+    for name, only in ((first.name, a.correct & ~aligned.correct), (second.name, aligned.correct & ~a.correct)):
+        for row in only.nonzero()[0][: _NUM_IMAGES // 2].tolist():
+            thumbnail = _thumbnail(manifest.root / paths.get(a.hashes[row], a.paths[row]))
+            if thumbnail:
+                predicted = {"first": a.classes[a.predicted[row]], "second": a.classes[aligned.predicted[row]]}
+                known = {"thumbnail": thumbnail, "correct": name, "true": a.classes[a.true[row]], "path": a.paths[row]}
+                shown.append(known | predicted)
     return shown
 
 
@@ -128,34 +118,35 @@ def _thumbnail(path: Path) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _how_to_repeat(candidate: Candidate) -> dict[str, Any]:
-    record, folder = candidate.record, _from_here(candidate.files[0].parent)
-    versions = {key: value for key, value in record.environment.items() if value}
+def _how_to_reproduce(candidate: Candidate) -> tuple[str, list[tuple[str, list[Any], bool]]]:
+    """Return the candidate's name and its facts: a title, its values, and whether they are code."""
+    record, folder = candidate.record, _relative(candidate.files[0].parent)
+    versions = ", ".join(f"{key} {value}" for key, value in record.environment.items() if value)
     commands = [f"inat-ft train --config {shlex.quote(f'{folder}/config.yaml')}", f"inat-ft eval {shlex.quote(folder)}"]
-    return {
-        "name": candidate.name,
-        "commands": commands if record.config else [],
-        "manifest": record.split.fingerprint if record.split else None,
-        "test": record.test.fingerprint if record.test else None,
-        "weights": record.weights_sha256,
-        "seed": record.seed,
-        "environment": ", ".join(f"{key} {value}" for key, value in versions.items()),
-    }
+    facts: list[tuple[str, list[Any], bool]] = [
+        ("Commands", commands if record.config else [], True),
+        ("Seed", [record.seed], False),
+        ("Manifest", [record.split and record.split.fingerprint], True),
+        ("Test images and labels", [record.test and record.test.fingerprint], True),
+        ("Pretrained weights (SHA-256)", [record.weights_sha256], True),
+        ("Environment", [versions or "not recorded"], False),
+    ]
+    return candidate.name, [fact for fact in facts if fact[1] and fact[1][0] not in (None, "")]
 
 
-def _recompute(comparison: Comparison) -> str:
-    """The command that makes this comparison."""
+def _compare_command(comparison: Comparison) -> str:
+    """Return the command that makes this comparison."""
     files = [
         file.parent if file.name == "record.json" else file
         for candidate in comparison.candidates
         for file in candidate.files
     ]
-    words = ["inat-ft", "compare", *(_from_here(file) for file in files), "--metric", comparison.metric]
+    words = ["inat-ft", "compare", *map(_relative, files), "--metric", comparison.metric]
     words += ["--margin", f"{comparison.margin:g}"] if comparison.margin is not None else []
     words += ["--group"] if any(len(candidate.records) > 1 for candidate in comparison.candidates) else []
     return shlex.join(words)
 
 
-def _from_here(path: Path) -> str:
-    """As a command from the working folder names it."""
+def _relative(path: Path) -> str:
+    """Return a path relative to the working folder if it is inside it."""
     return Path(os.path.relpath(path)).as_posix() if path.resolve().is_relative_to(Path.cwd()) else path.as_posix()

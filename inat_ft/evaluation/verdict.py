@@ -1,119 +1,118 @@
-"""What follows from a comparison, in one plain sentence that claims no more than the data allow."""
+"""The conclusion of a comparison in plain sentences that claim no more than the data allow."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from inat_ft.evaluation.candidates import Candidate, Caveat
-from inat_ft.evaluation.contributions import LOWER_IS_BETTER
-from inat_ft.evaluation.pairwise import PairwiseResult, Reason
-
-_NO_SHARES = ("log_loss", "brier")
-_WAY_OUT = "To have it checked, make a record from its predictions: inat-ft record new predictions.csv --name NAME"
-_LEFT_OUT = {
-    "tested on different images or classes": (Reason.DIFFERENT_IMAGES,),
-    "which has a single seed: train more seeds": (Reason.SINGLE_SEED,),
-    "as all images give the same difference": (Reason.NO_VARIATION,),
-    "for which there are no predictions": (Reason.NO_PREDICTIONS, Reason.UNKNOWN_SIZE, Reason.NO_SCORE),
-}
-"""What keeps others from being compared with the reference."""
+from inat_ft.evaluation.candidates import Candidate
+from inat_ft.evaluation.caveats import WAY_OUT, NotComparable, Reason, listed
+from inat_ft.evaluation.pairwise import PairwiseResult
+from inat_ft.evaluation.significance import Difference
+from inat_ft.metrics.base import Metric
 
 
 def summarize(
-    candidates: Sequence[Candidate], pairs: Sequence[PairwiseResult], metric: str, margin: float | None
+    candidates: Sequence[Candidate], pairs: Sequence[PairwiseResult], metric: Metric, margin: float | None
 ) -> str:
-    """One sentence. entries: the best first; pairs: one of them against each other one."""
+    """Return the conclusion. candidates: the best first; pairs: one of them against each other one."""
     if candidates[0].score is None:
-        return f"No conclusion: none of them has been evaluated on a test set, or has predictions. {_WAY_OUT}"
-    if any(Caveat.TRAINED_ON_TEST_IMAGES in candidate.caveats for candidate in candidates):
+        return f"No conclusion: no classifier has been evaluated on a test set or has predictions. {WAY_OUT}"
+    if any(caveat.is_leak for candidate in candidates for caveat in candidate.caveats):
         return "No conclusion: a classifier was trained on images that it is tested on."
     if len(pairs) == 1:
         return _of_two(pairs[0], metric, margin)
-    return _of_many(pairs, metric.replace("_", " "), margin)
+    return _of_many(pairs, metric, margin)
 
 
-def _of_two(pair: PairwiseResult, metric: str, margin: float | None) -> str:
-    difference, name = pair.difference, metric.replace("_", " ")
-    if difference is None or pair.reason is Reason.NO_VARIATION:
+def _of_two(pair: PairwiseResult, metric: Metric, margin: float | None) -> str:
+    difference = pair.difference
+    if difference is None or (pair.not_comparable and pair.not_comparable.kind is Reason.NO_VARIATION):
         return _no_conclusion(pair)
-    ahead = difference.value if metric not in LOWER_IS_BETTER else -difference.value
-    first, second = (pair.first, pair.second) if ahead >= 0 else (pair.second, pair.first)
-    size = _size(pair, metric)
-    if pair.different_images:
+    first_is_ahead = (difference.value >= 0) == metric.higher_is_better or difference.value == 0
+    first, second = (pair.first, pair.second) if first_is_ahead else (pair.second, pair.first)
+    size, interval = _size(difference, metric)
+    if pair.different_data:
+        return f"{_no_conclusion(pair)} The difference of {size} ({interval}) can come from the images alone."
+    if not pair.is_tested:
+        chance = "excludes" if difference.excludes_zero else "does not exclude"
         return (
-            f"No conclusion: {pair.not_comparable}; "
-            f"the difference of {size} may come from the images, not the classifiers."
+            f"As reported, {first} is ahead of {second} by {size} in {metric.label} (unpaired {interval}, which {chance} 0). "
+            f"This cannot be verified: {_reason(pair)}. {WAY_OUT}"
         )
-    if pair.p_holm is None:
-        chance = "more" if difference.low > 0 or difference.high < 0 else "no more"
-        return (
-            f"As claimed, {first} is ahead of {second} by {size}, from unpaired intervals: {chance} than the chance of "
-            f"drawing test images explains; but {pair.not_comparable}, so neither the claim nor the images can be checked. "
-            f"{_WAY_OUT}"
-        )
-    p, flips = f", p = {pair.p_holm:.2g}", ""
-    if pair.n_first_only is not None and pair.n_second_only is not None:
-        flips = (
-            f"; {pair.first} is right on {pair.n_first_only:,} images where {pair.second} is wrong, "
-            f"{pair.second} on {pair.n_second_only:,}"
-        )
+    evidence = f"({interval}, p = {pair.p_holm:.2g})"
     within = f"{_number(margin or 0, metric)}{_unit(metric)}"
     if pair.is_significant:
-        small = f", a difference within the margin of {within}" if pair.equivalent else ""
-        return f"{first} is better than {second}: by {size} in {name}{p}{small}{flips}."
+        small = f" The difference is within the margin of {within}." if pair.equivalent else ""
+        counts = ""
+        if pair.n_first_only is not None and pair.n_second_only is not None:
+            counts = f" Only {pair.first} is correct on {pair.n_first_only:,} images, "
+            counts += f"only {pair.second} on {pair.n_second_only:,}."
+        return f"{first} is better than {second} by {size} in {metric.label} {evidence}.{small}{counts}"
     if pair.equivalent:
-        return f"{first} and {second} are equivalent within {within}: they differ by {size} in {name}."
-    unproven = "" if pair.equivalent is None else f", nor show that they are equivalent within {within}"
-    level = f"{first} and {second} are not significantly different on these test images{unproven}"
-    return f"{level}: they differ by {size} in {name}{p}."
+        return (
+            f"{first} and {second} are equivalent within {within}: they differ by {size} in {metric.label} {evidence}."
+        )
+    unproven = "" if pair.equivalent is None else f" They are not shown to be equivalent within {within} either."
+    return (
+        f"{first} and {second} are not significantly different on these test images: they differ by {size} in "
+        f"{metric.label} {evidence}.{unproven}"
+    )
 
 
 def _no_conclusion(pair: PairwiseResult) -> str:
-    unverified = pair.reason in (Reason.NO_SCORE, Reason.NO_PREDICTIONS, Reason.UNKNOWN_SIZE)
-    return f"No conclusion: {pair.not_comparable}.{f' {_WAY_OUT}' if unverified else ''}"
+    unverified = pair.not_comparable is not None and pair.not_comparable.is_unverified
+    return f"No conclusion: {_reason(pair)}.{f' {WAY_OUT}' if unverified else ''}"
 
 
-def _of_many(pairs: Sequence[PairwiseResult], name: str, margin: float | None) -> str:
-    """Only results that can be tested are ranked; bare claims are named beside them."""
-    reference = pairs[0].first
-    tested = [pair for pair in pairs if pair.p_holm is not None]
-    beaten = [pair.second for pair in tested if pair.is_significant]
-    level = [pair.second for pair in tested if not pair.is_significant]
+def _reason(pair: PairwiseResult) -> str:
+    return pair.not_comparable.text if pair.not_comparable else "there is no test"
+
+
+def _of_many(pairs: Sequence[PairwiseResult], metric: Metric, margin: float | None) -> str:
+    """Rank only results that can be tested; name the others."""
+    tested = [pair for pair in pairs if pair.is_tested]
+    left_out = [(pair.second, pair.not_comparable) for pair in pairs if not pair.is_tested and pair.not_comparable]
     if not tested:
         return _no_conclusion(pairs[0])
     parts = []
-    if beaten:
-        parts.append(f"is better than {_listed(beaten)}")
-    if level:
-        parts.append(f"is not significantly different from {_listed(level)} on these test images")
+    if beaten := [pair.second for pair in tested if pair.is_significant]:
+        parts.append(f"It is better than {listed(beaten)}.")
+    if level := [f"{pair.second} (p = {pair.p_holm:.2g})" for pair in tested if not pair.is_significant]:
+        parts.append(f"It is not significantly different from {listed(level)} on these test images.")
     if margin is not None and (equivalent := [pair.second for pair in tested if pair.equivalent]):
-        parts.append(f"is equivalent to {_listed(equivalent)} within {margin:g}")
-    left_out = [pair for pair in pairs if pair.p_holm is None]
-    for text, reasons in _LEFT_OUT.items():
-        if names := [pair.second for pair in left_out if pair.reason in reasons]:
-            parts.append(f"cannot be compared with {_listed(names)}, {text}")
+        parts.append(f"It is equivalent to {listed(equivalent)} within {_number(margin, metric)}{_unit(metric)}.")
+    groups: dict[str, list[str]] = {}
+    for name, reason in left_out:
+        groups.setdefault(_short(reason), []).append(name)
+    for reason_text, names in groups.items():
+        has, was = ("has", "was") if len(names) == 1 else ("have", "were")
+        parts.append(f"It cannot be compared with {listed(names)}, {reason_text.format(has=has, was=was)}.")
     among = " of those that can be checked" if left_out else ""
-    return f"{reference} has the best {name}{among}; it {', and '.join(parts)} (tests Holm-corrected for all pairs)."
+    return f"{pairs[0].first} has the best {metric.label}{among}. {' '.join(parts)} Tests are Holm-corrected for all pairs."
 
 
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _short(reason: NotComparable) -> str:
+    if reason.different_data:
+        return "which {was} tested on different images, labels or classes"
+    return {
+        Reason.SINGLE_SEED: "which {has} a single seed",
+        Reason.NO_VARIATION: "because all test images give the same difference",
+    }.get(reason.kind, "which {has} no predictions")
 
 
-def _size(pair: PairwiseResult, metric: str) -> str:
-    """The difference with its interval, as seen from the one that is ahead."""
-    assert pair.difference is not None
-    sign = 1 if pair.difference.value >= 0 else -1
-    low, high = sorted((sign * pair.difference.low, sign * pair.difference.high))
-    between = f"{_number(low, metric)} to {_number(high, metric)}"
-    return f"{_number(abs(pair.difference.value), metric)}{_unit(metric)} (95 % interval {between})"
+def _size(difference: Difference, metric: Metric) -> tuple[str, str]:
+    """Return the size of a difference, and its interval as seen from the one that is ahead."""
+    sign = 1 if difference.value >= 0 else -1
+    low, high = sorted((sign * difference.low, sign * difference.high))
+    size = f"{_number(abs(difference.value), metric)}{_unit(metric)}"
+    return size, f"95 % interval {_number(low, metric)} to {_number(high, metric)}"
 
 
-def _number(value: float, metric: str) -> str:
-    """Percentage points of shares, plain numbers of others."""
-    text = f"{value:.4f}" if metric in _NO_SHARES else f"{100 * value:.2f}"
+def _number(value: float, metric: Metric) -> str:
+    """Return a difference: in percentage points for shares, else as it is."""
+    text = f"{100 * value:.2f}" if metric.unit == "%" else f"{value:.4f}"
     return text.lstrip("-") if float(text) == 0 else text
 
 
-def _unit(metric: str) -> str:
-    return "" if metric in _NO_SHARES else " points"
+def _unit(metric: Metric) -> str:
+    return " points" if metric.unit == "%" else f" {metric.unit}" if metric.unit else ""

@@ -1,7 +1,7 @@
-"""Random variation of training images, a whole batch at a time, on the device.
+"""Augment training images, a batch at a time, on the device.
 
-What happens to an image in an epoch is drawn beforehand from seed, epoch and the image's number, so it does not depend on
-batches, threads or devices. torchvision's transforms draw once for a whole batch; here each image gets its own.
+Random numbers are drawn in advance from seed, epoch and image number, so results do not depend on batches, threads or
+devices. torchvision's transforms draw once per batch; here each image has its own numbers.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _GREY = (0.299, 0.587, 0.114)
 
 
 def draw(num_images: int, generator: torch.Generator) -> Tensor:
-    """Numbers in 0..1 that decide an epoch's variations, `[N, 8]` float32 on the CPU."""
+    """Draw random numbers in 0..1 for one epoch, float32 `[N, 8]` on the CPU."""
     return torch.rand(num_images, _DRAWS, generator=generator)
 
 
 def flip(images: Tensor, draws: Tensor) -> Tensor:
-    """Mirror half of the images left to right. images: `[B, H, W, 3]` of any type; draws: `[B, 8]`, same device."""
+    """Flip half of the images horizontally. images: `[B, H, W, 3]` of any type; draws: `[B, 8]`, same device."""
     return torch.where((draws[:, 0] < 0.5)[:, None, None, None], images.flip(2), images)
 
 
 def standard(images: Tensor, draws: Tensor) -> Tensor:
-    """Random resized crop (35-100 % of the area, ratio 3:4 to 4:3), mirroring and colour jitter (30 %).
+    """Random resized crop (35-100 % of the area, ratio 3:4 to 4:3), horizontal flip and color jitter (30 %).
 
-    images: uint8 `[B, H, W, 3]`; returns float32 `[B, H, W, 3]` in 0..255. Crops are enlarged bilinearly, so that nothing
-    needs smoothing first. The recipe is torchvision's for training, with a gentler smallest area.
+    images: uint8 `[B, H, W, 3]`; returns float32 `[B, H, W, 3]` in 0..255. Crops are only enlarged,
+    so they need no antialiasing. As in torchvision's training recipe, with a larger smallest area.
     """
     pixels = images.permute(0, 3, 1, 2).to(torch.float32)
     pixels = F.grid_sample(
@@ -44,10 +44,10 @@ def standard(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def blender(mixup: float, cutmix: float, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """What blends inputs `[B, 3, H, W]` with one another and makes targets `[B, C]` of their labels; None does nothing.
+    """Return a function that mixes inputs `[B, 3, H, W]` and returns targets `[B, C]` for labels `[B]`; None without mixing.
 
-    Mixup (Zhang et al. 2018, arXiv 1710.09412) and CutMix (Yun et al. 2019, arXiv 1905.04899), as torchvision has them;
-    where both are asked for, a coin decides for each batch.
+    Mixup (Zhang et al. 2018, arXiv 1710.09412) and CutMix (Yun et al. 2019, arXiv 1905.04899), from torchvision;
+    with both, one is chosen at random for each batch.
     """
     if not (mixup or cutmix):
         return None
@@ -72,7 +72,7 @@ def _grid(pixels: Tensor, draws: Tensor) -> Tensor:
 
 
 def _jitter(pixels: Tensor, draws: Tensor) -> Tensor:
-    """Brightness, contrast and saturation, each times 0.7 to 1.3."""
+    """Multiply brightness, contrast and saturation by 0.7 to 1.3 each."""
     brightness, contrast, saturation = (1 + _JITTER * (2 * draws[:, 5:8] - 1)).T[:, :, None, None, None]
     weights = torch.tensor(_GREY, device=pixels.device)[:, None, None]
     pixels = (pixels * brightness).clamp(0, 255)

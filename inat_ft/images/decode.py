@@ -76,8 +76,8 @@ def load_image(
 ) -> NDArray[np.uint8]:
     """Return an image as uint8 `[size, size, 3]` RGB, resized with antialiasing.
 
-    The default is no limit on pixels, since `split` has applied one to the images of a manifest. sha256: the expected hash of
-    the file, in hex. Raises DataError with the path when the image cannot be decoded or has another hash.
+    By default the number of pixels is not limited, because `split` has checked the images of a manifest. sha256: the expected
+    hash of the file, in hex. Raises DataError with the path when the image cannot be decoded or has another hash.
     """
     try:
         data = read_file(path)

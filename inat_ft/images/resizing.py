@@ -1,4 +1,4 @@
-"""How an image of any proportions becomes a square. Nothing heavy is imported here: backbones name it in their options."""
+"""Resize images of any aspect ratio to squares. Imports torch only when used."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CROP_MARGIN = 256 / 224
-"""Shorter side by crop, as torchvision's reference evaluation has it."""
+"""Shorter side relative to the crop, as in torchvision's reference evaluation."""
 
 _MAX_RATIO = 8
-"""Of the sides of an image to crop: a longer one is cut first, since resized whole it might fill the memory."""
+"""Largest aspect ratio of an image to crop. A longer side is cut before resizing, which would need too much memory."""
 
 
 class Resizing(NamedTuple):
-    """How an image of any proportions becomes a square.
+    """How an image of any aspect ratio is resized to a square.
 
-    squash: the whole image, its proportions changed; crop: the shorter side to 256/224 of the size, then the centre, as
-    torchvision evaluates; pad: the whole image, its proportions kept, centred on black.
+    squash: the whole image, ignoring its aspect ratio; crop: the shorter side to 256/224 of the size, then a center
+    crop, as in torchvision's evaluation; pad: the whole image, keeping its aspect ratio, centered on black.
     """
 
     mode: Literal["squash", "crop", "pad"] = "squash"
@@ -26,7 +26,7 @@ class Resizing(NamedTuple):
 
     @property
     def key(self) -> dict[str, object]:
-        """What cache keys have to say of it: nothing by default, so that rows of earlier versions stay valid."""
+        """Return the part of a cache key for this resizing; {} by default, so that rows of earlier versions stay valid."""
         return {} if self == SQUASH else {"resize": self.mode, "interpolation": self.interpolation}
 
 

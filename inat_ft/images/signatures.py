@@ -1,4 +1,4 @@
-"""What images look like, in little: that by which copies are told."""
+"""Compute small signatures of images, by which near duplicates are found."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 THUMB = 32
-"""Side of the thumbnails by which copies are recognised, in pixels."""
+"""Side of the thumbnails, in pixels."""
 
 _PARTS = 8
-"""Along each side of a picture, of which the colours are kept."""
+"""Parts along each side of an image whose mean colors are stored."""
 _ROWS = 128
-"""Of an image that a thumbnail is made of: all of them would take two and a half times as long."""
+"""Rows of an image from which its thumbnail is made. All rows would take two and a half times as long."""
 _LOW_CONTRAST = 32.0
-"""Standard deviation of a thumbnail below which its image is looked at in full."""
+"""Standard deviation of a thumbnail below which all rows are used."""
 
 
 @dataclass(frozen=True)
 class ImageSignatures:
-    """What images look like, for telling copies: one row for each of N images.
+    """Signatures of N images, to find near duplicates.
 
     phashes: perceptual hash, uint64 `[N]`; thumbs: grey thumbnails, uint8 `[N, 32, 32]`; colours: mean red, green and
-    blue of parts of the picture, uint8 `[N, 8, 8, 3]`; ratios: width by height, float32 `[N]`.
+    blue of parts of the image, uint8 `[N, 8, 8, 3]`; ratios: width by height, float32 `[N]`.
     """
 
     phashes: NDArray[np.uint64]
@@ -39,7 +39,7 @@ class ImageSignatures:
 
     @classmethod
     def blank(cls, count: int) -> ImageSignatures:
-        """Rows to be filled in."""
+        """Return empty signatures, to be filled by `update`."""
         return cls(
             np.zeros(count, np.uint64),
             np.zeros((count, THUMB, THUMB), np.uint8),
@@ -48,14 +48,11 @@ class ImageSignatures:
         )
 
     def take(self, places: NDArray[np.int64]) -> ImageSignatures:
-        """The rows of these images."""
+        """Return the signatures of these images."""
         return ImageSignatures(self.phashes[places], self.thumbs[places], self.colours[places], self.ratios[places])
 
     def update(self, places: Sequence[int], small: Sequence[Tensor]) -> None:
-        """Fill in the rows of images of which there are small pictures.
-
-        Many at once: each of them alone would take five times as long, and other threads wait for it.
-        """
+        """Compute the signatures at `places` from thumbnails uint8 `[3, 32, 32]`, faster in batches."""
         import torch
 
         pictures, side = torch.stack(list(small)), THUMB // _PARTS
@@ -63,15 +60,17 @@ class ImageSignatures:
         parts = bands.view(-1, 3, _PARTS, _PARTS, side).sum(4, dtype=torch.int16)
         self.colours[places] = ((parts + side**2 // 2) // side**2).permute(0, 2, 3, 1).numpy()
         red, green, blue = np.moveaxis(pictures.numpy().astype(np.uint16), 1, 0)
-        grey = ((77 * red + 150 * green + 29 * blue + 128) // 256).astype(np.uint8)  # integers: the same anywhere
+        grey = ((77 * red + 150 * green + 29 * blue + 128) // 256).astype(
+            np.uint8
+        )  # integers give the same result on every machine
         self.thumbs[places] = grey
         self.phashes[places] = phash(grey)
 
 
 def phash(grey: NDArray[np.generic]) -> NDArray[np.uint64]:
-    """Perceptual hashes uint64 `[N]` of pictures `[N, 32, 32]`: which of the 64 lowest frequencies exceed their median.
+    """Return hashes uint64 `[N]` of grey images `[N, 32, 32]`: which of the 64 lowest frequencies exceed the median.
 
-    The same bits as imagehash's `phash`, which takes one picture at a time: alone it would cost a twentieth of decoding.
+    The bits are those of imagehash's `phash`, computed for a batch.
     """
     from scipy.fft import dctn
 
@@ -82,9 +81,9 @@ def phash(grey: NDArray[np.generic]) -> NDArray[np.uint64]:
 
 
 def thumbnail(image: Tensor) -> Tensor:
-    """An image uint8 `[3, H, W]` as uint8 `[3, 32, 32]`, resized bilinearly with antialiasing.
+    """Return an image uint8 `[3, H, W]` as uint8 `[3, 32, 32]`, resized bilinearly with antialiasing.
 
-    Of some rows only, unless little contrast remains: then what the other rows would change is no trifle, as with grass.
+    Only some rows are used, unless contrast is low, as in a photograph of grass: then the other rows would matter.
     """
     if (height := image.shape[1]) > _ROWS:
         some = _shrunk(image.permute(1, 2, 0).index_select(0, _rows(height)).permute(2, 0, 1))
@@ -102,7 +101,7 @@ def _shrunk(image: Tensor) -> Tensor:
 
 @lru_cache(1024)
 def _rows(height: int) -> Tensor:
-    """Which rows of an image are looked at, int64 `[128]`."""
+    """Return the rows of an image to use, int64 `[128]`."""
     import torch
 
     return (2 * torch.arange(_ROWS) + 1) * height // (2 * _ROWS)

@@ -153,7 +153,7 @@ def fetch_weights(url: str, name: str = "") -> dict[str, Tensor]:
     sha256 = re.search(r"-([0-9a-f]{8,64})$", file.stem)
     if not file.is_file():
         try:
-            download(url, file, sha256_prefix=sha256[1] if sha256 else None)
+            download(url, file, sha256=sha256[1] if sha256 else None)
         except DataError as error:
             raise WeightsError(
                 f"the pretrained weights {file.name} are not in {_tilde(folder)} and cannot be downloaded: {error.message}",

@@ -36,7 +36,7 @@ def strategy_sweep() -> tuple[dict[str, Any], dict[str, str]]:
         if space:
             spaces[name] = {"parameters": dict(space)}
         else:
-            skipped[name] = "it declares no `space` to search"
+            skipped[name] = "it has no `search_space`"
     common = {"mode": {"values": list(spaces)}, "patience": {"value": 3}}
     sweep = {
         "method": "bayes",

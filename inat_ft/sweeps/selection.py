@@ -10,10 +10,9 @@ from math import comb
 from statistics import mean, median_low, stdev
 
 from inat_ft.errors import InatFtError, RecordError
-from inat_ft.evaluation.bounds import Contributions
-from inat_ft.evaluation.contributions import METRICS
 from inat_ft.evaluation.predictions import Predictions, read_predictions
 from inat_ft.evaluation.significance import ALPHA, holm, unpaired_difference
+from inat_ft.metrics import Contributions, get_metric
 from inat_ft.records import RunRecord, read_record
 from inat_ft.sweeps.attempts import Trial
 from inat_ft.sweeps.base import Objective, TrialJob
@@ -130,7 +129,7 @@ def _compare(
     """Return the test, and the standing and p-value of each trial after the first."""
     metric = sweep.spec.metric.name
     if metric in _PAIRED and (aligned := _aligned_predictions(sweep, trials)):
-        ps = holm_against_first([METRICS[_PAIRED[metric]](predictions) for predictions in aligned])
+        ps = holm_against_first([get_metric(_PAIRED[metric]).contributions(predictions) for predictions in aligned])
         test = SelectionTest.MCNEMAR if metric == "val_accuracy" else SelectionTest.LOG_LOSS
         return test, [(Standing.of(p >= ALPHA), p) for p in ps]
     known = [run for run in runs if run and run.split]

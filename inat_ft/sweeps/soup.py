@@ -23,7 +23,7 @@ from inat_ft.engine.device import Compute, choose_compute
 from inat_ft.engine.loops import evaluate
 from inat_ft.errors import RecordError, UsageError
 from inat_ft.evaluation.predict import LoadedModel, changes_allowed, load_trained_model, manifest_of
-from inat_ft.evaluation.predictions import from_probabilities, write_predictions
+from inat_ft.evaluation.predictions import Predictions, from_probabilities, write_predictions
 from inat_ft.models.net import Net
 from inat_ft.models.weights import read_state, save_model
 from inat_ft.progress import ProgressFn, ignore_progress, no_progress
@@ -202,14 +202,7 @@ def _write(
     alone: float,
 ) -> RunRecord:
     """Write the soup as a run, with the configuration of its best member."""
-    manifest, rows, best = evaluator.manifest, evaluator.rows, members[0]
-    predictions = from_probabilities(
-        evaluator.trained.classes,
-        [manifest.paths[row] for row in rows],
-        evaluator.hashes,
-        manifest.labels[rows],
-        evaluator.logits().double().softmax(1).cpu().numpy(),
-    )
+    best, predictions = members[0], _predict(evaluator)
     accuracy = float(predictions.correct.mean())
     config = RunConfig.model_validate({**best.config, "name": directory.name})
     write_predictions(directory / "predictions-val.csv", predictions)
@@ -225,7 +218,7 @@ def _write(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "val_accuracy": accuracy,
             "config": config.model_dump(mode="json"),
-            "split": split_info(manifest, directory),
+            "split": split_info(evaluator.manifest, directory),
             "history": [],
             "best_epoch": None,
             "stopped_early": False,
@@ -246,3 +239,15 @@ def _write(
     )
     write_record(record, directory / "record.json")
     return record
+
+
+def _predict(evaluator: _Evaluator) -> Predictions:
+    """Return the predictions of the soup on the validation images."""
+    manifest, rows = evaluator.manifest, evaluator.rows
+    return from_probabilities(
+        evaluator.trained.classes,
+        [manifest.paths[row] for row in rows],
+        evaluator.hashes,
+        manifest.labels[rows],
+        evaluator.logits().double().softmax(1).cpu().numpy(),
+    )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inat_ft.testing.backbones import check_backbone
     from inat_ft.testing.exporters import check_exporter
+    from inat_ft.testing.metrics import check_metric
     from inat_ft.testing.optimizers import check_optimizer
     from inat_ft.testing.sources import check_source
     from inat_ft.testing.strategies import SyntheticData, check_strategy, synthetic_images, tiny_net, write_images
@@ -16,6 +17,7 @@ _MODULES = {
     "SyntheticData": "strategies",
     "check_backbone": "backbones",
     "check_exporter": "exporters",
+    "check_metric": "metrics",
     "check_optimizer": "optimizers",
     "check_source": "sources",
     "check_strategy": "strategies",
@@ -30,6 +32,7 @@ __all__ = [
     "SyntheticData",
     "check_backbone",
     "check_exporter",
+    "check_metric",
     "check_optimizer",
     "check_source",
     "check_strategy",

@@ -31,8 +31,8 @@ def check_backbone(backbone: Backbone, image_size: int = 64) -> None:
         assert torch.allclose(net(images[:1]), logits[:1], atol=1e-4), "the logits of an image depend on the others"
     net.train()
     net(images).sum().backward()
-    unused = [net.original_name(name) for name, weight in net.named_parameters() if weight.grad is None]
-    assert not unused, f"the forward pass does not use {', '.join(unused)}"
+    missing = [net.original_name(name) for name, weight in net.named_parameters() if weight.grad is None]
+    assert not missing, f"no gradient for {', '.join(missing)}"
     if backbone.pretrained:
         weights = backbone.weights("imagenet")
         unknown = set(weights.load()) - names

@@ -8,13 +8,13 @@ import os
 import re
 import shlex
 import sys
-import urllib.error
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import PrivateAttr
 
@@ -71,10 +71,10 @@ class WandbTracker(Tracker):
             require_server()
 
     def start(self, config: RunConfig, name: str, directory: Path, history: Sequence[Epoch]) -> None:
-        """Start a run, continue the one that this directory was logged to, or use the one of a sweep's agent.
+        """Start a run, or use the one of a sweep's agent. A resumed training continues its W&B run.
 
-        An online run that is continued gets the epochs that W&B lacks. An offline run is written again from its first
-        epoch under the same ID, so that sending the newest folder is enough.
+        Online, W&B gets the epochs that it lacks. Offline, all epochs are written again under the same ID, so that sending
+        the newest folder is enough.
         """
         mode = self.effective_mode
         if mode == "disabled":
@@ -82,7 +82,7 @@ class WandbTracker(Tracker):
         import wandb
 
         id_file = directory / "wandb" / "run-id.txt"
-        known = id_file.read_text().strip() if id_file.is_file() else None
+        known = id_file.read_text().strip() if history and id_file.is_file() else None
         settings = wandb.Settings(**patience(), stop_fn=self._stop)
         try:
             with redirect_stdout(sys.stderr):
@@ -184,69 +184,47 @@ def curves(history: list[Epoch]) -> Figure:
 
 
 def require_server() -> None:
-    """Check that W&B's server answers and knows the key.
+    """Check that W&B's server answers and knows the key. Raises UsageError or InatFtError within 5 s.
 
-    Raises UsageError or InatFtError within 5 s. `wandb.Api` is not used: it asks for a key on a terminal, keeps the
-    credentials for the process, and does not report why a server cannot be reached.
+    `wandb.Api` is not used: it asks for a key on a terminal, keeps the credentials for the process, and does not report
+    why a server cannot be reached.
     """
-    mode = os.environ.get("WANDB_MODE", "online")
-    if mode in ("offline", "disabled", "dryrun"):
-        raise UsageError(
-            f"WANDB_MODE={mode}, but this command needs W&B's server", "unset WANDB_MODE, or work without the server"
-        )
     base = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").rstrip("/")
     if not re.match(r"https?://[^/]", base):
         raise UsageError(
             f"WANDB_BASE_URL={base} is not a web address",
             "set it to an address such as https://wandb.example.org, or unset it for W&B's own server",
         )
-    key = _key(base)
+    key = os.environ.get("WANDB_API_KEY") or _netrc_key(base)
     if not key:
-        raise UsageError(
-            f"there is no W&B key for {base}", "run `wandb login`, set WANDB_API_KEY, or work without the server"
-        )
+        raise UsageError(f"no W&B key for {base}", "run `wandb login`, set WANDB_API_KEY, or work without the server")
     query = {"operationName": "Viewer", "query": "query Viewer { viewer { id username entity } }", "variables": {}}
     login = b64encode(f"api:{key}".encode()).decode()
-    request = urllib.request.Request(
-        f"{base}/graphql",
-        json.dumps(query).encode(),
-        {"Content-Type": "application/json", "Authorization": f"Basic {login}", "User-Agent": "inat-ft"},
-    )
+    headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}", "User-Agent": "inat-ft"}
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-            found = json.load(answer)
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            raise _wrong_key(base) from None
-        raise _unreachable(base, f"it answered {error.code} {error.reason}") from None
+        request = urllib.request.Request(f"{base}/graphql", json.dumps(query).encode(), headers)
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+            answer = json.load(response)
     except (OSError, ValueError) as error:
-        raise _unreachable(base, str(getattr(error, "reason", error))) from None
-    data = found.get("data") if isinstance(found, dict) else None
-    if isinstance(data, dict) and "viewer" in data and data["viewer"] is None:
-        raise _wrong_key(base)
+        if getattr(error, "code", None) not in (401, 403):
+            raise InatFtError(
+                f"W&B at {base} cannot be reached: {getattr(error, 'reason', error)}",
+                "check the network and WANDB_BASE_URL\n"
+                "without the server: inat-ft train --wandb offline, inat-ft sweep create --backend local",
+            ) from None
+        answer = {"data": {"viewer": None}}
+    data = answer.get("data") if isinstance(answer, dict) else None
+    if isinstance(data, dict) and data.get("viewer", "") is None:
+        raise InatFtError(
+            f"W&B at {base} does not know this key", "run `wandb login --relogin`, or set another WANDB_API_KEY"
+        )
 
 
-def _wrong_key(base: str) -> InatFtError:
-    return InatFtError(
-        f"W&B at {base} does not know this key", "run `wandb login --relogin`, or set another WANDB_API_KEY"
-    )
-
-
-def _unreachable(base: str, why: str) -> InatFtError:
-    return InatFtError(
-        f"W&B at {base} cannot be reached: {why}",
-        "check the network and WANDB_BASE_URL\n"
-        "without the server: inat-ft train --wandb offline, inat-ft sweep create --backend local",
-    )
-
-
-def _key(base: str) -> str | None:
-    """Return the key from the environment or from the netrc file that `wandb login` writes."""
-    if key := os.environ.get("WANDB_API_KEY"):
-        return key
-    host = base.rsplit("://", maxsplit=1)[-1].split("/", maxsplit=1)[0].split(":", maxsplit=1)[0]
+def _netrc_key(base: str) -> str | None:
+    """Return the key from the netrc file that `wandb login` writes."""
     try:
-        found = netrc.netrc(os.environ.get("NETRC") or os.path.expanduser("~/.netrc")).authenticators(host)
+        file = netrc.netrc(os.environ.get("NETRC") or os.path.expanduser("~/.netrc"))
     except (OSError, netrc.NetrcParseError):
         return None
-    return found[2] if found else None
+    entry = file.authenticators(urlsplit(base).hostname or "")
+    return entry[2] if entry else None

@@ -15,11 +15,9 @@ from functools import cache, lru_cache
 import numpy as np
 from scipy.stats import binom
 
-from inat_ft.evaluation.bounds import Contributions
-from inat_ft.evaluation.contributions import METRICS
-from inat_ft.evaluation.metrics import proportion
-from inat_ft.evaluation.predictions import Predictions
 from inat_ft.evaluation.significance import Sample, seed_variance_test
+from inat_ft.metrics import Contributions, Predictions, get_metric
+from inat_ft.metrics.proportions import proportion
 from inat_ft.sweeps.selection import holm_against_first
 
 NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
@@ -100,13 +98,13 @@ def accuracy_interval(right: int, number: int) -> tuple[float, float]:
 
 def rates(world: World, repetitions: int) -> tuple[dict[str, float], dict[str, float]]:
     """Coverage of the intervals of `eval`, and type-I error of `compare` between equally good classifiers, by metric."""
-    rng = np.random.default_rng(0)
+    rng, metrics = np.random.default_rng(0), {name: get_metric(name) for name in NAMES}
     covered, rejected = dict.fromkeys(NAMES, 0), dict.fromkeys(NAMES, 0)
     for _ in range(repetitions):
         true = world.labels(rng)
         a, b = world.predict(rng, true), world.predict(rng, true)
         for name in NAMES:
-            first, second = METRICS[name](a), METRICS[name](b)
+            first, second = metrics[name].contributions(a), metrics[name].contributions(b)
             rejected[name] += (first - second).p < 0.05
             if name == "accuracy":
                 low, high = accuracy_interval(int(a.correct.sum()), len(true))
@@ -119,12 +117,12 @@ def rates(world: World, repetitions: int) -> tuple[dict[str, float], dict[str, f
 
 def few_images(repetitions: int, quick: bool) -> None:
     rows = {images: [rates(world, repetitions) for world in worlds(images, quick)] for images in DESIGNS}
-    for title, part, most_confident_mistakes in (("Coverage of eval", 0, min), ("Type-I error of compare", 1, max)):
+    for title, part, worst in (("Coverage of eval", 0, min), ("Type-I error of compare", 1, max)):
         print(f"\n{title}, worst of all settings, {repetitions} repetitions each\n")
         print(f"| images a class | {' | '.join(name.replace('_', ' ') for name in NAMES)} |")
         print("| --- " * (len(NAMES) + 1) + "|")
         for images, found in rows.items():
-            values = [most_confident_mistakes(row[part][name] for row in found) for name in NAMES]
+            values = [worst(row[part][name] for row in found) for name in NAMES]
             print(f"| {images} | {' | '.join(f'{value:.1%}' for value in values)} |", flush=True)
 
 

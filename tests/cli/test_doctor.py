@@ -7,14 +7,14 @@ import pytest
 STRATEGY = "[inat_ft.strategies]\nbroken = no_such_module:Nothing\n"
 
 
-def test_what_there_is_and_what_to_do(cli) -> None:
+def test_the_checks_say_what_is_found_and_what_to_do(cli) -> None:
     ran = cli("doctor")
     assert ran.code == 0, ran.err
     assert "inat-ft split DATA" in ran.out and "resnet50" in ran.out
     detail = {each["what"]: each for each in json.loads(cli("doctor", "--json").out)}
     assert detail["versions"]["state"] == detail["device"]["state"] == detail["runs"]["state"] == "ok"
     assert detail["weights"]["state"] == "note" and str(Path("torch").resolve()) in detail["weights"]["hint"]
-    assert not Path("runs").exists() and not Path("cache").exists()  # nothing stays written
+    assert not Path("runs").exists() and not Path("cache").exists()  # no file is left behind
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem(cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,8 @@ import typer
 
 from inat_ft.cli import commands
 from inat_ft.cli.main import app
-from inat_ft.config import config_flags
 from inat_ft.crash import redact, write_crash
-from inat_ft.settings import ALIASES, load_config
+from inat_ft.settings import ALIASES, config_flags, load_config
 from tests.conftest import make_images
 
 SMALL = ["--backbone", "cnn", "--image-size", "32", "--set", "model.filters=16", "--epochs", "1"]

@@ -8,7 +8,6 @@ import pytest
 from rich.console import Console
 
 from inat_ft.cli import render
-from inat_ft.cli import training_progress as listening
 from inat_ft.errors import InatFtError
 
 NAMES = ["Felis [/wild]", "[red] fox", "[bold]x", "a [link=http://x]y", ":cat:", "שלום", "狐", "\\[x]"]
@@ -42,12 +41,9 @@ def test_progress_bars_show_names_as_they_are(monkeypatch: pytest.MonkeyPatch, n
     drawn = io.StringIO()
     terminal = Console(file=drawn, force_terminal=True, width=200, color_system=None, emoji=False)
     monkeypatch.setattr(render, "console", lambda stderr=False: terminal)
-    with render._bar(name, "images") as update:
-        update(1, 2)
-    assert shown in drawn.getvalue()
-    with listening._open_bar("epoch [1]") as update:
-        update(1, 2, "")
-    assert "epoch [1]" in drawn.getvalue()
+    with render.open_bar(name) as update:
+        update(1, 2, "loss 1.5  ")
+    assert shown in drawn.getvalue() and "loss 1.5" in drawn.getvalue()
 
 
 COLUMNS = ("name", "accuracy", "difference", "time", "memory")
@@ -64,7 +60,7 @@ def test_a_narrow_terminal_drops_the_least_important_columns(monkeypatch: pytest
         assert all(len(line.rstrip()) <= width for line in out.splitlines())
         assert "0.8123" in out and "…" not in out
         dropped = [column for column in COLUMNS if column not in kept]
-        assert err == (f"not shown, since the terminal is narrow: {', '.join(dropped)}\n" if dropped else "")
+        assert err == (f"columns omitted because the terminal is narrow: {', '.join(dropped)}\n" if dropped else "")
 
 
 def test_without_a_terminal_no_column_is_lost(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

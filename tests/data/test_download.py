@@ -47,7 +47,7 @@ def test_a_complete_file_is_not_downloaded_again(server, tmp_path: Path) -> None
     )
     assert file.read_bytes() == BODY and left(file.parent) == ["f"]
     assert reports == sorted(reports) and reports[-1] == (len(BODY), len(BODY))
-    for known in ({}, {"sha256": SHA256}, {"sha256_prefix": SHA256[:8]}, {"size": len(BODY)}):
+    for known in ({}, {"sha256": SHA256}, {"sha256": SHA256[:8]}, {"size": len(BODY)}):
         get(server, file, **known)
     assert len(server.requests) == 1
 
@@ -238,7 +238,7 @@ def test_an_empty_hash_is_refused(tmp_path: Path) -> None:
 
 def test_a_wrong_hash_leaves_nothing_behind(server, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"begins with {SHA256[:8]} instead of 0123abcd"):
-        get(server, tmp_path / "f", sha256_prefix="0123abcd")
+        get(server, tmp_path / "f", sha256="0123abcd")
     assert left(tmp_path) == []
     for wrong in ("xyz", "0123", SHA256 + "0"):
         with pytest.raises(UsageError, match="is not a SHA-256"):

@@ -71,5 +71,5 @@ def test_the_quick_comparison_drops_no_pair(monkeypatch: pytest.MonkeyPatch) -> 
         1.1 * signatures.thumbs[:200].astype(np.float32) + rng.integers(-6, 7, (200, 32, 32)), 0, 255
     )
     quick = near_duplicates(signatures)
-    monkeypatch.setattr(duplicates, "_may_be_the_same", lambda first, *_: np.ones(len(first), bool))
+    monkeypatch.setattr(duplicates, "blocks_may_match", lambda first, *_: np.ones(len(first), bool))
     assert len(quick) > 100 and np.array_equal(quick, near_duplicates(signatures))

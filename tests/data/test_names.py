@@ -100,7 +100,7 @@ def test_a_folder_whose_name_is_not_utf8_is_left_out_and_named(invoke, tmp_path:
     os.rename(data / "class2", os.fsencode(data) + b"/K\xe4fer")
     ran = invoke("split", data, "--no-near", "--json")
     assert ran.code == 0, ran.err
-    assert r"K\xe4fer: left out, since the name is not UTF-8" in ran.err
+    assert r"K\xe4fer: left out, because the name is not UTF-8" in ran.err
     assert ran.json["classes"] == ["class0", "class1"]
 
 

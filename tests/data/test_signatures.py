@@ -2,11 +2,13 @@
 
 import imagehash
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
+from sklearn.datasets import load_sample_images
 
 from inat_ft.images.near_duplicates import near_duplicates
 from inat_ft.images.signatures import ImageSignatures, phash, thumbnail
@@ -38,6 +40,36 @@ def looks_of(pictures: list[np.ndarray]) -> ImageSignatures:
         range(len(pictures)), [thumbnail(torch.from_numpy(picture).permute(2, 0, 1)) for picture in pictures]
     )
     return signatures
+
+
+def photographs(count: int, size: int = 256) -> list[Image.Image]:
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    corners = np.random.default_rng(0).integers(0, (384, 171), (count, 2)).tolist()
+    return [photos[place % 2].crop((x, y, x + size, y + size)) for place, (x, y) in enumerate(corners)]
+
+
+def share_found(originals: list[Image.Image], copies: list[Image.Image]) -> float:
+    pairs = near_duplicates(looks_of([np.array(picture) for picture in [*originals, *copies]])).tolist()
+    return sum([place, place + len(originals)] in pairs for place in range(len(originals))) / len(originals)
+
+
+@pytest.mark.parametrize("percent", [2, 3, 5])
+def test_crops_at_the_center_are_found(percent: int) -> None:
+    originals = photographs(60)
+    edge = round(256 * percent / 200)
+    assert share_found(originals, [photo.crop((edge, edge, 256 - edge, 256 - edge)) for photo in originals]) >= 0.95
+
+
+def test_copies_with_clipped_highlights_are_found() -> None:
+    originals = photographs(60)
+    assert share_found(originals, [ImageEnhance.Brightness(photo).enhance(1.15) for photo in originals]) >= 0.95
+
+
+def test_images_that_only_overlap_are_not_crops_of_each_other() -> None:
+    photo = Image.fromarray(load_sample_images().images[0])
+    boxes = [(x, y, x + 256, y + 256) for x in range(0, 380, 10) for y in (0, 12)]
+    pairs = near_duplicates(looks_of([np.array(photo.crop(box)) for box in boxes]))
+    assert pairs.tolist() == []
 
 
 def test_copies_of_a_fine_texture_at_another_size_are_found() -> None:

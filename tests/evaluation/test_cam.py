@@ -87,7 +87,7 @@ def test_a_map_of_one_place_is_refused() -> None:
     net = build_net(ModelConfig(backbone="alexnet", weights="none"), 4, 64, seed=0).eval()
     flat = make_net("flat", nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)), 2, 0.0).eval()
     assert _last_with_places(net, torch.randn(2, 3, 64, 64))
-    with pytest.raises(UsageError, match="tells places apart at 2 pixels"):
+    with pytest.raises(UsageError, match="distinguishes positions at 2 pixels"):
         _last_with_places(flat, torch.randn(2, 3, 2, 2))
 
 
@@ -108,6 +108,6 @@ def test_eval_draws_overlays(config, directories, monkeypatch: pytest.MonkeyPatc
 def test_a_network_without_places_is_refused_before_the_test_set_is_looked_at(config, directories, monkeypatch) -> None:
     _, run = train(config(optim__epochs=1), directories)
     monkeypatch.setattr("inat_ft.evaluation.cam._layout", lambda x, count: None)
-    with pytest.raises(UsageError, match="tells places apart at 32 pixels"):
+    with pytest.raises(UsageError, match="distinguishes positions at 32 pixels"):
         evaluate_run(run, "test", cam=True)
     assert not (run / "predictions-test.csv").exists()

@@ -61,7 +61,7 @@ def test_hugging_faces_trainer_state(tmp_path: Path) -> None:
     record = from_trainer_state(tmp_path / "trainer_state.json", "hf")
     assert [(e.epoch, e.train_loss, e.val_accuracy) for e in record.history] == [(1, 1.5, 0.6), (2, None, 0.7)]
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(RecordError, match="no trainer_state"):
+    with pytest.raises(RecordError, match="not a trainer_state"):
         from_trainer_state(tmp_path / "other.json", "hf")
 
 
@@ -70,11 +70,11 @@ def test_wandb_exports_of_several_runs_ask_which_one(tmp_path: Path) -> None:
         '"Step","sun-3 - val_accuracy","sun-3 - val_accuracy__MIN","moon-4 - val_accuracy"\n'
         '"0","0.3","0.3","0.6"\n"1","0.4","0.4",""\n'
     )
-    with pytest.raises(UsageError, match="holds 2 runs: moon-4, sun-3"):
+    with pytest.raises(UsageError, match="has 2 runs: moon-4, sun-3"):
         from_wandb(tmp_path / "chart.csv", "A")
     assert [epoch.val_accuracy for epoch in from_wandb(tmp_path / "chart.csv", "A", "sun-3").history] == [0.3, 0.4]
     (tmp_path / "table.csv").write_text("Name,State,epoch,test_accuracy\na,finished,5,0.36\nb,finished,5,0.81\n")
-    with pytest.raises(UsageError, match="holds 2 runs: a, b"):
+    with pytest.raises(UsageError, match="has 2 runs: a, b"):
         from_wandb(tmp_path / "table.csv", "A")
     assert from_wandb(tmp_path / "table.csv", "A", "a").test_accuracy == 0.36
 

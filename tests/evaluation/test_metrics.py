@@ -7,9 +7,11 @@ from scipy.special import softmax
 from sklearn import metrics as sk
 
 from inat_ft.errors import RecordError
-from inat_ft.evaluation import metrics, significance
-from inat_ft.evaluation.contributions import METRICS
+from inat_ft.evaluation import significance
 from inat_ft.evaluation.predictions import Predictions, from_probabilities, read_predictions, write_predictions
+from inat_ft.evaluation.scores import confusion, score
+from inat_ft.metrics import get_metric
+from inat_ft.metrics.calibration import Ece, fit_temperature, temperature_scale
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -27,7 +29,7 @@ def invented(seed: int = 0, number: int = 300, skill: float = 1.5, classes=CLASS
 @pytest.mark.parametrize("seed", range(3))
 def test_every_metric_is_scikit_learns(seed: int) -> None:
     p = invented(seed)
-    found, per_class = metrics.compute_metrics(p)
+    found, per_class, _ = score(p)
     true, predicted, shares = p.true, p.predicted, p.probabilities
     wanted = {
         "accuracy": sk.accuracy_score(true, predicted),
@@ -44,13 +46,13 @@ def test_every_metric_is_scikit_learns(seed: int) -> None:
     for row, precision, recall, f1, support in zip(per_class, *columns, strict=True):
         got = (row.precision.value, row.recall.value, row.f1.value, row.num_images)
         assert got == pytest.approx((precision, recall, f1, support))
-    assert (metrics.confusion(p) == sk.confusion_matrix(true, predicted)).all()
+    assert (confusion(p) == sk.confusion_matrix(true, predicted)).all()
     assert all(metric.low <= metric.value <= metric.high for name, metric in found.items() if name != "ece")
 
 
 def test_a_class_that_is_never_predicted_has_precision_zero() -> None:
     p = Predictions(("a", "b"), ["x", "y"], ["", ""], np.array([0, 1]), np.array([0, 0]))
-    _, (a, b) = metrics.compute_metrics(p)
+    _, (a, b), _ = score(p)
     assert (a.precision.value, b.precision.value, b.f1.value) == (0.5, 0.0, 0.0)
 
 
@@ -61,16 +63,18 @@ def test_calibration_error_of_a_calibrated_and_an_overconfident_network() -> Non
     true = (p.cumsum(1) > rng.random((20_000, 1))).argmax(1)
     names = [""] * 20_000
     calibrated = from_probabilities(CLASSES, names, names, true, p)
-    sure = metrics.temperature_scale(calibrated, 0.3)
-    assert metrics.ece(calibrated).value < 0.02 and metrics.ece(sure).value > 0.1
-    assert metrics.fit_temperature(sure) == pytest.approx(1 / 0.3, rel=0.05)
-    assert (metrics.temperature_scale(sure, 1 / 0.3).probabilities == pytest.approx(p, abs=1e-3)) and (
+    sure = temperature_scale(calibrated, 0.3)
+    assert Ece().value(calibrated) < 0.02 and Ece().value(sure) > 0.1
+    assert fit_temperature(sure) == pytest.approx(1 / 0.3, rel=0.05)
+    assert (temperature_scale(sure, 1 / 0.3).probabilities == pytest.approx(p, abs=1e-3)) and (
         sure.predicted == calibrated.predicted
     ).all()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.8, 0.5])
 def test_the_interval_of_the_calibration_error_covers_it_in_spite_of_its_bias(temperature: float) -> None:
+    ece = Ece()
+    ece.num_bootstrap = 400
     rng, number, trials, found = np.random.default_rng(0), 500, 60, 0
     for _ in range(trials):
         logits = rng.normal(size=(number, 10)) + 2 * np.eye(10)[rng.integers(0, 10, number)]
@@ -79,9 +83,9 @@ def test_the_interval_of_the_calibration_error_covers_it_in_spite_of_its_bias(te
         names = [str(place) for place in range(number)]
         p = from_probabilities([str(n) for n in range(10)], names, [""] * number, labels, claimed)
         chance = truth[np.arange(number), p.predicted]
-        process_group = claimed.max(1).argsort(kind="stable").argsort()
-        gaps = np.bincount(process_group * 15 // number, claimed.max(1) - chance)
-        value = metrics.compute_metric(p, "ece", metrics.BootstrapWeights(labels, 0, 400))
+        bin_order = claimed.max(1).argsort(kind="stable").argsort()
+        gaps = np.bincount(bin_order * 15 // number, claimed.max(1) - chance)
+        value = ece.interval(p)
         assert value.low <= value.value <= value.high
         found += value.low <= np.abs(gaps).sum() / number <= value.high
     assert found / trials >= 0.85
@@ -90,7 +94,7 @@ def test_the_interval_of_the_calibration_error_covers_it_in_spite_of_its_bias(te
 def test_a_share_without_errors_has_an_interval_all_the_same() -> None:
     p = invented(0, 40)
     perfect = Predictions(p.classes, p.paths, p.hashes, p.true, p.true)
-    found, per_class = metrics.compute_metrics(perfect)
+    found, per_class, _ = score(perfect)
     assert found["macro_f1"].low < 0.95 and found["balanced_accuracy"].high == 1.0
     assert all(row.recall.low < 1 for row in per_class)
 
@@ -116,15 +120,16 @@ class TestSignificance:
         assert false / 300 < 0.07
 
     def test_the_paired_interval_is_narrower_when_errors_are_shared(self) -> None:
+        contributions = get_metric("accuracy").contributions
         a = invented(0, 500)
         p = a.probabilities.copy()
         p[:10] = np.roll(p[:10], 1, axis=1)
         b = from_probabilities(CLASSES, a.paths, a.hashes, a.true, p)
-        paired = significance.paired_difference(a, b, "accuracy").difference
+        paired = significance.paired(contributions(a) - contributions(b)).difference
         unpaired = significance.unpaired_difference(a.correct.mean(), 500, b.correct.mean(), 500)
         assert paired.value == pytest.approx(unpaired.value)
         assert paired.high - paired.low < (unpaired.high - unpaired.low) / 2
-        difference = METRICS["accuracy"](a) - METRICS["accuracy"](b)
+        difference = contributions(a) - contributions(b)
         assert (
             significance.paired(difference, 0.06).equivalent and not significance.paired(difference, 0.001).equivalent
         )
@@ -163,11 +168,11 @@ class TestPredictionsFile:
         ("text", "message"),
         [
             ("path,true\na,b\n", "lacks the columns predicted"),
-            ("path,true,predicted\n", "holds no predictions"),
+            ("path,true,predicted\n", "has no predictions"),
             ("path,true,predicted\na,b\n", "line 2: 2 values for 3 columns"),
             ("path,true,predicted,p_x,p_y\na,x,x,0.5,0.9\n", "line 2: the probabilities sum to 1.4"),
             ("path,true,predicted,p_x,p_y\na,x,z,0.5,0.5\n", "line 2: class 'z' has no column p_z"),
-            ("path,true,predicted,p_x,p_y\na,x,x,0.5,much\n", "a probability is no number"),
+            ("path,true,predicted,p_x,p_y\na,x,x,0.5,much\n", "a probability is not a number"),
         ],
     )
     def test_what_is_wrong_is_named(self, tmp_path, text: str, message: str) -> None:

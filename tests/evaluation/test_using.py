@@ -35,7 +35,7 @@ def test_predictions_are_those_of_an_evaluation(run: Path, images: Path, cli, tm
     (tmp_path / "new" / ".DS_Store").write_bytes(b"x")
     ran = cli("predict", run, tmp_path / "new", "--out", "p.csv", "--json")
     assert ran.code == 0, ran.err
-    assert "broken.png: not an image; left out" in ran.err
+    assert "broken.png: not an image; skipped" in ran.err
     said = {Path(answer["path"]).relative_to(tmp_path / "new").as_posix(): answer for answer in ran.json}
     assert len(said) == 60 and all(len(answer["top"]) == 3 for answer in said.values())
     for row, path in enumerate(known.paths):
@@ -67,18 +67,18 @@ def test_test_images_that_changed_are_not_scored_as_those_that_were_split(
     (tmp_path / "photos" / second).unlink()
     with pytest.raises(DataError, match="1 image missing or unreadable, 1 image changed") as caught:
         evaluate_run(run, "test", root=tmp_path / "photos")
-    assert "bring them back" in caught.value.hint and "ignore" not in caught.value.hint
+    assert "restore the files" in caught.value.hint and "ignore" not in caught.value.hint
 
 
 def test_what_cannot_be_predicted(run: Path, cli, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"no picture")
     ran = cli("predict", run / "record.json", tmp_path / "x.png")
-    assert ran.code == 1 and "none of the images can be read" in ran.err
+    assert ran.code == 1 and "cannot read any of the images" in ran.err
     assert cli("predict", run, tmp_path / "nowhere").code == 2
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="holds no file"):
+    with pytest.raises(UsageError, match="has no files"):
         predict_images(run, [tmp_path / "empty"])
-    with pytest.raises(UsageError, match="no run"):
+    with pytest.raises(UsageError, match="is not a run"):
         predict_images(tmp_path / "empty", [tmp_path / "x.png"])
 
 

@@ -132,7 +132,7 @@ def test_bn_only_and_bias_only_name_just_those() -> None:
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     for mode, wanted in (("bn-only", ("1.weight", "1.bias")), ("bias-only", ("bias",))):
         plan = make_plan(strategy(mode), net, 1)
-        learned = [names[id(parameter)] for parameter in plan.epochs[0].parameters]
+        learned = [names[id(parameter)] for parameter in plan.epochs[0].scales]
         assert all(name.endswith(wanted) or name.startswith("head.") for name in learned) and len(learned) > 4
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from inat_ft.cli.sweep_render import show_selection
 from inat_ft.errors import RecordError
-from inat_ft.evaluation.bounds import Contributions
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
+from inat_ft.metrics import Contributions
 from inat_ft.records import Epoch, RunRecord, SplitInfo, write_record
 from inat_ft.sweeps.attempts import Trial, TrialState
 from inat_ft.sweeps.base import TrialJob

@@ -1,4 +1,4 @@
-"""A strategy in a package of its own: every other stage learns, at `alpha` times the head's rate."""
+"""A strategy in a package of its own. It trains every other stage."""
 
 from inat_ft.strategies import Group, Strategy
 
@@ -11,6 +11,6 @@ class EveryOther(Strategy):
 
     def groups(self, net, epoch):
         stages = list(net.stages.values())[1::2]
-        # not the normalisation: it would follow the new images, and that of the frozen stages between would not
+        # Without normalization: trainable BatchNorm adapts to the new images, that of the frozen stages does not.
         weights = [weight for stage in stages for weight in stage.parameters() if weight.ndim > 1]
         return [Group(net.head.parameters()), Group(weights, self.alpha)]

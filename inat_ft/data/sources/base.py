@@ -20,22 +20,14 @@ _IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"}
 class Reason(StrEnum):
     """Why a file is not part of a manifest; manifests store the value."""
 
-    UNUSABLE = "unusable"
-    """It cannot be read or decoded."""
-    TOO_LARGE = "too_large"
-    """It has more pixels than the limit."""
-    COPY = "copy"
-    """It is a copy of an image in another subset."""
-    GROUP = "group"
-    """It is in the same group as an image in another subset."""
-    LABEL_CONFLICT = "label_conflict"
-    """Equal files have several labels."""
-    PLACE = "place"
-    """It lies outside the class folders, or is a link that is not followed."""
-    NAME = "name"
-    """Its name is not UTF-8."""
-    EXCLUDED = "excluded"
-    """It matches a pattern of `--exclude`."""
+    UNUSABLE = "unusable"  # it cannot be read or decoded
+    TOO_LARGE = "too_large"  # it has more pixels than the limit
+    COPY = "copy"  # of an image in another subset
+    GROUP = "group"  # it is in the same group as an image in another subset
+    LABEL_CONFLICT = "label_conflict"  # equal files have several labels
+    PLACE = "place"  # outside the class folders, or a link that is not followed
+    NAME = "name"  # not UTF-8
+    EXCLUDED = "excluded"  # it matches a pattern of `--exclude`
 
 
 NOT_UTF8 = ("the name is not UTF-8", Reason.NAME)

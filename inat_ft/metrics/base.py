@@ -1,0 +1,121 @@
+"""The base classes of metrics, and metrics by name."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from inat_ft.errors import PluginError
+from inat_ft.metrics.bounds import Contributions
+from inat_ft.metrics.jackknife import jackknife
+from inat_ft.metrics.predictions import Floats, Predictions
+from inat_ft.records import MetricValue
+from inat_ft.registry import METRICS, call_plugin, get, plugin_label, plugins
+
+
+class Metric(ABC):
+    """A number that describes how well a classifier predicts.
+
+    Implement `value`, and register the class in the entry-point group `inat_ft.metrics`. Intervals, paired tests and groups
+    of seeds follow from the contribution of each image to the metric. By default these are found with the jackknife, which
+    suits every smooth function of the predictions. Override `contributions` where they are known exactly.
+
+    `value` must be a pure function and must not depend on the order of the images.
+    """
+
+    name: str = ""
+    """Name under which the metric is registered; set by `get_metric`."""
+    label: str = ""
+    """Name in tables and sentences, such as "macro F1". Default: the registered name with spaces."""
+    unit: str = ""
+    """Unit: "%" for shares from 0 to 1, whose differences are printed in percentage points; otherwise such as "nats"."""
+    needs_probabilities: bool = False
+    """Whether `value` reads `predictions.probabilities`; without them the metric is left out."""
+    higher_is_better: bool = True
+    """Whether a larger value is better."""
+    averages_classes: bool = False
+    """Whether each class counts the same, so that classes with few images make the metric uncertain."""
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    """Smallest and largest possible value."""
+
+    @abstractmethod
+    def value(self, predictions: Predictions) -> float:
+        """Return the metric of N >= 1 images. Classes without images are possible."""
+
+    def contributions(self, predictions: Predictions) -> Contributions:
+        """Return the contribution of each image; their mean is the metric."""
+        return jackknife(self.value, predictions, by_cell=not self.needs_probabilities)
+
+    def interval(self, predictions: Predictions) -> MetricValue:
+        """Return the metric with its 95 % interval."""
+        found = self.contributions(predictions)
+        low, high = found.interval()
+        least, most = self.bounds
+        return MetricValue(value=found.value, low=max(least, low), high=min(most, high), method="Gaffke")
+
+
+class MeanMetric(Metric):
+    """The mean of one number per image. Implement `per_image`; `bounds` must be finite."""
+
+    @abstractmethod
+    def per_image(self, predictions: Predictions) -> Floats:
+        """Return the number of each image, float64 `[N]`."""
+
+    def value(self, predictions: Predictions) -> float:
+        """Return the mean."""
+        return self.contributions(predictions).value
+
+    def contributions(self, predictions: Predictions) -> Contributions:
+        """Return the numbers themselves."""
+        return Contributions(np.asarray(self.per_image(predictions), np.float64), *self.bounds)
+
+
+def get_metric(name: str) -> Metric:
+    """Return the metric registered under `name`.
+
+    Raises ConfigError when there is none, PluginError when its package is broken.
+    """
+    metric: Metric = get(METRICS, name).load()()
+    metric.name = name
+    metric.label = metric.label or name.replace("_", " ")
+    return metric
+
+
+def installed_metrics() -> tuple[list[Metric], list[PluginError]]:
+    """Return the installed metrics, the built-in ones first, and the errors of those that cannot be loaded."""
+    found: list[Metric] = []
+    errors: list[PluginError] = []
+    for name in sorted(plugins(METRICS), key=lambda name: (_ORDER.get(name, len(_ORDER)), name)):
+        try:
+            found.append(get_metric(name))
+        except PluginError as error:
+            errors.append(error)
+    return found, errors
+
+
+_BUILTIN = (
+    *("accuracy", "balanced_accuracy", "top3_accuracy", "macro_precision", "macro_recall", "macro_f1"),
+    *("log_loss", "brier", "ece"),
+)
+_ORDER = {name: place for place, name in enumerate(_BUILTIN)}
+
+
+def measure(metric: Metric, predictions: Predictions) -> MetricValue:
+    """Return a metric with its interval. Raises PluginError when a plugin fails or returns NaN or infinity."""
+    found = call_plugin(metric.interval, predictions)
+    _require_finite(metric, found.value)
+    return found
+
+
+def contributions_of(metric: Metric, predictions: Predictions) -> Contributions:
+    """Return the contributions of a metric. Raises PluginError when a plugin fails or returns NaN or infinity."""
+    found = call_plugin(metric.contributions, predictions)
+    _require_finite(metric, float(found.values.sum()))
+    return found
+
+
+def _require_finite(metric: Metric, value: float) -> None:
+    if not math.isfinite(value):
+        raise PluginError(f"{plugin_label(METRICS, type(metric))} returned {value}, which is not finite")
