@@ -36,7 +36,7 @@ def predict(
 ) -> None:
     """Classify images with a trained model, with the same preprocessing as in training.
 
-    Images that cannot be read are reported and skipped; the exit code is 1 when there are no others.
+    Images that cannot be read are reported and skipped; the exit code is 1 if none of them can be read.
 
     [dim]inat-ft predict runs/resnet50-head-1 photos/ --out predictions.csv[/dim]
     """
