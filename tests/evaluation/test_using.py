@@ -67,7 +67,7 @@ def test_test_images_that_changed_are_not_scored_as_those_that_were_split(
     (tmp_path / "photos" / second).unlink()
     with pytest.raises(DataError, match="1 image missing or unreadable, 1 image changed") as caught:
         evaluate_run(run, "test", root=tmp_path / "photos")
-    assert "bring them back" in caught.value.hint and "ignore" not in caught.value.hint
+    assert "restore the files" in caught.value.hint and "ignore" not in caught.value.hint
 
 
 def test_what_cannot_be_predicted(run: Path, cli, tmp_path: Path) -> None:
