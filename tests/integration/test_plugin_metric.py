@@ -51,5 +51,7 @@ def test_a_metric_that_fails_is_named_and_the_others_are_computed(python: Path, 
     found = json.loads(ran.stdout)["test"]["metrics"]
     assert {"accuracy", "kappa"} <= found.keys() and not found.keys() & {"nan", "zero", "lost"}
     assert "metric 'zero' of package 'broken-metrics' failed in interval(): ZeroDivisionError" in ran.stderr
-    assert "metric 'nan' of package 'broken-metrics' failed in interval(): ValueError: value() returned nan" in ran.stderr
+    assert (
+        "metric 'nan' of package 'broken-metrics' failed in interval(): ValueError: value() returned nan" in ran.stderr
+    )
     assert "metric 'lost' of package 'broken-metrics' cannot be imported from nowhere:Lost" in ran.stderr
