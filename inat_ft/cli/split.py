@@ -200,11 +200,6 @@ def _show_duplicates(result: "SplitResult") -> None:
         if groups:
             where = pluralize(len(groups), "group")
             render.echo(f"label conflicts: {where} of {kind} with several labels{action}: {few(groups[0])}")
-    if result.manifest.made["near_copies"]:
-        render.info(
-            "near duplicates: resized, recompressed, greyscale and slightly brighter copies are found; most cropped, "
-            "rotated, mirrored or much brighter copies are not"
-        )
 
 
 def _check(path: Path, json: bool) -> None:

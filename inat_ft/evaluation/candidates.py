@@ -46,7 +46,7 @@ class Candidate:
 
     @property
     def evidence(self) -> int:
-        """What its score rests on: 3 predictions, 2 a number of images, 1 a bare claim, 0 there is no score."""
+        """What its score rests on: 3 predictions, 2 a number of images, 1 a bare claim, 0 without a score."""
         if self.score is None:
             return 0
         return 3 if self.predictions else 2 if self.num_test is not None else 1

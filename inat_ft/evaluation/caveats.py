@@ -54,7 +54,7 @@ class Reason(Enum):
     DIFFERENT_FINGERPRINTS = "they were tested on different images (their fingerprints differ)"
     DIFFERENT_CLASSES = "they have different classes ({classes})"
     DIFFERENT_LABELS = "{count:,} of their test images have different labels"
-    NO_PREDICTIONS = "there are no predictions of {names}"
+    NO_PREDICTIONS = "predictions of {names} are missing"
     UNKNOWN_SIZE = "the number of test images of {names} is unknown, so the difference cannot be checked"
     SINGLE_SEED = (
         "{name} has a single seed, so its variance over seeds is unknown; train it with at least one more seed "

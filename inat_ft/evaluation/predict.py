@@ -99,7 +99,7 @@ def load_trained_model(file: Path, compute: Compute, image_size: int | None = No
 
 
 def load_model(file: Path, inference: InferenceConfig) -> LoadedModel:
-    """Load a model onto the chosen device. Raises UsageError when there is no such device."""
+    """Load a model onto the chosen device. Raises UsageError when the device is not available."""
     return load_trained_model(file, choose_compute(inference.device, inference.precision), inference.image_size)
 
 

@@ -24,7 +24,7 @@ class Row(NamedTuple):
 def read_csv(file: Path, needed: Collection[str] = ()) -> tuple[list[str], list[Row]]:
     """Return the header and the rows of a CSV file in UTF-8 or UTF-16.
 
-    needed: column names that tell the separator: comma, semicolon or tab. Raises UsageError when there is no such file,
+    needed: column names that tell the separator: comma, semicolon or tab. Raises UsageError when the file is missing,
     RecordError when it cannot be read.
     """
     try:
@@ -40,7 +40,7 @@ def read_csv(file: Path, needed: Collection[str] = ()) -> tuple[list[str], list[
 def read_objects(file: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSON file: one object, a list of objects, or one object per line.
 
-    Raises UsageError when there is no such file, RecordError when it cannot be read.
+    Raises UsageError when the file is missing, RecordError when it cannot be read.
     """
     try:
         text = _text(file)

@@ -65,7 +65,7 @@ def _no_conclusion(pair: PairwiseResult) -> str:
 
 
 def _reason(pair: PairwiseResult) -> str:
-    return pair.not_comparable.text if pair.not_comparable else "there is no test"
+    return pair.not_comparable.text if pair.not_comparable else "a test is not possible"
 
 
 def _of_many(pairs: Sequence[PairwiseResult], metric: Metric, margin: float | None) -> str:

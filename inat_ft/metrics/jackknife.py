@@ -20,6 +20,8 @@ def jackknife(value: Callable[[Predictions], float], p: Predictions, by_cell: bo
     otherwise at most 500 random groups of images are left out, and there is one contribution for each group.
     """
     whole, number = float(value(p)), len(p)
+    if not np.isfinite(whole):
+        raise ValueError(f"value() returned {whole}")
     if number == 1:
         return Contributions(np.array([whole]), *_range(value, p, whole, np.zeros(1), 1))
     if by_cell:

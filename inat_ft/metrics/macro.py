@@ -124,7 +124,8 @@ def _missing_bias(ratio: Floats, images: Floats, present: NDArray[np.bool_]) -> 
 def _f1_bias(hits: Floats, true: Floats, predicted: Floats, present: NDArray[np.bool_]) -> float:
     """Return the bias of macro F1 from few images per class, if all classes have the same recall.
 
-    The worse of two assumptions: false positives are equally frequent in all classes, or are where they were seen.
+    The worst of several assumptions: false positives are equally frequent in all classes, or are where they were seen; and,
+    unless all classes have about as many images, the images were drawn at random, so that class counts vary as well.
     """
     occurs = true > 0
     recall, false = hits.sum() / true.sum(), predicted - hits
@@ -134,6 +135,8 @@ def _f1_bias(hits: Floats, true: Floats, predicted: Floats, present: NDArray[np.
         distinct, counts = np.unique(np.stack([true[occurs], rates[occurs]]), axis=1, return_counts=True)
         found = [_class_f1_bias(int(number), float(recall), float(rate)) for number, rate in distinct.T]
         sums.append(float(np.dot(found, counts)))
+    if true[present].var() > 0.5 * true[present].mean():
+        sums.append(occurs.sum() * _random_class_f1_bias(true[occurs].mean(), float(recall), float(alike[0])))
     return min(sums) / int(present.sum())
 
 
@@ -148,3 +151,17 @@ def _class_f1_bias(number: int, recall: float, false: float) -> float:
     hits, wrong = np.arange(number + 1)[:, None], np.arange(int(false + 10 * np.sqrt(false)) + 11)
     weight = binom.pmf(hits, number, recall) * poisson.pmf(wrong, false)
     return float((weight * 2 * hits / (number + hits + wrong)).sum()) - 2 * number * recall / whole
+
+
+def _random_class_f1_bias(number: float, recall: float, false: float) -> float:
+    """Return the same bias if the number of images of the class varies as well, with mean `number` (Poisson)."""
+    from scipy.stats import poisson
+
+    right, wrong = number * recall, number * (1 - recall) + false
+    if number > _FEW:
+        return -2 * right * wrong / (2 * right + wrong) ** 3 if right else 0.0
+    hits, errors = (np.arange(int(mean + 10 * np.sqrt(mean)) + 11) for mean in (right, wrong))
+    weight = poisson.pmf(hits, right)[:, None] * poisson.pmf(errors, wrong)
+    images = 2 * hits[:, None] + errors
+    ratio = np.divide(2.0 * hits[:, None], images, out=np.zeros(images.shape), where=images > 0)
+    return float((weight * ratio).sum() / weight[images > 0].sum()) - 2 * right / (2 * right + wrong)

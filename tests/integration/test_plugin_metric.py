@@ -32,7 +32,8 @@ def test_a_metric_plugin_is_evaluated_and_compared(python: Path, manifest_file: 
     assert -1 <= kappa["low"] <= kappa["value"] <= kappa["high"] <= 1
     ran = run(python, "compare", "runs/one", "runs/two", "--metric", "kappa", "--json")
     assert ran.returncode == 0, ran.stderr
-    assert json.loads(ran.stdout)["metric"] == "kappa" and json.loads(ran.stdout)["pairs"][0]["p"] is not None
+    found = json.loads(ran.stdout)
+    assert found["metric"] == "kappa" and found["pairs"][0]["difference"]["method"] == "Gaffke"
     ran = run(python, "compare", "runs/one", "runs/two", "--metric", "kapa")
     assert ran.returncode == 2 and "unknown metric 'kapa': did you mean 'kappa'?" in ran.stderr
 
@@ -50,5 +51,7 @@ def test_a_metric_that_fails_is_named_and_the_others_are_computed(python: Path, 
     found = json.loads(ran.stdout)["test"]["metrics"]
     assert {"accuracy", "kappa"} <= found.keys() and not found.keys() & {"nan", "zero", "lost"}
     assert "metric 'zero' of package 'broken-metrics' failed in interval(): ZeroDivisionError" in ran.stderr
-    assert "metric 'nan' of package 'broken-metrics' returned nan" in ran.stderr
+    assert (
+        "metric 'nan' of package 'broken-metrics' failed in interval(): ValueError: value() returned nan" in ran.stderr
+    )
     assert "metric 'lost' of package 'broken-metrics' cannot be imported from nowhere:Lost" in ran.stderr
