@@ -123,13 +123,13 @@ class OptimConfig(PluginSection):
     sp_head: Annotated[float, Field(ge=0, le=100)] = 0.01
     """Strength of l2-sp on the head, whose weights are pulled toward zero."""
     average: Annotated[Literal["none", "ema", "swa", "wise-ft"], Flag()] = "none"
-    """Weight averaging: moving average (ema), over the last epochs (swa), or with the initial weights (wise-ft)."""
+    """Weight averaging: ema (moving average), swa (mean of the last epochs), wise-ft (mix with the initial weights)."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
     """Decay of the moving average; lower in the first steps."""
     swa_from: Annotated[float, Field(ge=0, lt=1)] = 0.75
     """Fraction of the epochs after which swa starts to average. It averages the last two epochs at least."""
     alpha: Annotated[float, Field(ge=0, le=1), Flag()] = 0.5
-    """Fraction of the fine-tuned weights in wise-ft; the rest are the initial weights."""
+    """WiSE-FT mixing coefficient: 0 is the initial weights, 1 the fine-tuned ones. For lora: strategy.alpha."""
     accumulate: Annotated[int, Field(ge=1, le=1024), Flag()] = 1
     """Gradient accumulation steps per batch; raised automatically when memory runs out."""
 
@@ -177,9 +177,9 @@ class ComputeConfig(Section):
     workers: Annotated[int, Field(ge=0, le=256), Flag()] = 0
     """Threads that decode images; 0 uses one per core."""
     cache: Annotated[Literal["auto", "none", "packed", "prefix"], Flag()] = "auto"
-    """What to cache: decoded images (packed), the output of the frozen layers (prefix), or whichever is faster (auto)."""
+    """Caches to use: packed (decoded images), prefix (outputs of frozen layers), none, or auto (each one that saves time)."""
     compile: Annotated[bool, Flag()] = False
-    """Compile the trainable layers with torch.compile; worthwhile for long trainings on a GPU."""
+    """Compile the trainable layers with torch.compile; worthwhile for long training runs on a GPU."""
     deterministic: Annotated[bool, Flag()] = False
     """Use deterministic algorithms only, which is slower on a GPU. Training on a CPU is always deterministic."""
 

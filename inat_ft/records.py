@@ -206,7 +206,9 @@ def read_record(path: Path) -> tuple[RunRecord, Path]:
 
 def _no_record(path: Path) -> InatFtError:
     if not path.is_dir():
-        return UsageError(f"no such record: {path}")
+        return UsageError(
+            f"run or record not found: {path}", "pass a run directory, such as runs/NAME, or a record.json"
+        )
     if (path / "config.yaml").exists():
         return UsageError(f"the training of {path} is not finished", f"resume it: inat-ft train --resume {path}")
     return UsageError(f"{path} is not a run directory: it has no record.json")

@@ -23,13 +23,18 @@ def compare(
     group: Annotated[bool, typer.Option("--group", help="Treat runs that differ only in their seed as one.")] = False,
     margin: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="Difference that counts as equivalent, such as 0.01.", show_default=False),
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Equivalence margin: smaller differences are negligible, such as 0.01.",
+            show_default=False,
+        ),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report as one HTML file.", show_default=False)] = None,
     fail_under: Annotated[
         float | None,
         typer.Option(
-            help="Exit with 1 unless the last record is better than the first by this much, or if they are not comparable.",
+            help="Exit with 1 unless the last record beats the first by this much. Also if they cannot be compared.",
             show_default=False,
             min=-1,
             max=1,

@@ -30,14 +30,16 @@ def evaluate(
     image_size: Annotated[
         int | None,
         typer.Option(
-            help="Height and width of the images in pixels. Default: those of the run. Choose it on val.",
+            help="Image size in pixels. Default: that of the run. To choose a size, use --subset val.",
             min=16,
             max=1024,
             show_default=False,
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    precision: Annotated[Literal["fp32", "bf16", "auto"], typer.Option(help="Arithmetic: fp32 is exact.")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "bf16", "auto"], typer.Option(help="Numeric precision; fp32 is exact on a CPU.")
+    ] = "fp32",
     root: Annotated[
         Path | None, typer.Option(help="Folder of the images, if they have moved.", show_default=False)
     ] = None,

@@ -36,7 +36,7 @@ def new(
     force: Force = False,
     json: options.Json = False,
 ) -> None:
-    """Import predictions on the test images, one row per image. They allow every comparison.
+    """Import predictions on the test images, one row per image. They allow all metrics and paired tests.
 
     [dim]inat-ft record new predictions.csv --name "my cnn" --out partA.json[/dim]
     """
@@ -73,7 +73,7 @@ def huggingface(
     force: Force = False,
     json: options.Json = False,
 ) -> None:
-    """Import a training with the Hugging Face Trainer.
+    """Import a training run of the Hugging Face Trainer.
 
     [dim]inat-ft record huggingface checkpoint-500/trainer_state.json --name theirs --out theirs.json[/dim]
     """

@@ -29,7 +29,7 @@ def split(
         typer.Option(
             min=0.0,
             max=0.9,
-            help="Fraction of each class reserved for the test; 0 reserves none.",
+            help="Fraction of each class to hold out as the test set; 0 disables it.",
             show_default="0.2 unless the data has a test set",
         ),
     ] = None,
@@ -40,7 +40,8 @@ def split(
     source: Annotated[
         str | None,
         typer.Option(
-            help="Data source: image-folder, csv, or one of a plugin.", show_default="the first that recognizes DATA"
+            help="Data source: image-folder, csv, or the name of a plugin.",
+            show_default="the first that recognizes DATA",
         ),
     ] = None,
     group_by: Annotated[
@@ -82,7 +83,7 @@ def split(
     check: Annotated[
         Path | None,
         typer.Option(
-            help="Compare a manifest with the files on disk, and exit.", metavar="MANIFEST", show_default=False
+            help="Verify that the files on disk match a manifest, and exit.", metavar="MANIFEST", show_default=False
         ),
     ] = None,
     json: options.Json = False,

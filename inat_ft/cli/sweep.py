@@ -39,10 +39,10 @@ def create(
         Path | None, typer.Argument(help="Sweep file in W&B's YAML format.", show_default="the built-in sweep")
     ] = None,
     strategies: Annotated[
-        bool, typer.Option("--strategies", help="Without a file: try every installed strategy in its own space.")
+        bool, typer.Option("--strategies", help="Without a file: sweep over all strategies, each in its search space.")
     ] = False,
     backend: Annotated[
-        str, typer.Option(metavar="NAME", help="What decides the points: local, wandb, or a plugin.")
+        str, typer.Option(metavar="NAME", help="Backend that proposes the trials: local, wandb, or a plugin.")
     ] = "local",
     set_: Annotated[
         list[str] | None,
@@ -213,7 +213,7 @@ def list_(json: options.Json = False, sweeps_dir: SweepsDir = Path("sweeps")) ->
 
 @app.command()
 def stop(id: Id = None, storage: Storage = None, sweeps_dir: SweepsDir = Path("sweeps")) -> None:
-    """Start no more trials; running ones finish. `sweep run` resumes the sweep."""
+    """Stop the sweep after its running trials finish. `sweep run` resumes it."""
     from inat_ft.registry import SWEEP_BACKENDS, plugin_errors
 
     sweep = open_sweep(id, sweeps_dir, storage)

@@ -37,7 +37,7 @@ def best(
 ) -> None:
     """Show the best trial, those that are not significantly different on the validation images, and the cheapest of these.
 
-    After --confirm, the best trial is the one with the best mean over the new seeds, also for --train and --eval.
+    After --confirm, --train and --eval use the trial with the best mean over the new seeds.
 
     [dim]inat-ft sweep best[/dim]
     [dim]inat-ft sweep best --confirm 3 --seeds 3[/dim]
@@ -115,7 +115,7 @@ def soup(
     runs_dir: options.RunsDir = Path("runs"),
     cache_dir: options.CacheDir = None,
 ) -> None:
-    """Average the weights of runs with the same initialization, the best first, if validation accuracy does not fall.
+    """Average the weights of runs (greedy soup): keep each run that does not lower the validation accuracy.
 
     The result is a run for `inat-ft eval`, `compare` and `export`.
 
@@ -142,7 +142,7 @@ def report(
     storage: Storage = None,
     sweeps_dir: SweepsDir = Path("sweeps"),
 ) -> None:
-    """Write the results as one HTML page, which needs no network, and PNGs."""
+    """Write a self-contained HTML report and PNG figures."""
     from inat_ft.sweeps.report import write_report
 
     sweep = open_sweep(id, sweeps_dir, storage)

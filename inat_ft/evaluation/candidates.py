@@ -91,7 +91,7 @@ def _read(paths: Sequence[Path]) -> list[tuple[RunRecord, Path]]:
         else:
             found.append(path)
     if len({path.resolve() for path in found}) < len(found):
-        raise UsageError("the same record is named twice")
+        raise UsageError("the same record was passed twice")
     return [read_record(path) for path in found]
 
 

@@ -37,7 +37,7 @@ class CaveatKind(Enum):
     TRAINED_ON_OTHER_TEST_IMAGES = (
         "was trained on {count:,} of the test images of {other}: its result on them is invalid"
     )
-    SAME_ACCURACIES = "has exactly the same validation and test accuracy as {other}: is one a copy of the other?"
+    SAME_ACCURACIES = "has the same validation and test accuracy as {other}: check that they are not the same run"
     TEST_TIME_AUGMENTATION = "averages predictions over mirrored images (--tta flip); others do not"
     REPEATED_TEST_EVALUATIONS = (
         "has a test set that was evaluated {count} times: its result is optimistically biased if these evaluations were "

@@ -32,7 +32,7 @@ def write_report(comparison: Comparison, file: Path) -> None:
 
 
 def render_report(comparison: Comparison) -> str:
-    """Return the report as one HTML page, which needs no network and runs no script."""
+    """Return the report as one HTML page, which works offline and has no scripts."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(loader=PackageLoader("inat_ft.evaluation"), autoescape=True, undefined=StrictUndefined)

@@ -11,7 +11,7 @@ Bools = NDArray[np.bool_]
 CLIPPED = 240.0
 """Grey level or color from which pixels of a brightened copy may be clipped."""
 MIN_CONTRAST = 12.0
-"""Smallest standard deviation of a thumbnail compared with a greyscale or clipped copy: plain images agree by chance."""
+"""Smallest standard deviation of a thumbnail compared with a grayscale or clipped copy: plain images agree by chance."""
 
 _NOISE = 0.5
 _MAX_GAIN = 1.35
@@ -44,7 +44,7 @@ def blocks_may_match(first: Floats, second: Floats, contrast: Floats, other_cont
 def colors_match(
     first: NDArray[np.generic], second: NDArray[np.generic], contrast: Floats, max_part: float = MAX_TINT_OF_A_PART
 ) -> Bools:
-    """Return whether colors `[P, 8, 8, 3]` differ in brightness only, or one image is greyscale.
+    """Return whether colors `[P, 8, 8, 3]` differ in brightness only, or one image is grayscale.
 
     Checked for the whole image, more strictly the lower its contrast, and for each part, since the subject may be small.
     Clipped parts are ignored where contrast is high. max_part: largest difference of a part, in levels.

@@ -26,7 +26,7 @@ from inat_ft.images.matching import (
 )
 from inat_ft.images.signatures import ImageSignatures, phash
 
-FOUND_COPIES = ("recompressed", "resized", "greyscale", "up to 15 % brighter", "cropped by up to 5 % at the center")
+FOUND_COPIES = ("recompressed", "resized", "grayscale", "up to 15 % brighter", "cropped by up to 5 % at the center")
 """Copies of which at least 95 % are found, measured by tests/benchmarks/near_duplicates.py."""
 MISSED_COPIES = ("mirrored", "rotated", "much brighter", "cropped by more")
 

@@ -28,7 +28,7 @@ _LOW_CONTRAST = 32.0
 class ImageSignatures:
     """Signatures of N images, to find near duplicates.
 
-    phashes: perceptual hash, uint64 `[N]`; thumbs: grey thumbnails, uint8 `[N, 32, 32]`; colours: mean red, green and
+    phashes: perceptual hash, uint64 `[N]`; thumbs: gray thumbnails, uint8 `[N, 32, 32]`; colours: mean red, green and
     blue of parts of the image, uint8 `[N, 8, 8, 3]`; ratios: width by height, float32 `[N]`.
     """
 
@@ -60,7 +60,7 @@ class ImageSignatures:
         parts = bands.view(-1, 3, _PARTS, _PARTS, side).sum(4, dtype=torch.int16)
         self.colours[places] = ((parts + side**2 // 2) // side**2).permute(0, 2, 3, 1).numpy()
         red, green, blue = np.moveaxis(pictures.numpy().astype(np.uint16), 1, 0)
-        grey = ((77 * red + 150 * green + 29 * blue + 128) // 256).astype(
+        gray = ((77 * red + 150 * green + 29 * blue + 128) // 256).astype(
             np.uint8
         )  # integers give the same result on every machine
         self.thumbs[places] = grey
@@ -68,7 +68,7 @@ class ImageSignatures:
 
 
 def phash(grey: NDArray[np.generic]) -> NDArray[np.uint64]:
-    """Return hashes uint64 `[N]` of grey images `[N, 32, 32]`: which of the 64 lowest frequencies exceed the median.
+    """Return hashes uint64 `[N]` of gray images `[N, 32, 32]`: which of the 64 lowest frequencies exceed the median.
 
     The bits are those of imagehash's `phash`, computed for a batch.
     """

@@ -134,7 +134,7 @@ def test_options_of_every_command_may_stand_anywhere(invoke) -> None:
 def test_the_value_of_an_option_is_not_taken_for_an_option(invoke, word: str) -> None:
     ran = invoke("train", "--name", word, "--show-config")
     assert ran.code == 2 and f"(got '{word}')" in ran.err and "Traceback" not in ran.err
-    assert f"no such record: {word}" in invoke("compare", "--", word, "another").err
+    assert f"run or record not found: {word}" in invoke("compare", "--", word, "another").err
 
 
 def test_an_unexpected_exception_is_kept_with_the_run(cli, images: Path, manifest_file: Path, tmp_path: Path) -> None:

@@ -297,8 +297,8 @@ def test_wrong_usage(tmp_path: Path) -> None:
     a = record(tmp_path, "A", right(0.9))
     for paths, message in (
         ([a], "two records"),
-        ([a, a], "named twice"),
-        ([a, tmp_path / "none.json"], "no such record"),
+        ([a, a], "passed twice"),
+        ([a, tmp_path / "none.json"], "run or record not found"),
     ):
         with pytest.raises(UsageError, match=message):
             compare(paths)
