@@ -69,8 +69,8 @@ def _same_tint(a: Floats, b: Floats, contrast: Floats, weight: Floats, max_part:
 
 
 def _is_grey(colors: Floats) -> Bools:
-    grey: Bools = np.ptp(colors, axis=2).max(1) <= _MAX_CHROMA_OF_GREY
-    return grey
+    gray: Bools = np.ptp(colors, axis=2).max(1) <= _MAX_CHROMA_OF_GREY
+    return gray
 
 
 def thumbnails_match(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> Bools:

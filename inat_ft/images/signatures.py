@@ -63,18 +63,18 @@ class ImageSignatures:
         gray = ((77 * red + 150 * green + 29 * blue + 128) // 256).astype(
             np.uint8
         )  # integers give the same result on every machine
-        self.thumbs[places] = grey
-        self.phashes[places] = phash(grey)
+        self.thumbs[places] = gray
+        self.phashes[places] = phash(gray)
 
 
-def phash(grey: NDArray[np.generic]) -> NDArray[np.uint64]:
+def phash(gray: NDArray[np.generic]) -> NDArray[np.uint64]:
     """Return hashes uint64 `[N]` of gray images `[N, 32, 32]`: which of the 64 lowest frequencies exceed the median.
 
     The bits are those of imagehash's `phash`, computed for a batch.
     """
     from scipy.fft import dctn
 
-    low = dctn(grey.astype(np.float64), axes=(1, 2))[:, :8, :8].reshape(len(grey), 64)
+    low = dctn(gray.astype(np.float64), axes=(1, 2))[:, :8, :8].reshape(len(gray), 64)
     bits = np.packbits(low > np.median(low, axis=1, keepdims=True), axis=1)
     hashes: NDArray[np.uint64] = bits.view(">u8")[:, 0].astype(np.uint64)
     return hashes
