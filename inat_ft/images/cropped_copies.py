@@ -28,7 +28,8 @@ _OUTSIDE = 0.018
 """How far a fitted crop may reach beyond the image, as a fraction of half a side. Images that only overlap reach further."""
 _MAX_RMS, _MAX_WORST = 0.18, 1.1
 """Relative to the contrast."""
-_MAX_UNEXPLAINED = 0.8
+_MAX_UNEXPLAINED, _MAX_UNEXPLAINED_OF_A_LARGE_CROP, _UNEXPLAINED_SLOPE = 0.76, 0.5, 8.0
+"""Fraction of the difference that may remain after the fit: for sides from 0.98, for large crops, and the slope between."""
 
 
 class Region(NamedTuple):
@@ -86,14 +87,17 @@ def fit_region(images: NDArray[np.uint8], crops: NDArray[np.uint8]) -> Region:
     return region
 
 
-def agrees(fitted: Floats, images: NDArray[np.uint8], crops: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return which fitted thumbnails agree with those of the crops up to brightness and contrast; all `[P, 32, 32]`.
+def agrees(region: Region, images: NDArray[np.uint8], crops: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return which crops show the region of their image, up to brightness and contrast; thumbnails `[P, 32, 32]`.
 
-    The fit must explain most of the difference between the image and the crop: similar drawings differ with and without it.
+    The fit must explain most of the difference between the image and the crop, and more of it for larger crops: similar
+    drawings differ with and without it.
     """
-    rms, worst = _difference(fitted, crops)
+    rms, worst = _difference(region.resample(images), crops)
     before, _ = _difference(images.astype(np.float32), crops)
-    result: NDArray[np.bool_] = (rms <= _MAX_RMS) & (worst <= _MAX_WORST) & (rms <= _MAX_UNEXPLAINED * before)
+    unexplained = _MAX_UNEXPLAINED - _UNEXPLAINED_SLOPE * (0.98 - region.side.mean(1))
+    limit = unexplained.clip(_MAX_UNEXPLAINED_OF_A_LARGE_CROP, _MAX_UNEXPLAINED) * before
+    result: NDArray[np.bool_] = (rms <= _MAX_RMS) & (worst <= _MAX_WORST) & (rms <= limit)
     return result
 
 

@@ -129,7 +129,7 @@ def _cropped(signatures: ImageSignatures) -> Places:
 def _is_crop(signatures: ImageSignatures, whole: Places, crop: Places, contrast: Floats) -> NDArray[np.bool_]:
     region = cropped_copies.fit_region(signatures.thumbs[whole], signatures.thumbs[crop])
     images, crops = signatures.thumbs[whole], signatures.thumbs[crop]
-    same = region.is_crop() & cropped_copies.agrees(region.resample(images), images, crops)
+    same = region.is_crop() & cropped_copies.agrees(region, images, crops)
     return same & colors_match(
         region.resample(signatures.colours[whole]), signatures.colours[crop], contrast, _MAX_TINT_OF_A_CROP
     )

@@ -125,10 +125,15 @@ def main(quick: bool) -> None:
         Image.fromarray((image * 255 / 16).astype(np.uint8)).resize((32, 32), Image.Resampling.NEAREST).convert("RGB")
         for image in load_digits().images[: 300 if quick else None]
     ]
+    smooth = [
+        Image.fromarray((image * 255 / 16).astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC).convert("RGB")
+        for image in load_digits().images[: 300 if quick else None]
+    ]
     flat = [Image.new("RGB", (200, 150), tuple(map(int, rng.integers(0, 255, 3)))) for _ in range(300)]
     different = {
         "plain colours": flat,
         "handwritten digits, 32 x 32": digits,
+        "handwritten digits, smooth": smooth,
         "plain ground, small subject": list(plain(rng, 100 if quick else 500, 2.0)),
         "grain alone": list(plain(rng, 100 if quick else 500, 12.0)),
         "different crops of a photograph": originals,

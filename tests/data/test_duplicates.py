@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from inat_ft.images import near_duplicates as duplicates
 from inat_ft.images.near_duplicates import components, near_duplicates
 from inat_ft.images.signatures import ImageSignatures
+from tests.benchmarks.near_duplicates import signatures as signatures_of
 
 
 def crowd(count: int, copies: int) -> ImageSignatures:
@@ -73,3 +76,11 @@ def test_the_quick_comparison_drops_no_pair(monkeypatch: pytest.MonkeyPatch) -> 
     quick = near_duplicates(signatures)
     monkeypatch.setattr(duplicates, "blocks_may_match", lambda first, *_: np.ones(len(first), bool))
     assert len(quick) > 100 and np.array_equal(quick, near_duplicates(signatures))
+
+
+def test_different_smooth_drawings_are_not_crops_of_each_other() -> None:
+    digits = [
+        Image.fromarray((image * 255 / 16).astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
+        for image in load_digits().images
+    ]
+    assert len(near_duplicates(signatures_of([digit.convert("RGB") for digit in digits]))) == 0
