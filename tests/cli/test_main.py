@@ -124,7 +124,7 @@ def test_options_of_every_command_may_stand_anywhere(invoke) -> None:
     for words in (["-q", "sweep", "list"], ["sweep", "-q", "list"], ["sweep", "list", "--quiet"]):
         ran = invoke(*words)
         assert (ran.code, ran.out, ran.err) == (0, "", "")
-    assert "there is no sweep" in invoke("sweep", "list").err
+    assert "no sweeps in" in invoke("sweep", "list").err
     for words in (["--debug", "train"], ["train", "--debug"]):
         ran = invoke(*words)
         assert ran.code == 2 and "Traceback" in ran.err and "no manifest" in ran.err

@@ -102,7 +102,7 @@ def test_weights_with_gaps_are_refused(tmp_path) -> None:
 def test_validation_at_another_size_is_trained_cached_recorded_and_evaluated_so(
     config, directories, monkeypatch
 ) -> None:
-    monkeypatch.setattr("inat_ft.evaluation.evaluate.draw_figures", lambda *what: [])
+    monkeypatch.setattr("inat_ft.evaluation.evaluate.draw_plots", lambda *what: [])
     settings = {"data__eval_image_size": 48, "optim__epochs": 2}
     record, run = train(config(**settings, compute__cache="none"), directories)
     cached, _ = train(config(**settings, compute__cache="prefix"), directories)
