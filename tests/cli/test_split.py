@@ -86,7 +86,8 @@ def test_unreadable_files_are_reported_as_missing(cli, tmp_path: Path) -> None:
         (
             ">/dev/full",
             1,
-            "inat-ft: cannot write the output: No space left on device\n  free some space, or redirect the output elsewhere\n",
+            "inat-ft: cannot write the output: No space left on device\n"
+            "  free some space, or redirect the output elsewhere\n",
         ),
     ],
 )
