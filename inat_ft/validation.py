@@ -8,6 +8,23 @@ from pydantic import BaseModel, ValidationError
 
 from inat_ft.errors import ConfigError, did_you_mean
 
+_TEXTS = {
+    "missing": "required, but missing",
+    "greater_than": "{got} is not greater than {gt}",
+    "greater_than_equal": "{got} is less than the minimum, {ge}",
+    "less_than": "{got} is not less than {lt}",
+    "less_than_equal": "{got} is more than the maximum, {le}",
+    "int_parsing": "{got} is not an integer",
+    "int_type": "{got} is not an integer",
+    "int_from_float": "{got} is not an integer",
+    "float_parsing": "{got} is not a number",
+    "float_type": "{got} is not a number",
+    "bool_parsing": "{got} is not true or false",
+    "bool_type": "{got} is not true or false",
+    "string_type": "{got} is not text",
+}
+"""Sentences for pydantic's types of errors."""
+
 
 def format_validation_error(
     error: ValidationError, model: type[BaseModel], where: str = "", also: tuple[str, ...] = (), owner: str = "it"
@@ -30,8 +47,8 @@ def format_validation_error(
         elif kind == "literal_error":
             choices = tuple(re.findall(r"'([^']*)'", context["expected"]))
             lines.append(f"{dotted}: {got!r} is not one of {', '.join(choices)}{did_you_mean(str(got), choices)}")
-        elif kind == "missing":
-            lines.append(f"{dotted}: field required")
+        elif kind in _TEXTS:
+            lines.append(f"{dotted}: {_TEXTS[kind].format(got=repr(got), **context)}")
         elif kind == "value_error":
             lines.append(str(context["error"]))
         else:

@@ -58,10 +58,10 @@ def test_a_network_without_weights_is_trained_whole() -> None:
         ("droput=0.3", "unknown key 'droput': did you mean 'dropout'?"),
         ("modle.dropout=0.3", "unknown section 'modle': did you mean 'model'?"),
         ("mode=partail", "unknown strategy 'partail': did you mean 'partial'?"),
-        ("optim.lr=-1", "optim.lr: input should be greater than 0 (got -1)"),
+        ("optim.lr=-1", "optim.lr: -1 is not greater than 0"),
         (
             "epochs=many",
-            "optim.epochs: input should be a valid integer, unable to parse string as an integer (got 'many')",
+            "optim.epochs: 'many' is not an integer",
         ),
         ("schedule=cosin", "optim.schedule: 'cosin' is not one of constant, cosine: did you mean 'cosine'?"),
         ("strategy.unfreeze_from=layer3", "unknown key 'unfreeze_from' in strategy: 'head' has no options"),

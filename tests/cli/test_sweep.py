@@ -192,7 +192,7 @@ def test_workers_share_the_trials_and_a_killed_one_is_replaced(cli, fixed, tmp_p
     ("words", "named"),
     [
         (["create", "nowhere.yaml"], "no such file: nowhere.yaml"),
-        (["create", "--set", "optim.lr=-1"], "optim.lr: input should be greater than 0 (got -1)"),
+        (["create", "--set", "optim.lr=-1"], "optim.lr: -1 is not greater than 0"),
         (["create", "--set", "lrr=1"], "unknown key 'lrr': did you mean 'lr'?"),
         (["create", "--name", "a b"], "--name a b"),
         (["create", "--storage", "sqlite:///x.db"], "with SQLite, two workers can run the same trial"),

@@ -75,7 +75,7 @@ def test_a_tracker_that_fails_is_reported_once_and_the_run_is_complete(python, s
 def test_options_of_a_tracker_are_checked_before_training(python: Path, manifest_file: Path) -> None:
     for setting, message in (
         ("track.webhook.ulr=x", "unknown key 'ulr' in track.webhook: did you mean 'url'?"),
-        ("track.webhook={}", "track.webhook.url: field required"),
+        ("track.webhook={}", "track.webhook.url: required, but missing"),
         ("track.webhok.url=x", "unknown tracker 'webhok': did you mean 'webhook'?"),
         ("track.webhok=x", "unknown key 'webhok' in track: did you mean 'webhook'?"),
     ):
