@@ -261,9 +261,9 @@ def test_an_unfinished_training_and_a_misspelled_key_are_reported(tmp_path: Path
     ("content", "message"),
     [
         ('{"name": "A", "test_accuracy": 1.2}', "test_accuracy: 1.2 is more than the maximum, 1"),
-        ('{"name": "A", "test_accuracy": "high"}', "test_accuracy: .*got 'high'"),
-        ('{"name": "A", "test_accuracy": "0.8"}', "test_accuracy: .*got '0.8'"),
-        ('{"name": "A", "test_accuracy": true}', "test_accuracy: .*got True"),
+        ('{"name": "A", "test_accuracy": "high"}', "test_accuracy: 'high' is not a number"),
+        ('{"name": "A", "test_accuracy": "0.8"}', "test_accuracy: '0.8' is not a number"),
+        ('{"name": "A", "test_accuracy": true}', "test_accuracy: True is not a number"),
         ('{"name": "A\\u001b[31m", "test_accuracy": 0.5}', "name: "),
         ('{"test_accuracy": 0.5}', "name: required, but missing"),
         ('{"name": "A", "schema_version": 7}', "schema_version 7 is unknown"),
