@@ -340,4 +340,4 @@ def test_the_notebook_runs() -> None:
     execute(short)
     outputs = [output for cell in short["cells"] for output in cell.get("outputs", ())]
     printed = "".join(text for output in outputs for text in output.get("text", ()))
-    assert "points (95 % interval" in printed or "No conclusion" in printed
+    assert "points in accuracy (95 % interval" in printed or "No conclusion" in printed

@@ -10,6 +10,7 @@ from inat_ft.cli import options, render
 from inat_ft.cli.commands import HELP
 
 if TYPE_CHECKING:
+    from inat_ft.errors import InatFtError
     from inat_ft.records import RunRecord
 
 app = typer.Typer(
@@ -42,7 +43,10 @@ def new(
     """
     from inat_ft.evaluation.importers import from_predictions
 
-    _write(lambda: from_predictions(predictions, name, out), name, out, force, json)
+    def warn(error: "InatFtError") -> None:
+        render.warn(f"{error.message}; skipped")
+
+    _write(lambda: from_predictions(predictions, name, out, warn), name, out, force, json)
 
 
 @app.command()

@@ -208,7 +208,7 @@ def test_a_strategy_with_nothing_to_train_but_the_head_refuses_and_names_what_fi
 def test_lora_from_the_head_on_refuses() -> None:
     net = small_net("vit")
     for first in (net.head_name, "encoder.ln"):
-        with pytest.raises(ConfigError, match=f"from '{first}' on that lora could adapt"):
+        with pytest.raises(ConfigError, match=f"from '{first}' on: lora has nothing to adapt"):
             strategy("lora", adapt_from=first).adapt(small_net("vit"))
 
 
