@@ -159,7 +159,7 @@ def test_auto_rgn_trains_just_the_tensors_with_a_rate_and_knows_their_names() ->
     assert {rows[name]["state"] for name in ("block1", "block3", "block4")} == {"frozen"}
     with pytest.raises(ConfigError, match=r"tiny has no tensor 'block2\.0\.wieght'.*did you mean 'block2\.0\.weight'"):
         strategy("auto-rgn", scales={"block2.0.wieght": 1.0}).resolve(net, lambda: 1 / 0)
-    with pytest.raises(ConfigError, match="greater than or equal to 0"):
+    with pytest.raises(ConfigError, match="less than the minimum, 0"):
         strategy("auto-rgn", scales={"block2.0.weight": -1.0})
 
 
