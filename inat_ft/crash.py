@@ -51,7 +51,7 @@ def write_crash(error: BaseException, *folders: Path) -> Path | None:
             (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError:
             continue
-        error.crash_file = folder / name  # type: ignore[attr-defined]
+        error.crash_file = folder / name  # type: ignore[attr-defined]  # read by the command line
         return folder / name
     return None
 

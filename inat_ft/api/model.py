@@ -75,7 +75,7 @@ def load(run: RunLike, device: str | torch.device = "cpu") -> tuple[nn.Module, T
         device: device of the module's parameters.
 
     Raises:
-        UsageError: there is no such run.
+        UsageError: the run does not exist.
         WeightsError: the saved weights are damaged.
     """
     saved = read_model(_weights_file(Path(run)))
@@ -120,7 +120,7 @@ def export(run: RunLike, out: str | os.PathLike[str] | None = None, *, format: s
         format: name of an exporter, such as onnx or torch-export. Default: the suffix of `out` decides, else onnx.
 
     Raises:
-        UsageError: a package is not installed, or there is no such run.
+        UsageError: a package is not installed, or the run does not exist.
         InatFtError: the network cannot be exported, or its output differs from that of PyTorch.
     """
     done = export_run(_weights_file(Path(run)).parent, Path(out) if out else None, format)

@@ -129,5 +129,6 @@ def _fold(stages: nn.Module) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return fuse(stages)
+    # torch.fx runs the code of the network on proxies, and raises these where the code depends on values or shapes.
     except (fx.proxy.TraceError, TypeError, ValueError, NotImplementedError, AttributeError):
         return stages

@@ -19,12 +19,12 @@ def with_config_flags(command: Callable[..., None]) -> Callable[..., None]:
     added = []
     for flag in json.loads(files("inat_ft.cli").joinpath("flags.json").read_text(encoding="utf-8")):
         option = typer.Option(*flag["names"], help=flag["help"], rich_help_panel=flag["panel"], show_default=False)
-        kind = Annotated[_TYPES[flag["type"]] | None, option]  # type: ignore[valid-type]
+        kind = Annotated[_TYPES[flag["type"]] | None, option]  # type: ignore[valid-type]  # a type made at run time
         name = flag["names"][0][2:].replace("-", "_")
         added.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=kind))
     signature = inspect.signature(command)
     own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    command.__signature__ = signature.replace(parameters=[*added, *own])  # type: ignore[attr-defined]
+    command.__signature__ = signature.replace(parameters=[*added, *own])  # type: ignore[attr-defined]  # read by inspect.signature
     return command
 
 

@@ -144,7 +144,7 @@ def run() -> None:
         sys.exit(1)
     except KeyboardInterrupt as stop:
         sys.exit(_exit_code(stop))
-    except Exception as error:
+    except Exception as error:  # the outermost frame: any other error becomes one sentence and a crash file
         if _debug:
             _show_traceback(error)
         problem = error if isinstance(error, InatFtError) else _to_inat_ft_error(error)
