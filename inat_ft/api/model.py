@@ -87,6 +87,8 @@ def load(run: RunLike, device: str | torch.device = "cpu") -> tuple[nn.Module, T
 def _weights_file(path: Path) -> Path:
     if path.suffix == ".safetensors":
         return path
+    if not path.exists():
+        raise UsageError(f"run not found: {path}", "pass a run directory, such as runs/NAME")
     folder = path if path.is_dir() else path.parent
     if not (folder / "model.safetensors").is_file():
         raise UsageError(f"{path} is not a run: it has no model.safetensors", "give a run directory, such as runs/NAME")
