@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS := .venv-docs
+DOCS_READY := $(DOCS)/.ready
 
-.PHONY: demo test test-slow coverage lint generate benchmarks clean
+.PHONY: demo test test-slow fuzz mutate audit coverage docs docs-serve screenshots lint generate benchmarks clean
 
 demo: $(READY)
 	rm -rf inat-ft-demo
@@ -17,17 +19,48 @@ test: $(READY)
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m slow
 
-# The fast tests measure at least this share of the lines.
+# Damaged and hostile files for all readers; FUZZ_SECONDS is the time of all of them together.
+FUZZ_SECONDS ?= 3600
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 INAT_FT_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest -q tests/test_fuzz.py
+
+# Small changes of the modules that decide whether a result is correct: how many of them a test notices.
+MUTANTS ?= 60
+mutate: $(READY)
+	$(BIN)/python -m tools.mutate --sample $(MUTANTS)
+
+# Known vulnerabilities and the licenses of all dependencies. The tools have an environment of their own and need a network.
+audit: $(READY)
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit pip-licenses
+	$(BIN)/pip freeze --exclude-editable > .venv-audit/requirements.txt
+	.venv-audit/bin/pip-licenses --python $(BIN)/python --order license
+	.venv-audit/bin/pip-audit --requirement .venv-audit/requirements.txt --no-deps --disable-pip
+
+# Both tiers, and the processes that they start. The minimum of covered branches of each folder, in percent.
+BRANCHES ?= inat_ft=85 plugins=70
 coverage: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=85
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q --cov --cov-report=term:skip-covered
+	$(BIN)/python -m tools.coverage_gate $(BRANCHES)
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict inat_ft
+	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
 
-# The flags of `train`, the list of all options and docs/cli.md, from the code.
+# The documentation site, in site/. Its tools have an environment of their own, without PyTorch.
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --clean
+
+docs-serve: $(DOCS_READY)
+	$(DOCS)/bin/mkdocs serve
+
+# The pictures of the documentation, in docs/images. Needs Chromium or Chrome, but no network.
+screenshots: $(READY)
+	$(BIN)/python -m tools.screenshots
+
+# The flags of `train`, the list of all options, docs/cli.md and docs/reference/, from the code.
 generate: $(READY)
 	$(BIN)/python -m tools.generate
 
@@ -41,5 +74,11 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo]' --group dev
 	touch $(READY)
 
+$(DOCS_READY): pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --disable-pip-version-check $$($(PYTHON) -c \
+	  'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	touch $(DOCS_READY)
+
 clean:
-	rm -rf $(VENV) inat-ft-demo
+	rm -rf $(VENV) $(DOCS) site .venv-audit inat-ft-demo

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inat_ft.api.comparison import Comparison, compare
     from inat_ft.api.evaluate import EvaluationResult, PredictionResult, evaluate, predict
-    from inat_ft.api.model import ExportResult, Transform, export, load
-    from inat_ft.api.run import Run
-    from inat_ft.api.split import SplitResult, split
-    from inat_ft.api.sweep import SweepResult, sweep
-    from inat_ft.api.train import train
+    from inat_ft.api.network import Transform, export, load
+    from inat_ft.api.split import split
+    from inat_ft.api.train import Run, train
     from inat_ft.config import RunConfig
     from inat_ft.data.sources.base import Source
+    from inat_ft.data.split import SplitResult
     from inat_ft.errors import (
         BusyError,
         ConfigError,
@@ -33,93 +32,52 @@ if TYPE_CHECKING:
         UsageError,
         WeightsError,
     )
-    from inat_ft.evaluation.inference import Prediction
-    from inat_ft.exporters.base import Exporter
+    from inat_ft.evaluation.prediction import Prediction
+    from inat_ft.exporters import Exporter, ExportResult
+    from inat_ft.insights import AuditResult, LearningCurveResult, SuggestResult, audit, learning_curve, suggest
     from inat_ft.metrics.base import Metric
     from inat_ft.models.base import Backbone
-    from inat_ft.optim.base import Optimizer
+    from inat_ft.optim import Optimizer
     from inat_ft.records import RunRecord
     from inat_ft.setup import TrainCallbacks
     from inat_ft.strategies.base import Group, Strategy
-    from inat_ft.sweeps.base import SweepBackend
-    from inat_ft.tracking.base import Tracker
+    from inat_ft.sweeps import CrossValidation, SweepBackend, SweepResult, TuneResult, sweep, tune
+    from inat_ft.tracking import Tracker
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Backbone",
-    "BusyError",
-    "Comparison",
-    "ConfigError",
-    "DataError",
-    "EvaluationResult",
-    "ExportResult",
-    "Exporter",
-    "Group",
-    "InatFtError",
-    "Metric",
-    "Optimizer",
-    "PluginError",
-    "Prediction",
-    "PredictionResult",
-    "RecordError",
-    "Run",
-    "RunConfig",
-    "RunRecord",
-    "Source",
-    "SplitResult",
-    "StorageError",
-    "Strategy",
-    "SweepBackend",
-    "SweepResult",
-    "Tracker",
-    "TrainCallbacks",
-    "Transform",
-    "UsageError",
-    "WeightsError",
-    "compare",
-    "evaluate",
-    "export",
-    "load",
-    "predict",
-    "split",
-    "sweep",
-    "train",
-]
+    "AuditResult", "Backbone", "BusyError", "Comparison", "ConfigError", "CrossValidation", "DataError", "EvaluationResult",
+    "ExportResult", "Exporter", "Group", "InatFtError", "LearningCurveResult", "Metric", "Optimizer", "PluginError",
+    "Prediction", "PredictionResult", "RecordError", "Run", "RunConfig", "RunRecord", "Source", "SplitResult", "StorageError",
+    "Strategy", "SuggestResult", "SweepBackend", "SweepResult", "Tracker", "TrainCallbacks", "Transform", "TuneResult",
+    "UsageError", "WeightsError", "audit", "compare", "evaluate", "export", "learning_curve", "load", "predict", "split",
+    "suggest", "sweep", "train", "tune",
+]  # fmt: skip
 
 _NAMES = {
-    "api.comparison": ("Comparison", "compare"),
-    "api.evaluate": ("EvaluationResult", "PredictionResult", "evaluate", "predict"),
-    "api.model": ("ExportResult", "Transform", "export", "load"),
-    "api.run": ("Run",),
-    "api.split": ("SplitResult", "split"),
-    "api.sweep": ("SweepResult", "sweep"),
-    "api.train": ("train",),
-    "config": ("RunConfig",),
-    "data.sources.base": ("Source",),
-    "errors": (
-        "BusyError",
-        "ConfigError",
-        "DataError",
-        "InatFtError",
-        "PluginError",
-        "RecordError",
-        "StorageError",
-        "UsageError",
-        "WeightsError",
-    ),
-    "evaluation.inference": ("Prediction",),
-    "exporters.base": ("Exporter",),
-    "metrics.base": ("Metric",),
-    "models.base": ("Backbone",),
-    "optim.base": ("Optimizer",),
-    "records": ("RunRecord",),
-    "setup": ("TrainCallbacks",),
-    "strategies.base": ("Group", "Strategy"),
-    "sweeps.base": ("SweepBackend",),
-    "tracking.base": ("Tracker",),
+    "api.comparison": "Comparison compare",
+    "api.evaluate": "EvaluationResult PredictionResult evaluate predict",
+    "api.network": "Transform export load",
+    "api.split": "split",
+    "api.train": "Run train",
+    "config": "RunConfig",
+    "data.sources.base": "Source",
+    "data.split": "SplitResult",
+    "errors": "BusyError ConfigError DataError InatFtError PluginError RecordError StorageError UsageError WeightsError",
+    "evaluation.prediction": "Prediction",
+    "exporters": "ExportResult Exporter",
+    "insights": "AuditResult LearningCurveResult SuggestResult audit learning_curve suggest",
+    "metrics.base": "Metric",
+    "models.base": "Backbone",
+    "optim": "Optimizer",
+    "records": "RunRecord",
+    "setup": "TrainCallbacks",
+    "strategies.base": "Group Strategy",
+    "sweeps": "CrossValidation SweepBackend SweepResult TuneResult sweep tune",
+    "tracking": "Tracker",
 }
-_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,32 +1,28 @@
 """The configuration of a run: every key with its range, its default and its documentation.
 
-A docstring below a field is its documentation. It is shown by `--show-config` and, for a field with a `Flag`, by
-`inat-ft train --help`. settings.py combines a YAML file, flags and `--set` into one RunConfig.
+A docstring below a field is its documentation, which `--show-config` and, for a field with a `Flag`, `train --help` show.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from inat_ft.errors import ConfigError, PluginError
-from inat_ft.plugin_options import backbone_class, complete_trackers, create_plugin, split_backbone
-from inat_ft.registry import BACKBONES, OPTIMIZERS, STRATEGIES, TRACKERS, Plugin, get, plugins
+from inat_ft.errors import ConfigError, PluginError, did_you_mean
+from inat_ft.registry import BACKBONES, OPTIMIZERS, STRATEGIES, TRACKERS, get, plugins, split_backbone
+from inat_ft.validation import format_validation_error
 
 
 @dataclass(frozen=True)
 class Flag:
-    """Metadata that makes a field a flag of `inat-ft train` and a short key of `--set`.
-
-    Without names the flag is the field's name: `batch_size` becomes `--batch-size`. After a change run `make generate`.
-    """
+    """Metadata that makes a field a flag of `inat-ft train`, and a short key of `--set`: run `make generate`."""
 
     names: tuple[str, ...] = ()
 
 
 class Section(BaseModel):
-    """A group of settings. It is frozen and refuses unknown keys."""
+    """A group of settings, frozen, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -38,7 +34,6 @@ class PluginSection(Section):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keys that belong to the plugin."""
         return dict(self.__pydantic_extra__ or {})
 
 
@@ -53,10 +48,10 @@ class DataConfig(Section):
     """Width and height of the network's input, in pixels. Default: that of the pretrained weights, such as 224."""
     eval_image_size: Annotated[int | None, Field(ge=16, le=1024), Flag()] = None
     """The image size for validation and test, in pixels (FixRes). Default: the image size for training."""
-    resize: Annotated[Literal["squash", "crop", "pad"], Flag()] = "squash"
-    """How images become square: squash ignores the aspect ratio, crop keeps the center, pad adds black bars."""
+    resize: Annotated[Literal["squash", "crop", "pad", "weights"], Flag()] = "squash"
+    """How images become square: squash distorts, crop keeps the center, pad adds bars; weights: as their authors evaluate."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Interpolation for resizing, with antialiasing."""
+    """Interpolation for resizing, with antialiasing. With weights, that of the weights."""
     augment: Annotated[Literal["none", "flip", "standard"], Flag()] = "none"
     """Augmentation of the training images; standard is a random resized crop, horizontal flip and color jitter."""
     views: Annotated[int, Field(ge=0, le=64), Flag()] = 0
@@ -154,17 +149,32 @@ class TrackConfig(PluginSection):
     """W&B project. Default: that of W&B."""
     entity: str | None = None
     """W&B user or team. Default: that of W&B."""
+    files: bool = True
+    """Write curves, the confusion matrix and a model card into the run's folder. Off in a sweep."""
 
     @property
     def trackers(self) -> dict[str, dict[str, Any]]:
         """The options of each tracker in use, by name."""
         wandb = {"mode": self.wandb, "project": self.project, "entity": self.entity}
-        return self.options if self.wandb == "off" else {"wandb": wandb, **self.options}
+        return ({"files": {}} if self.files else {}) | ({} if self.wandb == "off" else {"wandb": wandb}) | self.options
 
     @model_validator(mode="before")
     @classmethod
     def _tracker_options(cls, raw: Any) -> Any:
-        return complete_trackers(raw, cls.model_fields) if isinstance(raw, Mapping) else raw
+        """Complete the options of each tracker. `true` or `{}` selects its defaults, `null` removes it."""
+        if not isinstance(raw, Mapping):
+            return raw
+        completed = {name: value for name, value in raw.items() if value is not None}
+        if completed.get("wandb") in (True, {}):
+            completed["wandb"] = "online"
+        for name in completed.keys() - cls.model_fields.keys():
+            options = {} if completed[name] is True else completed[name]
+            if not isinstance(options, Mapping):
+                near = did_you_mean(name, (*cls.model_fields, *plugins(TRACKERS)))
+                hint = "to list all keys: inat-ft train --show-config"
+                raise ConfigError(f"unknown key '{name}' in track{near}", hint)
+            completed[name] = build_tracker(name, options).model_dump(mode="json")
+        return completed
 
 
 class ComputeConfig(Section):
@@ -172,10 +182,12 @@ class ComputeConfig(Section):
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"), Flag()] = "auto"
     """Device: auto, cpu, cuda, cuda:N, or mps."""
-    precision: Annotated[Literal["auto", "fp32", "bf16"], Flag()] = "auto"
-    """Numeric precision; auto selects bf16 where the hardware supports it, else fp32, which is exact on a CPU."""
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Flag()] = "auto"
+    """Numeric precision; auto selects bf16, fp16 or fp32 by the hardware. fp32 is exact on a CPU."""
     workers: Annotated[int, Field(ge=0, le=256), Flag()] = 0
     """Threads that decode images; 0 uses one per core."""
+    decode: Annotated[Literal["cpu", "cuda"], Flag()] = "cpu"
+    """Where JPEGs are decoded; cuda uses nvJPEG, whose pixels differ slightly, with caches of its own."""
     cache: Annotated[Literal["auto", "none", "packed", "prefix"], Flag()] = "auto"
     """Caches to use: packed (decoded images), prefix (outputs of frozen layers), none, or auto (each one that saves time)."""
     compile: Annotated[bool, Flag()] = False
@@ -209,57 +221,37 @@ class RunConfig(Section):
         if model is None or chosen is None:
             return raw  # the field reports its wrong type
         if model.get("weights") is None:
-            named = model.get("backbone", ModelConfig().backbone)
-            model["weights"] = "imagenet" if backbone_class(str(named)).pretrained else "none"
+            named = str(model.get("backbone", ModelConfig().backbone))
+            model["weights"] = "imagenet" if get(BACKBONES, split_backbone(named)[0]).load().pretrained else "none"
         chosen.setdefault("name", "full" if model["weights"] == "none" else "head")
         return {**raw, "model": model, "strategy": chosen}
 
-    @field_validator("model")
+    @field_validator("model", "strategy", "optim")
     @classmethod
-    def _backbone_options(cls, section: ModelConfig) -> ModelConfig:
-        return section.model_copy(update=build_backbone(section).model_dump(mode="json", exclude={"variant"}))
-
-    @field_validator("strategy")
-    @classmethod
-    def _strategy_options(cls, section: StrategyConfig) -> StrategyConfig:
-        return section.model_copy(update=build_strategy(section).model_dump(mode="json"))
-
-    @field_validator("optim")
-    @classmethod
-    def _optimizer_options(cls, section: OptimConfig) -> OptimConfig:
-        return section.model_copy(update=build_optimizer(section).model_dump(mode="json"))
+    def _plugin_options(cls, section: Any, info: ValidationInfo) -> Any:
+        plugin = BUILDERS[str(info.field_name)](section)
+        exclude = {"variant"} if info.field_name == "model" else None
+        return section.model_copy(update=plugin.model_dump(mode="json", exclude=exclude))
 
     @model_validator(mode="after")
-    def _warmup_fits(self) -> "RunConfig":
+    def _is_possible(self) -> "RunConfig":
         if self.optim.warmup_epochs > self.optim.epochs:
             raise ValueError(f"optim.warmup_epochs is greater than optim.epochs, {self.optim.epochs}")
-        return self
-
-    @model_validator(mode="after")
-    def _has_pretrained_weights(self) -> "RunConfig":
-        for key, wanted in (("average", "wise-ft"), ("regularize", "l2-sp")):
-            if self.model.weights == "none" and getattr(self.optim, key) == wanted:
+        own = (self.optim.average, "wise-ft"), (self.optim.regularize, "l2-sp"), (self.data.resize, "weights")
+        for key, (value, wanted) in zip(("optim.average", "optim.regularize", "data.resize"), own, strict=True):
+            if self.model.weights == "none" and value == wanted:
                 raise ConfigError(
-                    f"optim.{key}: {wanted} needs pretrained weights, but the weights of {self.model.backbone} are none",
-                    f"remove --{key} {wanted}, or add --weights imagenet or --weights FILE",
+                    f"{key}: {wanted} needs pretrained weights, but the weights of {self.model.backbone} are none",
+                    f"remove --{key.partition('.')[2]} {wanted}, or add --weights imagenet or --weights FILE",
                 )
+        if self.data.resize == "weights" and self.data.interpolation != "bilinear":
+            raise ConfigError("data.interpolation: bicubic has no effect with --resize weights", "remove one of them")
         return self
 
 
 def _mapping(section: Any) -> dict[str, Any] | None:
-    if section is None:
-        return {}
-    if isinstance(section, BaseModel):
-        return section.model_dump(exclude_unset=True)
-    return dict(section) if isinstance(section, Mapping) else None
-
-
-def shadowed_plugins(config: RunConfig) -> list[Plugin]:
-    """Return the unused plugins of other packages that have the name of the backbone, strategy or optimizer."""
-    names = {BACKBONES: config.model.backbone, STRATEGIES: config.strategy.name, OPTIMIZERS: config.optim.optimizer}
-    used = [get(group, split_backbone(name)[0] if group == BACKBONES else name) for group, name in names.items()]
-    claims = [plugin for group, name in names.items() for plugin in plugins(group).get(name, [])]
-    return [plugin for plugin in claims if plugin not in used]
+    given = section.model_dump(exclude_unset=True) if isinstance(section, BaseModel) else section
+    return dict(given or {}) if given is None or isinstance(given, Mapping) else None
 
 
 def build_backbone(section: ModelConfig) -> Any:
@@ -268,17 +260,22 @@ def build_backbone(section: ModelConfig) -> Any:
     if not variant and "variant" in get(BACKBONES, family).load().model_fields:
         raise ConfigError(f"backbone '{family}' needs the name of a network", f"for example: --backbone {family}:NAME")
     options = section.options if variant is None else {**section.options, "variant": variant}
-    return create_plugin(BACKBONES, family, options, "model", ModelConfig.model_fields, section.backbone)
+    return _create(BACKBONES, family, options, "model", ModelConfig, section.backbone)
 
 
 def build_strategy(section: StrategyConfig) -> Any:
     """Return the strategy that a section names, with its options. Raises ConfigError or PluginError."""
-    return create_plugin(STRATEGIES, section.name, section.options, "strategy", StrategyConfig.model_fields)
+    for key in section.options.keys() - get(STRATEGIES, section.name).load().model_fields.keys():
+        builtin = [claims[0] for claims in plugins(STRATEGIES).values() if claims[0].is_builtin]
+        if modes := ", ".join(plugin.name for plugin in builtin if key in plugin.load().model_fields):
+            option = "--unfreeze-from" if key == "unfreeze_from" else f"strategy.{key}"
+            raise ConfigError(f"--mode {section.name} has no option {option}", f"modes with {option}: {modes}")
+    return _create(STRATEGIES, section.name, section.options, "strategy", StrategyConfig)
 
 
-def build_tracker(name: str, options: dict[str, Any]) -> Any:
+def build_tracker(name: str, options: Mapping[str, Any]) -> Any:
     """Return the tracker of that name with its options. Raises ConfigError or PluginError."""
-    return create_plugin(TRACKERS, name, options, f"track.{name}")
+    return _create(TRACKERS, name, options, f"track.{name}")
 
 
 def build_optimizer(section: OptimConfig) -> Any:
@@ -286,4 +283,18 @@ def build_optimizer(section: OptimConfig) -> Any:
     plugin = get(OPTIMIZERS, section.optimizer)
     if taken := sorted(set(plugin.load().model_fields) & set(OptimConfig.model_fields)):
         raise PluginError(f"{plugin} has an option '{taken[0]}', but optim.{taken[0]} is already a key of inat-ft")
-    return create_plugin(OPTIMIZERS, section.optimizer, section.options, "optim", OptimConfig.model_fields)
+    return _create(OPTIMIZERS, section.optimizer, section.options, "optim", OptimConfig)
+
+
+BUILDERS: dict[str, Any] = {"model": build_backbone, "strategy": build_strategy, "optim": build_optimizer}
+"""The functions that make the plugin of a section."""
+
+
+def _create(
+    group: str, name: str, options: Mapping[str, Any], where: str, section: type[Section] = Section, shown: str = ""
+) -> Any:
+    plugin = get(group, name).load()
+    try:
+        return plugin(**options)
+    except ValidationError as error:
+        raise format_validation_error(error, plugin, where, tuple(section.model_fields), f"'{shown or name}'") from None

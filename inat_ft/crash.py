@@ -21,6 +21,7 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "optuna", "timm", "wandb", "typer", "pydantic")
 _SECRET = re.compile(r"key|token|password|passwd|secret|credential", re.IGNORECASE)
 _PASSWORDS = (
+    (re.compile(r"(https?:/+)[^\s:/@'\"]+@"), r"\1***@"),  # a token as the name of the user
     (re.compile(r"(\w+:/+[^\s:/@'\"]*:)[^\s'\"]*@"), r"\1***@"),
     (re.compile(r"(\w+:/[^\s:/@'\"]+:)(?!\*\*\*)[^\s/@'\"]+(?=/)"), r"\1***"),
     (re.compile(r"((?:key|token|password|passwd|secret)['\"]?\s*[=:]\s*['\"]?)[^\s'\"&,;]+", re.IGNORECASE), r"\1***"),
@@ -43,16 +44,19 @@ def write_crash(error: BaseException, *folders: Path) -> Path | None:
         return known
     rank = os.environ.get("RANK", "0") if "LOCAL_RANK" in os.environ else "0"
     name = "crash.txt" if rank == "0" else f"crash-{rank}.txt"
-    text = redact(_report(error))
+    versions = [f"inat-ft {__version__}", f"Python {platform.python_version()}", platform.platform()]
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions.append(f"{package} {version(package)}")
+    about = f"{datetime.now(UTC).isoformat(timespec='seconds')}\ncommand: {' '.join(sys.argv)}"
+    text = f"{about}\nversions: {', '.join(versions)}\n\n{''.join(traceback.format_exception(error))}"
     for place in (*folders, None):
-        try:
-            folder = Path(tempfile.mkdtemp(prefix="inat-ft-")) if place is None else place
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
-        except OSError:
-            continue
-        error.crash_file = folder / name  # type: ignore[attr-defined]  # read by the command line
-        return folder / name
+        with suppress(OSError):
+            file = (place or Path(tempfile.mkdtemp(prefix="inat-ft-"))) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(redact(text), encoding="utf-8", errors="backslashreplace", newline="\n")
+            error.crash_file = file  # type: ignore[attr-defined]  # read by the command line
+            return file
     return None
 
 
@@ -64,13 +68,3 @@ def redact(text: str) -> str:
         if _SECRET.search(name) and len(value) >= 8:
             text = text.replace(value, "***")
     return text
-
-
-def _report(error: BaseException) -> str:
-    versions = [f"inat-ft {__version__}", f"Python {platform.python_version()}", platform.platform()]
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions.append(f"{package} {version(package)}")
-    time, command = datetime.now(UTC).isoformat(timespec="seconds"), " ".join(sys.argv)
-    traceback_text = "".join(traceback.format_exception(error))
-    return f"{time}\ncommand: {command}\nversions: {', '.join(versions)}\n\n{traceback_text}"

@@ -1,17 +1,8 @@
-"""The errors that a user can fix. Every other exception is a bug in inat-ft.
-
-InatFtError                 exit code 1
-  UsageError                exit code 2
-    ConfigError
-  DataError
-  WeightsError
-  RecordError
-  StorageError
-  BusyError                 exit code 2
-  PluginError
-"""
+"""The errors that a user can fix. Every other exception is a bug in inat-ft."""
 
 import errno
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -22,11 +13,13 @@ class InatFtError(Exception):
     """
 
     exit_code = 1
+    advice = ""
+    """The hint of errors that do not have their own."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.advice
 
 
 class UsageError(InatFtError):
@@ -49,6 +42,8 @@ class WeightsError(InatFtError):
 
 class RecordError(InatFtError):
     """A record or a predictions file is invalid."""
+
+    advice = "correct the file, or create it again"
 
 
 class StorageError(InatFtError):
@@ -76,3 +71,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
     near = get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f": did you mean '{near[0]}'?" if near else ""
+
+
+def disk_error(error: Exception) -> OSError | None:
+    """Return the system error behind an exception: libraries wrap it, and those in Rust only name its code."""
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error.__context__, OSError):
+        return error.__context__
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else None

@@ -22,7 +22,6 @@ def ignore_progress(done: int, total: int) -> None:
 
 
 def no_progress(what: str, unit: str = "images", /) -> AbstractContextManager[ProgressFn]:
-    """Show no progress bar."""
     return nullcontext(ignore_progress)
 
 

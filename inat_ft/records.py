@@ -3,21 +3,20 @@
 import difflib
 import json
 import os
-import re
 import stat
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
-from inat_ft.errors import InatFtError, RecordError, StorageError, UsageError, is_disk_full
+from inat_ft.errors import RecordError, StorageError, UsageError, disk_error, is_disk_full
+from inat_ft.paths import check_writable, is_cross_validation
 from inat_ft.validation import format_validation_error
 
-SCHEMA_VERSION = 1
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 _FileName = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 
@@ -25,7 +24,7 @@ _FileName = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 class _RecordModel(BaseModel):
     """Part of a record. It is frozen, and it keeps unknown keys of other programs."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, strict=False)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
 
 class Advice(StrEnum):
@@ -40,7 +39,7 @@ class Advice(StrEnum):
 class Epoch(_RecordModel):
     """The results of an epoch. Only `epoch` is required, since histories also come from other programs."""
 
-    epoch: Annotated[int, Field(ge=1)]
+    epoch: Annotated[int, Field(ge=1, le=10**9)]
     """Counted from 1."""
     train_loss: float | None = None
     """Mean loss over the training images, in nats, computed during training."""
@@ -57,7 +56,7 @@ class Epoch(_RecordModel):
 
 
 class MetricValue(_RecordModel):
-    """A value with its 95 % confidence interval."""
+    """A value with its 95% confidence interval."""
 
     value: float
     low: float | None = None
@@ -96,6 +95,18 @@ class Evaluation(_RecordModel):
     """Test-time augmentation: none, or flip (mean with the mirrored image)."""
     image_size: int | None = None
     """Height and width of the network's input, in pixels."""
+    groups: dict[str, Any] | None = None
+    """Results by group, for a split with `--group-by`: `num_groups`; `num_seen` groups that also have training images;
+    `num_pooled` groups of one true class; `accuracy` over these of the class with the highest mean probability; and
+    `predictions`, their CSV. The intervals of `metrics` are then those of a bootstrap of groups."""
+    taxa: dict[str, Any] | None = None
+    """Results by taxonomic rank (`--taxa`): `rollup`, the smallest probability of a reported taxon; `num_unsure`, images
+    without one; `accuracy` of the reported taxa; and `ranks`, from the classes up."""
+
+    @model_serializer(mode="wrap")
+    def _omit_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = serialize(self)
+        return {key: value for key, value in found.items() if key not in ("groups", "taxa") or value is not None}
 
 
 class SplitInfo(_RecordModel):
@@ -156,7 +167,7 @@ class RunRecord(_RecordModel):
     """Training images per second, including validation and caching."""
     peak_memory_mib: float | None = None
     preprocess: dict[str, Any] = {}
-    """Input of the network: image_size, eval_image_size, resize, interpolation, mean, std."""
+    """Input of the network: image_size, eval_image_size, resize, interpolation, crop_pct, fill, mean, std."""
     compute: dict[str, Any] = {}
     """Device, precision and caches, and why they were chosen."""
     environment: dict[str, Any] = {}
@@ -171,29 +182,23 @@ class RunRecord(_RecordModel):
 
 
 def read_record(path: Path) -> tuple[RunRecord, Path]:
-    """Read the record at a path, which is a run directory or a JSON file. Return it and its file.
-
-    Raises RecordError when it is invalid, and UsageError when it does not exist.
-    """
+    """Read a record.json, or that of a run directory, and return it with its file. Raises RecordError or UsageError."""
     file = path / "record.json" if path.is_dir() else path
+    if not file.exists():
+        hint = "pass the folder of a run, such as runs/NAME, or a record.json"
+        raise missing_run(path, f"run or record not found: {file}", hint)
+    if not file.is_file():
+        raise RecordError(f"{file} is not a regular file")
     try:
-        if file.exists() and not file.is_file():
-            raise RecordError(f"{file} is not a regular file")
         text = file.read_text(encoding="utf-8")
         raw = json.loads(text)
-    except FileNotFoundError:
-        raise _no_record(path) from None
     except (OSError, ValueError, RecursionError) as error:  # also of long numbers and deep lists
         raise RecordError(f"cannot read {file} as JSON: {error}") from None
     if not isinstance(raw, dict):
         raise RecordError(f"{file} contains a {type(raw).__name__}, not a record")
-    version = raw.get("schema_version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
-        raise RecordError(f"{file}: schema_version {version!r} is unknown; this version reads {SCHEMA_VERSION}")
-    try:
-        record = RunRecord.model_validate_json(text, strict=True)
-    except ValidationError as error:
-        raise RecordError(f"{file}: {format_validation_error(error, RunRecord).message}") from None
+    if raw.get("schema_version", 1) != 1:
+        raise RecordError(f"{file}: schema_version {raw['schema_version']!r} is unknown; this version reads 1")
+    record = _validate(text, f"{file}: ")
     for key in record.model_extra or {}:
         near = difflib.get_close_matches(key, ("test_accuracy", "num_test", "predictions"), 1, 0.8)
         if key.lower() in ("accuracy", "acc", "test_acc") and not record.predictions:
@@ -204,24 +209,51 @@ def read_record(path: Path) -> tuple[RunRecord, Path]:
     return record, file
 
 
-def _no_record(path: Path) -> InatFtError:
-    if not path.is_dir():
-        return UsageError(
-            f"run or record not found: {path}", "pass a run directory, such as runs/NAME, or a record.json"
+def predictions_file(record: RunRecord, folder: Path, subset: str) -> Path | None:
+    """Return the file of predictions that a record in a folder names. Raises RecordError if its path is absolute."""
+    name = record.predictions.get(subset)
+    if name is not None and Path(name).anchor:
+        raise RecordError(
+            f"the record names its predictions by an absolute path, {name}",
+            "write the path relative to the record",
         )
-    if (path / "config.yaml").exists():
-        return UsageError(f"the training of {path} is not finished", f"resume it: inat-ft train --resume {path}")
-    return UsageError(f"{path} is not a run directory: it has no record.json")
+    return None if name is None else folder / name
+
+
+def missing_run(path: Path, text: str, hint: str) -> UsageError:
+    """Return the error for a path without a finished run. text, hint: unless it is a cross-validation or unfinished."""
+    if is_cross_validation(path):
+        text, hint = f"{path} is a cross-validation, not a single run", "pass the folder of a fold inside it"
+    elif (path / "config.yaml").is_file() and not (path / "record.json").is_file():
+        text, hint = f"the training of {path} is not finished", f"resume it: inat-ft train --resume {path}"
+    return UsageError(text, hint)
+
+
+def _validate(text: str, problem: str) -> RunRecord:
+    try:
+        return RunRecord.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise RecordError(f"{problem}{format_validation_error(error, RunRecord).message}") from None
 
 
 def write_record(record: RunRecord, file: Path) -> None:
     """Write a record as JSON, atomically. Raises RecordError, and writes nothing, when it is invalid."""
     text = record.model_dump_json(indent=2)
-    try:
-        RunRecord.model_validate_json(text, strict=True)
-    except ValidationError as error:
-        raise RecordError(f"cannot write {file}: {format_validation_error(error, RunRecord).message}") from None
+    _validate(text, f"cannot write {file}: ")
     write_text(file, text + "\n")
+
+
+def check_output(file: Path, run: Path | None = None, kind: str = "file") -> None:
+    """Raise UsageError if an output of this kind cannot be written, or would replace a file of a run.
+
+    That is a file beside a record, or in the resolved folder `run`.
+    """
+    check_writable(file, kind)
+    own = "record.json", "config.yaml", "metrics.jsonl", "model.safetensors", "resume.pt", "predictions-"
+    found = Path(os.path.realpath(file))
+    is_own = found.is_file() and found.name.startswith(own)
+    if is_own and (found.parent == run or found.with_name("record.json").is_file()):
+        raise UsageError(f"{file} belongs to the run in its folder", "name another file: --out FILE")
 
 
 def write_text(file: Path, text: str) -> None:
@@ -237,40 +269,25 @@ def atomic_write(file: Path) -> Iterator[Path]:
     The mode of an existing file is kept, and a symbolic link is followed. Raises StorageError when the disk is full or the
     folder is not writable.
     """
-    temporary: Path | None = None
+    file = Path(os.path.realpath(file)) if file.is_symlink() else file
+    temporary = file.parent / f".{file.name}.{uuid4().hex[:8]}.tmp"
     try:
-        file = Path(os.path.realpath(file)) if file.is_symlink() else file
+        if file.exists() and not (file.is_file() or file.is_dir()):  # root could replace a device by a file
+            raise StorageError(f"cannot write {file}: it is a device or a pipe", "name a file")
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
+        temporary.touch(0o600 if file.exists() else 0o666, exist_ok=False)
+        mode = stat.S_IMODE((file if file.exists() else temporary).stat().st_mode)
         yield temporary
         with temporary.open("r+b") as written:  # Windows syncs only writable files
             os.fsync(written.fileno())
-        temporary.chmod(stat.S_IMODE(file.stat().st_mode) if file.exists() else 0o666 & ~_umask())
+        temporary.chmod(mode)  # libraries may have replaced the file
         temporary.replace(file)
     except Exception as error:
-        cause = _disk_error(error)
+        cause = disk_error(error)
         if cause is None:
             raise
         advice = "free some space, or choose another folder" if is_disk_full(cause) else "choose a writable folder"
         raise StorageError(f"cannot write {file}: {cause.strerror or cause}", advice) from error
     finally:
-        if temporary is not None:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def _disk_error(error: Exception) -> OSError | None:
-    """Return the system error behind an exception: libraries wrap it, and those in Rust only name its code."""
-    if isinstance(error, OSError):
-        return error
-    if isinstance(error.__context__, OSError):
-        return error.__context__
-    code = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,4 +1,4 @@
-"""Plugins in eight groups, found by name through entry points. Listing the names imports nothing."""
+"""Plugins in ten groups, found by name through entry points. Listing the names imports nothing."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,29 +17,24 @@ OPTIMIZERS = "inat_ft.optimizers"
 EXPORTERS = "inat_ft.exporters"
 SOURCES = "inat_ft.sources"
 SWEEP_BACKENDS = "inat_ft.sweep_backends"
+COMMANDS = "inat_ft.commands"
+FEATURES = "inat_ft.features"
 
-GROUPS = {
-    STRATEGIES: "strategy",
-    BACKBONES: "backbone",
-    TRACKERS: "tracker",
-    METRICS: "metric",
-    OPTIMIZERS: "optimizer",
-    EXPORTERS: "exporter",
-    SOURCES: "source",
-    SWEEP_BACKENDS: "sweep backend",
+_GROUPS = {
+    STRATEGIES: ("strategy", "inat_ft.strategies.base:Strategy"),
+    BACKBONES: ("backbone", "inat_ft.models.base:Backbone"),
+    TRACKERS: ("tracker", "inat_ft.tracking:Tracker"),
+    METRICS: ("metric", "inat_ft.metrics.base:Metric"),
+    OPTIMIZERS: ("optimizer", "inat_ft.optim:Optimizer"),
+    EXPORTERS: ("exporter", "inat_ft.exporters:Exporter"),
+    SOURCES: ("source", "inat_ft.data.sources.base:Source"),
+    SWEEP_BACKENDS: ("sweep backend", "inat_ft_sweeps.base:SweepBackend"),
+    COMMANDS: ("command", ""),  # functions or Typer apps
+    FEATURES: ("feature", ""),  # functions or classes of inat-ft, for options of its commands
 }
-"""The entry-point groups and what messages call one of their plugins."""
-_BASES = {
-    "inat_ft.strategies.base:Strategy": STRATEGIES,
-    "inat_ft.models.base:Backbone": BACKBONES,
-    "inat_ft.tracking.base:Tracker": TRACKERS,
-    "inat_ft.exporters.base:Exporter": EXPORTERS,
-    "inat_ft.metrics.base:Metric": METRICS,
-    "inat_ft.optim.base:Optimizer": OPTIMIZERS,
-    "inat_ft.data.sources.base:Source": SOURCES,
-    "inat_ft.sweeps.base:SweepBackend": SWEEP_BACKENDS,
-}
-"""The base class of each group. It is not imported here: a plugin has imported it."""
+"""The entry-point groups: what messages call a plugin, and the base class, which is not imported here."""
+GROUPS = {group: noun for group, (noun, _) in _GROUPS.items()}
+_GROUP_OF_BASE = {base: group for group, (_, base) in _GROUPS.items()}
 _OURS = "inat-ft"
 
 P = ParamSpec("P")
@@ -48,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Plugin:
-    """A registered name: its package and the class that it points to, which is not imported yet."""
+    """A registered name: its package and the class, command or feature that it points to, which is not imported yet."""
 
     group: str
     name: str
@@ -58,18 +53,13 @@ class Plugin:
 
     @property
     def is_builtin(self) -> bool:
-        """Whether the plugin is part of inat-ft."""
         return self.package == _OURS
 
     def __str__(self) -> str:
         return f"{GROUPS[self.group]} '{self.name}' of package '{self.package}'"
 
-    def load(self) -> type[Any]:
-        """Import the class.
-
-        Raises PluginError, which names the plugin, its package and the cause, when the import fails, whatever it raised,
-        and when the target is not a class, has the wrong base class or lacks a required method.
-        """
+    def load(self) -> Any:
+        """Import the class, command or feature. Raises PluginError if that fails or the contract is broken."""
         try:
             loaded = self.entry.load()
         except (Exception, SystemExit) as error:
@@ -77,11 +67,13 @@ class Plugin:
                 f"{self} cannot be imported from {self.target}: {type(error).__name__}: {error}",
                 f"repair or remove it: pip uninstall {self.package}",
             ) from error
+        if self.group in (COMMANDS, FEATURES) and callable(loaded):
+            return loaded
         if not isinstance(loaded, type):
             raise PluginError(f"{self} is not a class: {self.target}")
-        bases = [base.partition(":")[2] for base, group in _BASES.items() if group == self.group]
-        if bases and _group_of(loaded) != self.group:
-            raise PluginError(f"{self} breaks the contract: {self.target} is not derived from {bases[0]}")
+        if _group_of(loaded) != self.group:
+            base = _GROUPS[self.group][1].partition(":")[2]
+            raise PluginError(f"{self} breaks the contract: {self.target} is not derived from {base}")
         if missing := getattr(loaded, "__abstractmethods__", None):
             methods = " and no ".join(f"{name}()" for name in sorted(missing))
             raise PluginError(f"{self} breaks the contract: {self.target} has no {methods}")
@@ -99,23 +91,30 @@ def plugins(group: str) -> dict[str, list[Plugin]]:
 
 
 def get(group: str, name: str) -> Plugin:
-    """Return the plugin of that name. A built-in plugin takes precedence.
-
-    Raises ConfigError when the name is unknown, and PluginError when two other packages register it.
-    """
+    """Return the plugin of that name, a built-in one first. Raises ConfigError, or PluginError for a conflict."""
     claims = plugins(group).get(name, [])
     ours = [plugin for plugin in claims if plugin.is_builtin]
     if len(claims) > 1 and len(ours) != 1:
         packages = ", ".join(f"'{plugin.package}'" for plugin in claims)
-        raise PluginError(
-            f"the packages {packages} all register a {GROUPS[group]} '{name}'", "uninstall all of them but one"
-        )
+        problem = f"the packages {packages} all register a {GROUPS[group]} '{name}'"
+        raise PluginError(problem, "uninstall all of them but one")
     if not claims:
-        known = tuple(plugins(group))
-        raise ConfigError(
-            f"unknown {GROUPS[group]} '{name}'{did_you_mean(name, known)}", f"installed: {', '.join(known)}"
-        )
+        known = plugins(group)
+        problem = f"unknown {GROUPS[group]} '{name}'{did_you_mean(name, known)}"
+        raise ConfigError(problem, f"installed: {', '.join(known)}")
     return ours[0] if ours else claims[0]
+
+
+def split_backbone(name: str) -> tuple[str, str | None]:
+    """Split a backbone's name into entry point and variant: `timm:resnet10t` has both."""
+    family, colon, variant = name.partition(":")
+    if colon:
+        return family, variant
+    claims = plugins(BACKBONES).get(name, [])
+    others_alone = claims and not any(plugin.is_builtin for plugin in claims)
+    if not claims or (others_alone and get(BACKBONES, "torchvision").load().stands_for(name)):
+        return "torchvision", name
+    return name, None
 
 
 def plugin_label(group: str, loaded: type[Any]) -> str:
@@ -125,12 +124,13 @@ def plugin_label(group: str, loaded: type[Any]) -> str:
 
 
 def call_plugin(method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a bound method of a plugin and return its result, as in `call_plugin(strategy.adapt, net)`.
+    """Call a bound method of a plugin, or its class, and return the result, as in `call_plugin(strategy.adapt, net)`.
 
     Raises PluginError, which names the plugin and the method, for every exception except the errors of inat-ft itself.
     """
-    loaded = type(getattr(method, "__self__", None))
-    with plugin_errors(_group_of(loaded), loaded, f"{getattr(method, '__name__', method)}()"):
+    loaded = method if isinstance(method, type) else type(getattr(method, "__self__", None))
+    name = "__init__" if loaded is method else getattr(method, "__name__", method)
+    with plugin_errors(_group_of(loaded), loaded, f"{name}()"):
         return method(*args, **kwargs)
 
 
@@ -156,7 +156,7 @@ def _registered_as(group: str, loaded: type[Any]) -> list[Plugin]:
 
 
 def _group_of(loaded: type[Any]) -> str:
-    return next((_BASES[_path(base)] for base in loaded.__mro__ if _path(base) in _BASES), "")
+    return next((_GROUP_OF_BASE[_path(base)] for base in loaded.__mro__ if _path(base) in _GROUP_OF_BASE), "")
 
 
 def _path(loaded: type[Any]) -> str:

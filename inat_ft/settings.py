@@ -7,6 +7,8 @@ Overrides take precedence over the file, and the file over the defaults. An over
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from inat_ft.config import (
-    Flag,
-    OptimConfig,
-    RunConfig,
-    build_backbone,
-    build_optimizer,
-    build_strategy,
-    build_tracker,
-)
+from inat_ft.config import BUILDERS, Flag, OptimConfig, RunConfig, build_tracker
 from inat_ft.errors import ConfigError, UsageError, did_you_mean
+from inat_ft.paths import ensure_home
 from inat_ft.registry import STRATEGIES
 from inat_ft.validation import format_validation_error
 from inat_ft.yaml_io import dump_yaml, parse_yaml, quote_yaml
@@ -50,6 +45,9 @@ ALIASES = {
 """The short keys, which are the names of the flags, and the dotted key of each: `lr` is `optim.lr`."""
 
 
+_TEXT_FILE = "write lines of the form `key: value`, in UTF-8"
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises UsageError if the file is missing or is not a mapping."""
     try:
@@ -60,15 +58,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is a folder, not a YAML file", "name a file in it") from None
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise UsageError(
-            f"{path} is not valid YAML: {where}{error.problem}", "fix that line, or quote its value"
-        ) from None
+        problem = f"{path} is not valid YAML: {where}{error.problem}"
+        raise UsageError(problem, "fix that line, or quote its value") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read {path} as YAML: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"cannot read {path} as YAML: {str(error).splitlines()[0]}", _TEXT_FILE) from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise UsageError(f"{path} holds a {type(loaded).__name__}, not a mapping of keys to values")
+        raise UsageError(f"{path} holds a {type(loaded).__name__}, not a mapping of keys to values", _TEXT_FILE)
     return loaded
 
 
@@ -102,7 +99,10 @@ def expand_key(key: str) -> str:
     if "." in key:
         section = key.partition(".")[0]
         if section not in RunConfig.model_fields:
-            raise ConfigError(f"unknown section '{section}'{did_you_mean(section, tuple(RunConfig.model_fields))}")
+            known = tuple(RunConfig.model_fields)
+            raise ConfigError(
+                f"unknown section '{section}'{did_you_mean(section, known)}", f"known: {', '.join(known)}"
+            )
         return key
     if key not in ALIASES:
         hint = "to list all keys: inat-ft train --show-config"
@@ -110,16 +110,20 @@ def expand_key(key: str) -> str:
     return ALIASES[key]
 
 
-def load_config(file: Path | None = None, overrides: Iterable[Override] = ()) -> RunConfig:
-    """Return the configuration from the defaults, the file and the overrides. Raises UsageError or PluginError."""
-    raw = _located(read_yaml(file), file.parent) if file else {}
+def load_config(start: Path | RunConfig | None = None, overrides: Iterable[Override] = ()) -> RunConfig:
+    """Return a configuration file, a configuration or the defaults, with the overrides. Raises UsageError or PluginError."""
+    if isinstance(start, RunConfig):
+        raw = start.model_dump(mode="json")
+    else:
+        raw = _located(read_yaml(start), start.parent) if start else {}
     for key, value in overrides:
         _assign(raw, key, value)
     try:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
         raise format_validation_error(error, RunConfig) from None
-    return _map_paths(config, _portable_path)
+    folders = {Path.cwd(): "", ensure_home() or Path.home(): "~"}
+    return _map_paths(config, lambda path: _shorten(path, folders))
 
 
 _PATHS = (("data", "split"), ("data", "root"), ("model", "weights"))
@@ -134,12 +138,12 @@ def _located(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
     for section, key in _PATHS:
         inner = raw.get(section)
-        path = inner.get(key) if isinstance(inner, dict) else None
-        if inner is None or not isinstance(path, str) or not path or path.startswith("~") or Path(path).is_absolute():
-            continue
-        beside = Path(os.path.normpath(folder.resolve() / path))
-        below = Path(*(part for part in Path(path).parts if part != ".."))
-        inner[key] = next((str(each) for each in (beside, Path(path), below) if each.exists() and each.parts), path)
+        if isinstance(inner, dict) and isinstance(path := inner.get(key), str) and path:
+            beside = Path(os.path.normpath(folder.resolve() / path))
+            below = Path(*(part for part in Path(path).parts if part != ".."))
+            inner[key] = next(
+                (str(each) for each in (beside, Path(path), below) if os.path.exists(each) and each.parts), path
+            )
     return raw
 
 
@@ -152,10 +156,7 @@ def _map_paths(config: RunConfig, change: Callable[[str], str]) -> RunConfig:
 
 
 def portable(config: RunConfig, directory: Path) -> RunConfig:
-    """Return the configuration for a run's directory, with the paths below the working folder relative to the directory.
-
-    The project can then be moved, and the run can be resumed from any working folder.
-    """
+    """Return the configuration with paths relative to the run's directory, so that the project can be moved."""
     here, inside = Path.cwd(), directory.resolve()
 
     def change(path: str) -> str:
@@ -164,23 +165,16 @@ def portable(config: RunConfig, directory: Path) -> RunConfig:
         whole = Path(os.path.abspath(path))
         if inside.is_relative_to(here) and whole.is_relative_to(here):
             return Path(os.path.relpath(whole, inside)).as_posix()
-        return _portable_path(str(whole), outside=True)
+        return _shorten(str(whole), {ensure_home() or Path.home(): "~"})
 
     return _map_paths(config, change)
 
 
-def _portable_path(path: str, outside: bool = False) -> str:
-    """Return a path relative to the working folder, or else with ~ for the home folder, if it is inside one of them.
-
-    outside: do not make the path relative to the working folder.
-    """
+def _shorten(path: str, folders: Mapping[Path, str]) -> str:
+    """Return an absolute path in terms of the first of the folders that it is in."""
     whole = expand_user(path)
-    if not whole.is_absolute():
-        return path
-    for folder, shown in ((None if outside else Path.cwd(), Path()), (_home(), Path("~"))):
-        if folder and whole.is_relative_to(folder):
-            return (shown / whole.relative_to(folder)).as_posix()
-    return path
+    found = next((folder for folder in folders if whole.is_absolute() and whole.is_relative_to(folder)), None)
+    return path if found is None else Path(folders[found], whole.relative_to(found)).as_posix()
 
 
 def expand_user(path: str) -> Path:
@@ -188,15 +182,8 @@ def expand_user(path: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        home = path.replace("\\", "/").partition("/")[0]
-        raise ConfigError(f"{path}: there is no home folder {home}", "use an absolute path") from None
-
-
-def _home() -> Path | None:
-    try:
-        return Path.home()
-    except RuntimeError:
-        return None
+        user = path.replace("\\", "/").partition("/")[0]
+        raise ConfigError(f"{path}: there is no home folder {user}", "use an absolute path") from None
 
 
 _KEPT: dict[str, tuple[str, ...]] = {
@@ -232,23 +219,18 @@ def dump_config(config: RunConfig) -> str:
 
 def describe(config: RunConfig) -> list[dict[str, str]]:
     """Return every key with its value and its documentation, including the options of plugins."""
-    plugins = {
-        "model": build_backbone(config.model),
-        "strategy": build_strategy(config.strategy),
-        "optim": build_optimizer(config.optim),
-    }
-    lines = []
+    fields: dict[str, FieldInfo] = {}
     for name, field in RunConfig.model_fields.items():
-        value = getattr(config, name)
-        if not isinstance(value, BaseModel):
-            lines.append({"key": name, "value": str(value), "help": field.description or ""})
-            continue
-        fields = dict(type(value).model_fields)
-        if name in plugins:
-            fields |= {key: info for key, info in type(plugins[name]).model_fields.items() if key != "variant"}
-        for key, info in fields.items():
-            lines.append({"key": f"{name}.{key}", "value": str(getattr(value, key)), "help": info.description or ""})
+        section = getattr(config, name)
+        models = [section, BUILDERS[name](section)] if name in BUILDERS else [section]
+        for model in models if isinstance(section, BaseModel) else ():
+            fields |= {f"{name}.{key}": info for key, info in type(model).model_fields.items() if key != "variant"}
+        if not isinstance(section, BaseModel):
+            fields[name] = field
     for name, options in config.track.options.items():
-        for key, info in type(build_tracker(name, options)).model_fields.items():
-            lines.append({"key": f"track.{name}.{key}", "value": str(options[key]), "help": info.description or ""})
-    return lines
+        fields |= {f"track.{name}.{key}": info for key, info in type(build_tracker(name, options)).model_fields.items()}
+    values = config.model_dump()
+    return [
+        {"key": key, "value": str(reduce(getitem, key.split("."), values)), "help": info.description or ""}
+        for key, info in fields.items()
+    ]

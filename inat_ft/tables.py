@@ -1,90 +1,77 @@
-"""A small table that prints as text, shows as HTML in a notebook, and is a sequence of rows for a program."""
+"""A small table that prints as text, shows as HTML in a notebook, and is a list of rows for a program."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from typing import Any, overload
+from typing import Any
 
 from inat_ft.text import escape_unprintable
 
-
-@dataclass(frozen=True)
-class Column:
-    """A column: its header, how a value is formatted, and its alignment.
-
-    format: a format specification such as `.4f`, or a function from a value to text. `None` is an empty cell.
-    """
-
-    name: str
-    format: str | Callable[[Any], str] = ""
-    right: bool = False
-
-    def text(self, value: Any) -> str:
-        """Return a value as the text of a cell."""
-        if value is None:
-            return ""
-        shown = format(value, self.format) if isinstance(self.format, str) else self.format(value)
-        return escape_unprintable(shown)
+Format = str | Callable[[Any], str]
+Columns = Mapping[str, Format] | Iterable[str]
 
 
-class Table(Sequence[Mapping[str, Any]]):
-    """A sequence of rows, each a mapping from column names to values.
+class Table(list[dict[str, Any]]):
+    """A list of rows, each a mapping from column names to values.
 
     `pandas.DataFrame(table)` makes a data frame of it; `print(table)` prints it.
+
+    columns: the names, or the format of each column by its name: a format specification, which aligns the column to the
+    right, or a function from a value to text. An empty format is `str`. The text of `None` is empty.
     """
 
-    def __init__(self, columns: Sequence[Column], rows: Sequence[Sequence[Any]], title: str = "") -> None:
-        self.columns = tuple(columns)
-        self.rows = [tuple(row) for row in rows]
+    def __init__(self, columns: Columns, rows: Iterable[Sequence[Any]], title: str = "") -> None:
+        self.columns = columns if isinstance(columns, Mapping) else dict.fromkeys(columns, "")
         self.title = title
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, place: int) -> Mapping[str, Any]: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Mapping[str, Any]]: ...
-    def __getitem__(self, place: int | slice) -> Mapping[str, Any] | Sequence[Mapping[str, Any]]:
-        if isinstance(place, slice):
-            return [self[number] for number in range(*place.indices(len(self)))]
-        return dict(zip(self.names, self.rows[place], strict=True))
+        super().__init__(dict(zip(self.columns, row, strict=True)) for row in rows)
 
     @property
     def names(self) -> list[str]:
-        """Names of the columns."""
-        return [column.name for column in self.columns]
+        return list(self.columns)
 
     def cells(self) -> list[list[str]]:
-        """Return the formatted text of each cell, row by row."""
-        return [[column.text(value) for column, value in zip(self.columns, row, strict=True)] for row in self.rows]
+        return [[_text(row[name], how) for name, how in self.columns.items()] for row in self]
+
+    def alignments(self) -> list[str]:
+        return ["right" if isinstance(how, str) and how else "left" for how in self.columns.values()]
 
     def __str__(self) -> str:
-        lines = [[escape_unprintable(name) for name in self.names], *self.cells()]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        shown = [
-            "  ".join(
-                text.rjust(width) if column.right else text.ljust(width)
-                for text, width, column in zip(line, widths, self.columns, strict=True)
-            ).rstrip()
-            for line in lines
-        ]
-        return "\n".join([*([self.title] if self.title else []), *shown])
+        lines = [[escape_unprintable(name) for name in self.columns], *self.cells()]
+        padded = []
+        for column, side in zip(zip(*lines, strict=True), self.alignments(), strict=True):
+            width = max(map(len, column))
+            padded.append([text.rjust(width) if side == "right" else text.ljust(width) for text in column])
+        shown = ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
+        return "\n".join([*([escape_unprintable(self.title)] if self.title else []), *shown])
 
     def __repr__(self) -> str:
-        return f"<Table of {len(self)} rows: {', '.join(self.names)}>"
+        return f"<Table of {len(self)} rows: {', '.join(self.columns)}>"
 
     def _repr_html_(self) -> str:
         def row(tag: str, texts: Sequence[str]) -> str:
-            return (
-                "<tr>"
-                + "".join(
-                    f'<{tag} style="text-align: {"right" if column.right else "left"}">{escape(text)}</{tag}>'
-                    for column, text in zip(self.columns, texts, strict=True)
-                )
-                + "</tr>"
-            )
+            cells = zip(self.alignments(), texts, strict=True)
+            inner = (f'<{tag} style="text-align: {side}">{escape(text)}</{tag}>' for side, text in cells)
+            return f"<tr>{''.join(inner)}</tr>"
 
         caption = f"<caption>{escape(self.title)}</caption>" if self.title else ""
         body = "".join(row("td", texts) for texts in self.cells())
         return f"<table>{caption}<thead>{row('th', self.names)}</thead><tbody>{body}</tbody></table>"
+
+
+def _text(value: Any, how: Format) -> str:
+    if value is None:
+        return ""
+    return escape_unprintable(format(value, how) if isinstance(how, str) else how(value))
+
+
+class Tabular:
+    """A result that prints as its table, and shows it in a notebook."""
+
+    @property
+    def table(self) -> Table:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return str(self.table)
+
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_()

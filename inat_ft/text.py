@@ -6,6 +6,8 @@ from collections.abc import Sequence
 _SHOWN = 5
 _REORDERING = re.compile("[\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """Line separators, and characters that change the direction of text. Right-to-left letters are not among them."""
+_FORMULA = re.compile("'*[=+@\t\r\n＝＋－＠-]")
+"""The start of a cell that a spreadsheet takes for a formula, or of one that `csv_cell` returns."""
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -27,6 +29,16 @@ def is_printable(name: str) -> bool:
 def few(names: Sequence[str]) -> str:
     """Return the first five names, and `...` if there are more."""
     return ", ".join(map(escape_unprintable, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+
+
+def csv_cell(text: str) -> str:
+    """Return the cell of a CSV file: text that a spreadsheet takes for a formula gets an apostrophe before it."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def from_csv_cell(cell: str) -> str:
+    """Return the text that `csv_cell` made a cell of."""
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
 
 
 def escape_unprintable(name: str) -> str:

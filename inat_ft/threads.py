@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 
 def num_cores() -> int:
-    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def decoders(workers: int = 0) -> ThreadPoolExecutor:
-    """Return a pool of threads for decoding images, which releases the GIL. 0 means one thread per core."""
-    return ThreadPoolExecutor(workers or num_cores(), thread_name_prefix="decode")
+    """Return a pool of threads for decoding images, which releases the GIL. 0: one per core, divided by local processes."""
+    workers = workers or max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
 
 @contextmanager

@@ -14,13 +14,9 @@ _TEXTS = {
     "greater_than_equal": "{got} is less than the minimum, {ge}",
     "less_than": "{got} is not less than {lt}",
     "less_than_equal": "{got} is more than the maximum, {le}",
-    "int_parsing": "{got} is not an integer",
-    "int_type": "{got} is not an integer",
-    "int_from_float": "{got} is not an integer",
-    "float_parsing": "{got} is not a number",
-    "float_type": "{got} is not a number",
-    "bool_parsing": "{got} is not true or false",
-    "bool_type": "{got} is not true or false",
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "{got} is not an integer"),
+    **dict.fromkeys(("float_parsing", "float_type"), "{got} is not a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "{got} is not true or false"),
     "string_type": "{got} is not text",
 }
 """Sentences for pydantic's types of errors."""
@@ -63,8 +59,7 @@ def _fields(model: type[BaseModel], sections: list[str]) -> tuple[str, ...]:
         if get_origin(here) is dict:
             here = get_args(here)[1]
         else:
-            field = here.model_fields.get(name) if hasattr(here, "model_fields") else None
-            here = field.annotation if field else None
+            here = getattr(getattr(here, "model_fields", {}).get(name), "annotation", None)
         if get_origin(here) in (Union, UnionType):
             here = next((inner for inner in get_args(here) if hasattr(inner, "model_fields")), None)
-    return tuple(here.model_fields) if hasattr(here, "model_fields") else ()
+    return tuple(getattr(here, "model_fields", ()))

@@ -1,7 +1,7 @@
 """Read and write YAML with the core schema of YAML 1.2.
 
 PyYAML implements YAML 1.1, where `064` is 52, `12:30:45` is 45045 and `no` is false. In the core schema of YAML 1.2 they are
-the number 64 and two strings. The loader also rejects duplicate keys and aliases that expand to very large documents.
+the number 64 and two strings. The loader also rejects duplicate keys.
 """
 
 import math
@@ -10,25 +10,19 @@ from typing import Any, ClassVar
 
 import yaml
 
-_MAX_NODES = 100_000
-"""Values in a document, including each use of an alias."""
-_MAX_DEPTH = 50
-_MAX_DIGITS = 1000
-"""Characters of a number."""
+_MAX_DIGITS = 1000  # characters of a number
+_MAX_VALUES, _MAX_DEPTH = 100_000, 100  # of a file, after the expansion of aliases
 _BREAKS = re.compile("[\\r\\x85\\u2028\\u2029]")
 _TAG = "tag:yaml.org,2002:"
 _BASES = {"0o": 8, "0x": 16}
 _SCALARS = {
-    "null": (re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
-    "bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")),
-    "int": (re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"), list("-+0123456789")),
-    "float": (
-        re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
-        list("-+.0123456789"),
-    ),
-    "merge": (re.compile(r"<<"), ["<"]),
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "merge": r"<<",
 }
-"""The types of unquoted scalars other than strings: a pattern, and the first characters."""
+"""The types of unquoted scalars other than strings, with their patterns."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,20 +32,23 @@ class _Loader(yaml.SafeLoader):
         f"{_TAG}{kind}": yaml.SafeLoader.yaml_constructors[f"{_TAG}{kind}"] for kind in ("str", "seq", "map")
     }
 
-    depth = 0
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth, self._values = 0, 0
+        self._sizes: dict[Any, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        self.depth += 1
-        if self.depth > _MAX_DEPTH:
-            raise _refusal(self.peek_event(), f"it is nested more than {_MAX_DEPTH} levels deep")  # type: ignore[no-untyped-call]
+        """Compose a value, unless it would make the file too large or too deep."""
+        event, before = self.peek_event(), self._values  # type: ignore[no-untyped-call]
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise _refusal(event, "it is nested too deep")
         node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def get_single_node(self) -> Any:
-        node = super().get_single_node()
-        if node is not None:
-            _count(node, {})
+        self._depth -= 1
+        self._values += self._sizes.get(node, _MAX_VALUES) if isinstance(event, yaml.AliasEvent) else 1
+        if self._values > _MAX_VALUES:
+            raise _refusal(event, f"it has more than {_MAX_VALUES:,} values, or contains itself")
+        self._sizes[node] = self._values - before
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -72,8 +69,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_text(self, text: str) -> Any:
-        """Use double quotes for line breaks that PyYAML would otherwise change."""
-        style = '"' if _BREAKS.search(text) else None
+        style = '"' if _BREAKS.search(text) else None  # PyYAML would change these line breaks
         return self.represent_scalar(f"{_TAG}str", text, style)
 
 
@@ -83,7 +79,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 def _scalar(loader: _Loader, node: Any) -> Any:
     """Return the number, boolean or null of a scalar with a resolved or an explicit tag, such as `!!int 3`."""
     text, kind = loader.construct_scalar(node), node.tag.removeprefix(_TAG)
-    if not _SCALARS[kind][0].fullmatch(text):
+    if not re.fullmatch(_SCALARS[kind], text):
         raise _refusal(node, f"'{text}' is not of the type {kind}")
     if kind in ("null", "bool"):
         return None if kind == "null" else text.lower() == "true"
@@ -102,29 +98,12 @@ def _refusal(node: Any, problem: str) -> yaml.MarkedYAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
-def _count(node: Any, sizes: dict[int, int]) -> int:
-    """Return the number of values in a node with its aliases expanded. Raises MarkedYAMLError above the limit."""
-    key = id(node)
-    if key in sizes:
-        if not sizes[key]:
-            raise _refusal(node, "an alias refers to the value that contains it")
-        return sizes[key]
-    sizes[key] = 0
-    inner = node.value if isinstance(node, yaml.CollectionNode) else ()
-    parts = [part for pair in inner for part in pair] if isinstance(node, yaml.MappingNode) else inner
-    total = 1 + sum(_count(part, sizes) for part in parts)
-    if total > _MAX_NODES:
-        raise _refusal(node, f"its aliases expand to more than {_MAX_NODES:,} values")
-    sizes[key] = total
-    return total
-
-
 _Loader.yaml_implicit_resolvers = {}  # otherwise those of YAML 1.1 are inherited
-for _kind, (_pattern, _first) in _SCALARS.items():
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(f"(?:{_pattern.pattern})$"), _first)
-for _kind in ("null", "bool", "int", "float"):
-    _Loader.add_constructor(f"{_TAG}{_kind}", _scalar)
+for _kind, _pattern in _SCALARS.items():
+    _Loader.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(f"(?:{_pattern})$"), None)
+    _Dumper.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(f"(?:{_pattern})$"), None)
+    if _kind != "merge":
+        _Loader.add_constructor(f"{_TAG}{_kind}", _scalar)
 _Loader.add_constructor(None, _unknown)
 
 

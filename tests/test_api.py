@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import inat_ft
-from inat_ft.tables import Column, Table
+from inat_ft.tables import Table
 from tests.notebook import execute
 
 ROOT = Path(__file__).parents[1]
@@ -176,7 +176,7 @@ def test_predict_names_images_that_cannot_be_read(runs, tmp_path: Path) -> None:
     assert [each.path for each in result] == [good] and "bad.jpg" in result.skipped[0].message
     assert result.table[0]["predicted"] == result[0].top(1)[0][0] == result.to_dicts()[0]["predicted"]
     result.to_csv(tmp_path / "out.csv")
-    assert (tmp_path / "out.csv").read_text().startswith("path,predicted,p_class0")
+    assert (tmp_path / "out.csv").read_text().startswith("path,predicted,confidence,p_class0")
     with pytest.raises(inat_ft.DataError, match=r"(?s)cannot read any of the images.*bad\.jpg"):
         inat_ft.predict(head, bad)
     with pytest.raises(inat_ft.UsageError, match="no images"):
@@ -210,7 +210,7 @@ def test_the_difference_in_the_table_is_that_of_the_row_to_the_reference(runs) -
 
 
 def test_names_are_escaped_in_html_and_text() -> None:
-    table = Table([Column("<name>"), Column("share", ".1%", True)], [("<b>a</b>&\x1b[1m", 0.5), ("b", None)], "<title>")
+    table = Table({"<name>": "", "share": ".1%"}, [("<b>a</b>&\x1b[1m", 0.5), ("b", None)], "<title>")
     shown = table._repr_html_()
     assert "<b>" not in shown and "<title>" not in shown and "<name>" not in shown
     assert "&lt;b&gt;a&lt;/b&gt;&amp;\\x1b" in shown and "\x1b" not in str(table)
@@ -340,4 +340,4 @@ def test_the_notebook_runs() -> None:
     execute(short)
     outputs = [output for cell in short["cells"] for output in cell.get("outputs", ())]
     printed = "".join(text for output in outputs for text in output.get("text", ()))
-    assert "points in accuracy (95 % interval" in printed or "No conclusion" in printed
+    assert "points in accuracy (95% interval" in printed or "No conclusion" in printed

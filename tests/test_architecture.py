@@ -8,7 +8,8 @@ import pytest
 import inat_ft
 
 PACKAGE = Path(inat_ft.__file__).parent
-MAX_PACKAGE_LINES = 22_200
+MODULES = sorted([*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "plugins").rglob("*.py")])
+MAX_PACKAGE_LINES = 13_500
 MAX_MODULE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 300, 50, 8
 HEAVY = ("torch", "torchvision", "wandb", "sklearn", "matplotlib", "scipy", "optuna", "timm", "pandas")
 
@@ -57,9 +58,9 @@ def test_imports_flow_one_way() -> None:
 
 def test_modules_and_functions_stay_small() -> None:
     complaints = []
-    for file in PACKAGE.rglob("*.py"):
+    for file in MODULES:
         text = file.read_text()
-        name = file.relative_to(PACKAGE).as_posix()
+        name = file.relative_to(PACKAGE.parent).as_posix()
         if text.count("\n") > MAX_MODULE_LINES:
             complaints.append(f"{name} has {text.count(chr(10))} lines")
         for node in ast.walk(ast.parse(text)):
@@ -78,8 +79,8 @@ def test_modules_and_functions_stay_small() -> None:
 
 def is_command(node: ast.FunctionDef, file: Path) -> bool:
     """Whether a function is a command, or a function of the public API that takes the same options."""
-    public = not node.name.startswith("_")
-    return public and (file.parent.name == "cli" or file.relative_to(PACKAGE).as_posix().startswith("api"))
+    of_commands = file.parent.name in ("cli", "api") or file.name in ("command.py", "api.py")
+    return not node.name.startswith("_") and (of_commands or node.name in inat_ft.__all__)
 
 
 def test_the_package_stays_small() -> None:
@@ -87,5 +88,5 @@ def test_the_package_stays_small() -> None:
 
 
 def test_every_module_says_its_purpose() -> None:
-    for file in PACKAGE.rglob("*.py"):
+    for file in MODULES:
         assert ast.get_docstring(ast.parse(file.read_text())), file

@@ -64,7 +64,7 @@ def test_a_network_without_weights_is_trained_whole() -> None:
             "optim.epochs: 'many' is not an integer",
         ),
         ("schedule=cosin", "optim.schedule: 'cosin' is not one of constant, cosine: did you mean 'cosine'?"),
-        ("strategy.unfreeze_from=layer3", "unknown key 'unfreeze_from' in strategy: 'head' has no options"),
+        ("strategy.unfreeze_from=layer3", "--mode head has no option --unfreeze-from"),
         ("model.filters=3", "unknown key 'filters' in model: 'resnet50' has "),
         ("warmup_epochs=9", "optim.warmup_epochs is greater than optim.epochs, 5"),
         ("optim=3", "unknown key 'optim': did you mean"),
@@ -98,7 +98,9 @@ def test_yaml_follows_the_core_schema_of_version_1_2(text: str, value: object) -
     assert type(parse_yaml(text)) is type(value)
 
 
-_BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
+def bomb(form: str) -> str:
+    lines = (f"k{level}: &a{level} {form.format(', '.join([f'*a{level - 1}'] * 10))}\n" for level in range(1, 7))
+    return "".join(["k0: &a0 {a: 1}\n", *lines])
 
 
 @pytest.mark.parametrize(
@@ -114,10 +116,11 @@ _BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 
         ("seed: !!map x", "line 1: expected a mapping node"),
         ("seed: " + "9" * 5000, "line 1: a number of 5,000 characters is too long"),
         ("seed: 0x" + "f" * 9000, "line 1: a number of 9,002 characters is too long"),
-        ("seed: " + "[" * 9000, "line 1: it is nested more than 50 levels deep"),
-        ("seed: " + "[" * 9000 + "]" * 9000, "line 1: it is nested more than 50 levels deep"),
-        (_BOMB, "its aliases expand to more than"),
-        ("a: &a [*a]", "an alias refers to the value that contains it"),
+        ("seed: " + "[" * 9000, "line 1: it is nested too deep"),
+        ("seed:\n " + "[" * 101 + "]" * 101, "line 2: it is nested too deep"),
+        (bomb("[{}]"), "line 6: it has more than 100,000 values"),
+        (bomb("{{<<: [{}]}}"), "line 6: it has more than 100,000 values"),
+        ("a: 1\nb: &b [1, *b]", "line 2: it has more than 100,000 values, or contains itself"),
         ("a: \x07", "not allowed"),
         ("a: [1", "line 1: expected"),
         ("? [1]\n: 2", "line 1: found unhashable key"),

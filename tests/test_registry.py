@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from inat_ft_doctor.checks import _plugins
 
 from inat_ft import registry
-from inat_ft.diagnostics import _plugins
 from inat_ft.errors import ConfigError, PluginError
 
 MODULE = """
@@ -59,7 +59,7 @@ def test_a_broken_plugin_is_named_with_package_and_reason(install, target: str, 
         registry.get(registry.TRACKERS, "mine").load()
     assert registry.get(registry.TRACKERS, "good").load().__name__ == "Good"
     count, problem = _plugins(registry.TRACKERS)
-    assert count.detail == "3 installed, 2 from other packages" and problem.status == "problem"
+    assert count.detail == "7 installed, 2 from other packages" and problem.status == "problem"
     assert "'mine' of package 'one'" in problem.detail
 
 
@@ -76,7 +76,7 @@ def test_a_failing_method_is_reported_with_the_plugin(install) -> None:
 def test_a_name_is_unknown_or_registered_twice(install) -> None:
     with pytest.raises(ConfigError, match="unknown tracker 'wandbb': did you mean 'wandb'") as unknown:
         registry.get(registry.TRACKERS, "wandbb")
-    assert "installed: wandb" in unknown.value.hint
+    assert "installed: files, mlflow, tensorboard, trackio, wandb" in unknown.value.hint
     install("one", good="trackers_of_test:Good", wandb="trackers_of_test:Good")
     install("two", good="trackers_of_test:Good")
     with pytest.raises(PluginError, match="'one', 'two' all register a tracker 'good'"):

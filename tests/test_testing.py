@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from inat_ft_cnn.cnn import Cnn
 from torch import nn
 
 from inat_ft.errors import PluginError
 from inat_ft.models import Backbone
-from inat_ft.models.cnn import Cnn
 from inat_ft.testing import check_backbone
 
 

@@ -3,6 +3,7 @@
 - inat_ft/cli/flags.json: the flags of `inat-ft train`, from the fields of the configuration
 - tests/cli/options.txt: the options of every command
 - docs/cli.md: the reference of the command line
+- docs/reference/configuration.md and docs/reference/record.md: see tools/schemas.py
 
 tests/cli/test_options.py fails when one of them is out of date.
 """
@@ -18,6 +19,7 @@ from typing import Any, Literal, get_args, get_origin
 from inat_ft.cli import commands
 from inat_ft.registry import get
 from inat_ft.settings import PLUGIN_FLAGS, config_flags
+from tools import schemas
 
 ROOT = Path(__file__).parents[1]
 FLAGS = ROOT / "inat_ft" / "cli" / "flags.json"
@@ -88,7 +90,7 @@ def _text(value: Any) -> str:
 
 def all_commands() -> Iterator[tuple[str, Any]]:
     """Yield every command with its name: `train`, `sweep create`, ..."""
-    for name in commands.COMMANDS:
+    for name in commands.listed():
         command = commands.load(name)
         inner = getattr(command, "commands", None)
         yield from {f"{name} {each}": inner[each] for each in inner}.items() if inner else [(name, command)]
@@ -127,7 +129,7 @@ def options() -> str:
 
 def reference() -> str:
     """Return docs/cli.md: every command with its options."""
-    pages = [_HEAD, "\n".join(f"- `inat-ft {name}`: {summary}" for name, (_, summary) in commands.COMMANDS.items())]
+    pages = [_HEAD, "\n".join(f"- `inat-ft {name}`: {each.help}" for name, each in commands.listed().items())]
     for name, command in all_commands():
         text = re.sub(r"\[dim\](.*)\[/dim\]", r"    \1", (inspect.getdoc(command.callback) or "").replace("\\[", "["))
         rows = [f"| `{names}` | {_cell(help, notes)} |" for names, help, notes in parameters(command)]
@@ -147,6 +149,16 @@ _HEAD = """# Command line
 Every command takes `--help`, `--quiet` (print results only) and `--debug` (print the traceback of an error)."""
 
 
+FILES = {
+    FLAGS: flags,
+    OPTIONS: options,
+    REFERENCE: reference,
+    schemas.CONFIGURATION: schemas.configuration,
+    schemas.RECORD: schemas.record,
+}
+
+
 if __name__ == "__main__":
-    for file, generate in ((FLAGS, flags), (OPTIONS, options), (REFERENCE, reference)):
+    for file, generate in FILES.items():
+        file.parent.mkdir(exist_ok=True)
         file.write_text(generate(), encoding="utf-8")

@@ -7,21 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from inat_ft.api.run import RunLike
 from inat_ft.evaluation import compare as comparison
 from inat_ft.evaluation.candidates import Candidate
-from inat_ft.evaluation.tables import as_dict, differing_settings
-from inat_ft.tables import Column, Table
+from inat_ft.evaluation.compare import differing_settings, interval_text, other_minus_reference, score_interval
+from inat_ft.paths import is_cross_validation
+from inat_ft.registry import FEATURES, get
+from inat_ft.tables import Table
 
-
-def _interval(pair: tuple[float, float]) -> str:
-    return f"{pair[0]:.4f} to {pair[1]:.4f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}"
+if TYPE_CHECKING:
+    from inat_ft.api.train import RunLike
 
 
 @dataclass(frozen=True)
@@ -40,29 +36,29 @@ class Comparison(comparison.Comparison):
 
         The columns of intervals hold (low, high), or None if the interval is not known.
         """
-        columns = (
-            Column("name"),
-            Column(self.scored_by.label, ".4f", right=True),
-            Column("95 % interval", _interval),
-            Column(f"difference to {self.reference}", _signed, right=True),
-            Column("interval of the difference", _interval),
-            Column("p (Holm)", ".2g", right=True),
-            Column("trained", ",", right=True),
-            Column("epochs", right=True),
-            Column("seconds", ",.1f", right=True),
-        )
+        columns: dict[str, Any] = {
+            "name": "",
+            self.scored_by.label: ".4f",
+            "95% interval": interval_text,
+            f"difference to {self.reference}": "+.4f",
+            "interval of the difference": interval_text,
+            "p (Holm)": ".2g",
+            "trained": ",",
+            "epochs": "d",
+            "seconds": ",.1f",
+        }
         return Table(columns, [self._row(candidate) for candidate in self.candidates])
 
     def _row(self, candidate: Candidate) -> tuple[Any, ...]:
         record, score = candidate.record, candidate.score
         pair = next((pair for pair in self.pairs if pair.second == candidate.name), None)
-        difference = pair.difference if pair else None
+        value, *interval = (pair and other_minus_reference(pair)) or (None,)
         return (
             candidate.name,
             score.value if score else None,
-            None if score is None or score.low is None or score.high is None else (score.low, score.high),
-            0.0 - difference.value if difference else None,
-            (0.0 - difference.high, 0.0 - difference.low) if difference else None,
+            score_interval(candidate),
+            value,
+            tuple(interval) or None,
             pair.p_holm if pair else None,
             record.parameters.trained if record.parameters else None,
             len(record.history) or None,
@@ -76,14 +72,8 @@ class Comparison(comparison.Comparison):
 
     def to_html(self, file: str | os.PathLike[str]) -> Path:
         """Write a report with figures as one HTML file, and return its path. Raises StorageError."""
-        from inat_ft.evaluation.report import write_report
-
-        write_report(self, Path(file))
+        get(FEATURES, "html-report").load()(self, Path(file))
         return Path(file)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the comparison as `inat-ft compare --json` prints it."""
-        return as_dict(self)
 
     def __str__(self) -> str:
         return "\n".join([str(self.table), *(f"note: {remark}" for remark in self.remarks), self.summary])
@@ -99,9 +89,10 @@ def compare(*runs: RunLike, metric: str = "accuracy", group: bool = False, margi
         print(comparison.summary)
 
     Evaluate the runs first. A record of another program can be compared too: it requires `name` and `test_accuracy`.
+    Cross-validations are compared on their held-out images.
 
     Args:
-        *runs: Runs, run directories, record.json files, or folders of run directories.
+        *runs: Runs, run directories, record.json files, or folders of run directories; or directories of cross-validations.
         metric: `accuracy`, `balanced_accuracy`, `macro_f1`, `log_loss`, or another metric of `inat-ft eval`.
         group: treat runs that differ only in their seed as one classifier.
         margin: a difference below it is considered equivalent, such as 0.01. Default: do not test equivalence.
@@ -110,4 +101,7 @@ def compare(*runs: RunLike, metric: str = "accuracy", group: bool = False, margi
         UsageError: there are fewer than two runs, a run is missing, or the metric is unknown.
         RecordError: a record or its predictions are damaged.
     """
+    if any(is_cross_validation(Path(run)) for run in runs):
+        found: Comparison = get(FEATURES, "folds-compare").load()([Path(run) for run in runs], metric, group, margin)
+        return found
     return Comparison(**vars(comparison.compare([Path(run) for run in runs], metric, group, margin)))

@@ -7,15 +7,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from inat_ft.data.split import SplitOptions, split_images
-from inat_ft.data.split_result import SplitResult
+from inat_ft.data.split import SplitOptions, SplitResult, split_images
 from inat_ft.images.decode import MAX_PIXELS
 from inat_ft.progress import Log, ProgressFn, ignore_log, ignore_progress
 
 if TYPE_CHECKING:
     from os import PathLike
-
-__all__ = ["SplitResult", "split"]
 
 Rank = Literal["kingdom", "phylum", "class", "order", "family", "genus", "species"]
 
@@ -29,6 +26,7 @@ def split(
     seed: int = 0,
     source: str | None = None,
     group_by: str | None = None,
+    corrections: str | PathLike[str] | None = None,
     leakage: Literal["drop", "keep", "error"] = "drop",
     near: bool = True,
     classes_from: Rank | None = None,
@@ -36,6 +34,8 @@ def split(
     max_pixels: int = MAX_PIXELS,
     strict: bool = False,
     workers: int = 0,
+    pack: Sequence[str | int] = (),
+    cache_dir: str | PathLike[str] | None = None,
     force: bool = False,
     progress: ProgressFn = ignore_progress,
     log: Log = ignore_log,
@@ -55,13 +55,16 @@ def split(
         seed: the same seed gives the same split.
         source: name of the data source. Default: the first that recognizes `data`.
         group_by: keep images together by a regular expression on file names, or by a CSV file with `path,group`.
+        corrections: a reviewed CSV file of `inat-ft audit`, with `path,verdict`; verdicts are ok, drop or a class.
         leakage: what to do with training images that are duplicates of test images.
         near: search for resized and recompressed duplicates as well.
-        classes_from: use a taxonomic rank as the class, for folders named as in iNaturalist 2021.
+        classes_from: use a taxonomic rank as the class: a column of the CSV, or for folders named as in iNaturalist 2021.
         exclude: glob patterns of files and folders to leave out.
         max_pixels: leave out larger images (width times height).
         strict: raise DataError if a file is not a usable image.
         workers: threads that decode images; 0 uses one per core.
+        pack: sizes at which the images are cached too, such as 224 or `224:crop`, so that no training decodes them.
+        cache_dir: the folder for caches. Default: `INAT_FT_CACHE_DIR` or the platform's cache folder.
         force: replace a different manifest at `out`.
         progress: called with (done, total) images.
         log: called with each message.
@@ -71,24 +74,19 @@ def split(
         UsageError: `data` is missing, or `out` or a fraction cannot be used.
         DataError: a class has too few images, or no image is usable.
     """
-    options = SplitOptions(
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        seed=seed,
-        leakage=leakage,
-        near=near,
-        group_by=group_by,
-        source=source,
-        classes_from=classes_from,
-        exclude=tuple(exclude),
-        max_pixels=max_pixels,
-        strict=strict,
-        workers=workers,
-    )
+    options = {name: value for name, value in locals().items() if name in SplitOptions.__dataclass_fields__}
     return split_images(
         Path(data),
         Path(out) if out else None,
-        options,
+        SplitOptions(
+            **{
+                **options,
+                "exclude": tuple(exclude),
+                "corrections": Path(corrections) if corrections else None,
+                "pack": tuple(map(str, pack)),
+                "cache_dir": Path(cache_dir) if cache_dir else None,
+            }
+        ),
         force=force,
         log=log,
         warn=warn,

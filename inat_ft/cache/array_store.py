@@ -1,8 +1,8 @@
 """Arrays of equal size on disk, each computed once and found by the hash of its image.
 
 A store is a folder: `rows.bin` contains the rows, `index.bin` the SHA-256 of the image of each row. A row is valid when its
-index entry is written, which happens after the row is on disk: if a process is killed, the next one resumes there. One
-process writes at a time; others wait, then find the rows.
+index entry is written, which happens after the row is on disk, every 512 MiB or 5 seconds: if a process is killed, the next
+one resumes there. One process writes at a time; others wait, then find the rows.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import hashlib
 import json
 import os
 import shutil
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,10 @@ from inat_ft.records import write_text
 from inat_ft.text import format_bytes
 
 _DIGEST = 32
+_READ_WRITE = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)  # Windows would change line breaks
+_QUEUE = 2
+_FLUSH_BYTES = 2**29
+_FLUSH_SECONDS = 5.0
 _ELSEWHERE = "name another folder with --cache-dir, or use --cache none"
 _ADVICE = f"free some space, list and clear with `inat-ft cache`, {_ELSEWHERE}"
 
@@ -36,13 +43,10 @@ Make = Callable[[Sequence[int]], Iterator[NDArray[Any]]]
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of rows that are computed in the same way.
-
-    key: everything that determines a row, except its image; row_shape and dtype: of one row.
-    """
+    """A folder of rows that are computed in the same way. row_shape and dtype: of one row."""
 
     folder: Path
-    key: dict[str, Any]
+    description: str
     row_shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
@@ -53,7 +57,7 @@ class Store:
 
     def missing(self, hashes: Sequence[str]) -> list[int]:
         """Return positions in `hashes` of images without a row; for equal images, the first."""
-        known = set(self._index())
+        known = set(self.digests())
         found = []
         for position, name in enumerate(hashes):
             digest = bytes.fromhex(name)
@@ -67,45 +71,56 @@ class Store:
 
         progress(done, total) reports progress. Raises DataError when the disk is full or too small.
         """
-        if not self.missing(hashes):
+        if not (missing := self.missing(hashes)):
             return 0
-        with ExitStack() as held:
-            with _folder_named(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                held.enter_context(FileLock(self.folder / "lock"))
+        self.require_space(len(missing))
+        with self.appending() as writer:
             missing = self.missing(hashes)  # another process may have added some
+            writer.digests += [bytes.fromhex(hashes[position]) for position in missing]
             if missing:
-                self._make(missing, hashes, make, progress)
+                self._write_blocks(writer, make(missing), progress)
         return len(missing)
 
-    def _make(self, missing: list[int], hashes: Sequence[str], make: Make, progress: ProgressFn) -> None:
-        need, free = len(missing) * self.row_bytes, shutil.disk_usage(self.folder).free
+    def require_space(self, count: int) -> None:
+        """Raise DataError if the disk has no space for this many rows."""
+        existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
+        need, free = count * self.row_bytes, shutil.disk_usage(existing).free
         if need > free:
             raise DataError(
                 f"the cache needs {format_bytes(need)} and {self.folder} has {format_bytes(free)} left", _ADVICE
             )
-        with _folder_named(self.folder):
-            write_text(self.folder / "key.json", json.dumps(self._description(), indent=1, sort_keys=True) + "\n")
-            rows = os.open(self.folder / "rows.bin", os.O_RDWR | os.O_CREAT, 0o666)
-            index = os.open(self.folder / "index.bin", os.O_RDWR | os.O_CREAT, 0o666)
+
+    @contextmanager
+    def appending(self) -> Iterator[Writer]:
+        """Lock the store and return a writer of further rows. Raises DataError when the disk is full."""
+        with ExitStack() as held, _folder_named(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(self.folder / "lock"))
+            write_text(self.folder / "key.json", self.description)
+            rows, index = (os.open(self.folder / name, _READ_WRITE, 0o666) for name in ("rows.bin", "index.bin"))
+            held.callback(os.close, rows)
+            held.callback(os.close, index)
+            done = len(self.digests())
+            os.ftruncate(rows, done * self.row_bytes)  # remove partial rows of a killed process
+            os.ftruncate(index, done * _DIGEST)
+            os.lseek(rows, 0, os.SEEK_END)
+            yield Writer(rows, index, done)
+
+    def _write_blocks(self, writer: Writer, blocks: Iterator[NDArray[Any]], progress: ProgressFn) -> None:
+        """Write blocks in a thread, while the next ones are computed."""
+        waiting: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="store") as thread:
             try:
-                done = len(self._index())
-                os.ftruncate(rows, done * self.row_bytes)  # remove partial rows of a killed process
-                os.ftruncate(index, done * _DIGEST)
-                os.lseek(rows, 0, os.SEEK_END)
-                os.lseek(index, 0, os.SEEK_END)
-                made = 0
-                for block in make(missing):
-                    _write(rows, np.ascontiguousarray(block, self.dtype).data.cast("B"))
-                    os.fsync(rows)
-                    digests = (bytes.fromhex(hashes[position]) for position in missing[made : made + len(block)])
-                    _write(index, memoryview(b"".join(digests)))
-                    made += len(block)
-                    progress(made, len(missing))
-                os.fsync(index)
+                for block in blocks:
+                    waiting.append(thread.submit(writer.write, np.ascontiguousarray(block, self.dtype)))
+                    if len(waiting) > _QUEUE:
+                        waiting.popleft().result()
+                    progress(writer.written, len(writer.digests))
+                for each in waiting:
+                    each.result()
             finally:
-                os.close(rows)
-                os.close(index)
+                thread.submit(writer.flush).result()
+        progress(writer.written, len(writer.digests))
 
     def read(self, hashes: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Return all rows, memory-mapped and read-only `[M, *row_shape]`, and the row number of each hash `[N]`.
@@ -114,7 +129,7 @@ class Store:
         """
         try:
             with (self.folder / "rows.bin").open("rb") as opened:
-                index = {digest: row for row, digest in enumerate(self._index())}
+                index = {digest: row for row, digest in enumerate(self.digests())}
                 positions = np.fromiter((index[bytes.fromhex(name)] for name in hashes), np.int64, len(hashes))
                 rows = np.memmap(opened, self.dtype, "r", shape=(len(index), *self.row_shape))
                 if os.path.samestat(os.fstat(opened.fileno()), os.stat(self.folder / "rows.bin")):
@@ -123,7 +138,7 @@ class Store:
             pass
         raise DataError(f"the cache {self.folder} was cleared while it was being read", "run the same command again")
 
-    def _index(self) -> list[bytes]:
+    def digests(self) -> list[bytes]:
         """Return the digests of all valid rows."""
         try:
             raw = (self.folder / "index.bin").read_bytes()
@@ -133,15 +148,51 @@ class Store:
         count = min(len(raw) // _DIGEST, stored)
         return [raw[start : start + _DIGEST] for start in range(0, count * _DIGEST, _DIGEST)]
 
-    def _description(self) -> dict[str, Any]:
-        return {"key": self.key, "row_shape": self.row_shape, "dtype": self.dtype.str}
-
 
 def open_store(cache: Path, kind: str, key: dict[str, Any], row_shape: tuple[int, ...], dtype: str) -> Store:
-    """Return the store for a key in the cache folder; it is created when rows are added. kind: its parent folder."""
+    """Return the store for a key in the cache folder; it is created when rows are added.
+
+    kind: its parent folder. key: everything that determines a row, except its image.
+    """
     full = {"key": key, "row_shape": row_shape, "dtype": np.dtype(dtype).str}
     name = hashlib.sha256(json.dumps(full, sort_keys=True).encode()).hexdigest()[:24]
-    return Store(cache / kind / name, key, row_shape, np.dtype(dtype))
+    description = json.dumps(full, indent=1, sort_keys=True) + "\n"
+    return Store(cache / kind / name, description, row_shape, np.dtype(dtype))
+
+
+@dataclass
+class Writer:
+    """Appends rows to a store of `start` rows; they become valid when they are on disk. digests: those of the images."""
+
+    rows: int
+    index: int
+    start: int
+    digests: list[bytes] = field(default_factory=list)
+    written: int = 0
+    has_failed: bool = False
+    _valid: int = 0
+    _bytes: int = 0
+    _flushed: float = field(default_factory=time.monotonic)
+
+    def write(self, block: NDArray[Any]) -> None:
+        """Append rows, unless an earlier write failed."""
+        if self.has_failed:
+            return
+        self.has_failed = True
+        _write(self.rows, block.data.cast("B"))
+        self.has_failed = False
+        self.written += len(block)
+        self._bytes += block.nbytes
+        if self._bytes >= _FLUSH_BYTES or time.monotonic() - self._flushed >= _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make the rows that were written valid."""
+        os.fsync(self.rows)
+        os.lseek(self.index, (self.start + self._valid) * _DIGEST, os.SEEK_SET)
+        _write(self.index, memoryview(b"".join(self.digests[self._valid : self.written])))
+        os.fsync(self.index)
+        self._valid, self._bytes, self._flushed = self.written, 0, time.monotonic()
 
 
 def _write(handle: int, data: memoryview) -> None:
@@ -157,43 +208,3 @@ def _folder_named(folder: Path) -> Iterator[None]:
         if is_disk_full(error):
             raise DataError(f"the disk is full: the cache cannot be written to {folder}", _ADVICE) from error
         raise DataError(f"cannot write the cache to {folder}: {error.strerror or error}", _ELSEWHERE) from error
-
-
-@dataclass(frozen=True)
-class StoreSize:
-    """Disk usage of a store; size in bytes."""
-
-    folder: Path
-    kind: str
-    rows: int
-    size: int
-    key: dict[str, Any]
-
-
-def list_stores(cache: Path) -> list[StoreSize]:
-    """Return the stores in a cache folder, largest first."""
-    found = []
-    for description in cache.glob("*/*/key.json"):
-        folder = description.parent
-        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-        index = folder / "index.bin"
-        rows = index.stat().st_size // _DIGEST if index.exists() else 0
-        found.append(StoreSize(folder, folder.parent.name, rows, size, _read_key(description)))
-    return sorted(found, key=lambda store: -store.size)
-
-
-def _read_key(description: Path) -> dict[str, Any]:
-    """Return the key of a store, {} if its file is damaged: the store can still be listed and cleared."""
-    try:
-        key = json.loads(description.read_bytes())["key"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return key if isinstance(key, dict) else {}
-
-
-def clear_store(store: StoreSize) -> None:
-    """Remove a store when no process writes to it. The lock file remains, since others may wait for it."""
-    with FileLock(store.folder / "lock"):
-        (store.folder / "index.bin").unlink(missing_ok=True)  # first, so that no row is valid
-        (store.folder / "rows.bin").unlink(missing_ok=True)
-        (store.folder / "key.json").unlink(missing_ok=True)

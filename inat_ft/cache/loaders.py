@@ -13,7 +13,7 @@ from inat_ft.cache.frozen_prefix import IDENTITY, FixedView, PrefixCache
 from inat_ft.cache.packed_images import Pixels
 from inat_ft.cache.prefix_forward import PrefixForward
 from inat_ft.config import RunConfig
-from inat_ft.data.batches import Batches, ImageInput, RowSource
+from inat_ft.data.batches import Batches, ImageInput, MixedViews, ResidentRows, RowSource, StoredRows, to_device
 from inat_ft.data.manifest import Manifest
 from inat_ft.engine.fit import epoch_generator
 from inat_ft.engine.plan import TrainingPlan
@@ -27,18 +27,24 @@ FLIPPED = FixedView("flipped", "flip", lambda hashes: torch.zeros(len(hashes), 8
 
 
 def subset_images(
-    manifest: Manifest, subset: str, hashes: Sequence[str], cache: PrefixCache, pool: ThreadPoolExecutor
+    manifest: Manifest,
+    subset: str,
+    hashes: Sequence[str],
+    cache: PrefixCache,
+    pool: ThreadPoolExecutor,
+    decoder: str = "cpu",
 ) -> Pixels:
     """Return the images of a subset at their size for training or evaluation. hashes: of all rows of the manifest."""
     rows, preprocess = manifest.rows(subset), cache.preprocess
     return Pixels(
-        [manifest.root / manifest.paths[row] for row in rows],
+        [manifest.files[row] for row in rows],
         [hashes[row] for row in rows],
         torch.from_numpy(manifest.labels[rows]).to(cache.compute.device),
         preprocess.image_size if subset == "train" else preprocess.eval_size,
         cache.folder,
         pool,
         preprocess.resizing,
+        decoder,
     )
 
 
@@ -56,25 +62,6 @@ def _fixed_view(number: int) -> FixedView:
 
 
 @dataclass
-class _MixedViews:
-    """The rows of one of several sources for each image. choice: `[N]` int64 on the CPU."""
-
-    sources: Sequence[RowSource]
-    choice: Tensor
-
-    def __len__(self) -> int:
-        return len(self.choice)
-
-    def rows(self, numbers: Tensor) -> Tensor:
-        rows = self.sources[0].rows(numbers).clone()
-        for number, source in enumerate(self.sources[1:], 1):
-            chosen = self.choice[numbers] == number
-            if chosen.any():
-                rows[chosen.to(rows.device)] = source.rows(numbers[chosen])
-        return rows
-
-
-@dataclass
 class _FrozenPrefix:
     """A frozen prefix while its output stays the same.
 
@@ -86,9 +73,14 @@ class _FrozenPrefix:
     since: int
     depth: int
     cached: bool
+    decisions: list[str]
+    """Those of the run that used it first."""
     forward: PrefixForward | None = None
     recompute: Callable[[Tensor], Tensor] | None = None
-    rows: dict[str, list[RowSource]] = field(default_factory=dict)
+    rows: dict[str, list[StoredRows] | Tensor] = field(default_factory=dict)
+    """The stored rows of each view of a subset, or, if the device has the memory, those of all views on it."""
+    budget: int | None = None
+    """Bytes of rows that may still be kept on the device."""
 
 
 @dataclass
@@ -155,10 +147,15 @@ class EpochLoaders:
         """Return the frozen prefix of an epoch; decide and log whether to cache it when it is new."""
         since = self.plan.last_trained_epoch(prefix, epoch)
         if self._last is None or (self._last.prefix, self._last.since) != (prefix, since):
-            depth, compute = prefix, self.prefix_cache.compute
-            if prefix and compute.exact:
-                depth = compute.process_group.broadcast(self.prefix_cache.exact_depth(prefix))
-            self._last = _FrozenPrefix(prefix, since, depth, self._decide(prefix, depth, epoch))
+            key = (prefix, self.config.data.augment, self.config.data.views, self.config.compute.cache, self._is_mixed)
+            kept = self.prefix_cache.frozen if since == 0 else {}
+            if key not in kept:
+                depth, compute = prefix, self.prefix_cache.compute
+                if prefix and compute.exact:
+                    depth = compute.process_group.broadcast(self.prefix_cache.exact_depth(prefix))
+                kept[key] = _FrozenPrefix(prefix, since, depth, self._decide(prefix, depth, epoch), self.decisions)
+            self._last = kept[key]
+            self.decisions += [line for line in self._last.decisions if line not in self.decisions]
         return self._last
 
     def _decide(self, prefix: int, depth: int, epoch: int) -> bool:
@@ -178,7 +175,7 @@ class EpochLoaders:
         stages = names[0] if depth == 1 else f"{names[0]}..{names[depth - 1]}"
         self._log(
             f"prefix cache: {'on' if used else 'off'} for {stages} ({format_bytes(estimate.bytes)}, saves "
-            f"{max(estimate.saved, 0):.0%} of the arithmetic of {epochs} epochs)"
+            f"{max(estimate.saved, 0):.0%} of the {estimate.unit} of {epochs} epochs)"
         )
         return bool(used)
 
@@ -208,18 +205,33 @@ class EpochLoaders:
                 name = f"frozen layers, {subset}" + ("" if view == IDENTITY else f", {view.name}")
                 with self.progress(name) as update:
                     sources.append(self.prefix_cache.rows(forward, pixels, view, update, self._log))
-            frozen.rows[subset] = sources
+            frozen.rows[subset] = self._resident(frozen, sources)
         rows = frozen.rows[subset]
-        source: RowSource = rows[0] if choice is None else _MixedViews(rows, choice)
+        if isinstance(rows, Tensor):
+            chosen = None if choice is None else choice * len(pixels) + torch.arange(len(pixels))
+            source: RowSource = ResidentRows(rows, None if chosen is None else to_device(chosen, rows.device))
+        else:
+            source = rows[0] if choice is None else MixedViews(rows, choice)
         prepare = self.prefix_cache.activation(frozen.depth, pixels.size)
         return Batches(source, pixels.labels, self.config.optim.batch_size, prepare, frozen.depth, self._min_batch)
+
+    def _resident(self, frozen: _FrozenPrefix, sources: list[StoredRows]) -> list[StoredRows] | Tensor:
+        """Return the rows on the device, or the sources if its memory is too small."""
+        frozen.budget = self.prefix_cache.resident_budget() if frozen.budget is None else frozen.budget
+        data = self.prefix_cache.resident(sources, frozen.budget)
+        if data is None:
+            size = format_bytes(sum(source.num_bytes for source in sources))
+            self._log(f"prefix cache: read from the disk, because {size} do not fit in memory")
+            return sources
+        frozen.budget -= data.nbytes
+        return data
 
     def _image_batches(
         self, frozen: _FrozenPrefix, pixels: Pixels, subset: str, epoch: int, draws: Tensor | None = None
     ) -> Batches:
         """Return batches of images; the frozen prefix is computed in every epoch."""
         preprocess, size = self.prefix_cache.preprocess, self.config.optim.batch_size
-        draws = None if draws is None else draws.to(pixels.labels.device)
+        draws = None if draws is None else to_device(draws, pixels.labels.device)
         prepare = ImageInput(preprocess.mean, preprocess.std, self.config.data.augment, draws)
         source, recompute = self._source(pixels, subset), self._recompute(frozen, epoch)
         return Batches(source, pixels.labels, size, prepare, min_batch=self._min_batch, frozen=recompute)
@@ -233,9 +245,15 @@ class EpochLoaders:
         if frozen.recompute is None and frozen.depth:
             forward = self._prefix_forward(frozen)
             count = self.plan.epochs_until_thaw(epoch) * (len(self.train_pixels) + len(self.val_pixels))
-            module = self.prefix_cache.build(forward, self.train_pixels.size, count, self._log)
-            run = self.plan.net.forward_stages
-            frozen.recompute = lambda inputs: run(module(inputs.to(forward.dtype)), frozen.depth, frozen.prefix)
+            module = self.prefix_cache.build(forward, self.train_pixels.size, self._log, count)
+            is_fp32 = self.prefix_cache.compute.precision == "fp32"  # then the next stages do not cast their inputs
+
+            def recompute(inputs: Tensor) -> Tensor:
+                outputs = module(inputs.to(forward.dtype))
+                outputs = outputs.float() if is_fp32 else outputs
+                return self.plan.net.forward_stages(outputs, frozen.depth, frozen.prefix)
+
+            frozen.recompute = recompute
         return frozen.recompute
 
     def _prefix_forward(self, frozen: _FrozenPrefix) -> PrefixForward:
@@ -246,10 +264,13 @@ class EpochLoaders:
             preprocess, device = self.prefix_cache.preprocess, self.train_pixels.labels.device
             prepare = ImageInput(preprocess.mean, preprocess.std)
             frozen.forward = self.prefix_cache.prefix_forward(
-                frozen.depth, hashes, lambda: prepare(self.train_pixels.files().rows(numbers).to(device), numbers)
+                frozen.depth,
+                hashes,
+                lambda: prepare(to_device(self.train_pixels.files().rows(numbers), device), numbers),
             )
-            if (error := frozen.forward.error) is not None:
-                self._log(f"prefix: computed in {frozen.forward.form}; bf16 differs from fp32 by {error:.2%}")
+            if errors := frozen.forward.errors:
+                compared = " and ".join(f"{name} differs from fp32 by {error:.2%}" for name, error in errors.items())
+                self._log(f"prefix: computed in {frozen.forward.form}; {compared}")
         return frozen.forward
 
     def _source(self, pixels: Pixels, subset: str) -> RowSource:

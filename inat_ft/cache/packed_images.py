@@ -17,8 +17,11 @@ from inat_ft.data.batches import ImageFiles, StoredRows
 from inat_ft.images.decode import PIXELS_VERSION
 from inat_ft.images.resizing import SQUASH, Resizing
 from inat_ft.progress import ProgressFn
+from inat_ft.registry import FEATURES, get
 
 _BLOCK = 128
+DECODER_VERSION = 1
+"""Version of the pixels of decoders other than the one on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +38,26 @@ class Pixels:
     cache: Path
     pool: ThreadPoolExecutor
     resizing: Resizing = SQUASH
+    decoder: str = "cpu"
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @property
     def key(self) -> dict[str, object]:
-        """Return everything that determines the pixels of an image, except its file."""
-        return pixels_key(self.size, self.resizing)
+        return pixels_key(self.size, self.resizing, self.decoder)
 
     @property
     def store(self) -> Store:
-        """Return the packed cache for this image size: uint8 rows `[H, W, 3]`."""
-        return open_store(self.cache, "packed", self.key, (self.size, self.size, 3), "u1")
+        return packed_store(self.cache, self.size, self.resizing, self.decoder)
 
     def files(self) -> ImageFiles:
         """Return the images as a source that decodes on demand."""
-        return ImageFiles(self.paths, self.size, self.pool, resizing=self.resizing, hashes=self.hashes)
+        files = ImageFiles(self.paths, self.size, self.pool, resizing=self.resizing, hashes=self.hashes)
+        if self.decoder == "cpu":
+            return files
+        on_gpu: ImageFiles = get(FEATURES, f"{self.decoder}-decode").load()(files, self.labels.device)
+        return on_gpu
 
     def is_packed(self) -> bool:
         """Return whether every image is in the packed cache."""
@@ -69,6 +75,12 @@ class Pixels:
         return StoredRows(*self.store.read(self.hashes))
 
 
-def pixels_key(size: int, resizing: Resizing = SQUASH) -> dict[str, object]:
+def pixels_key(size: int, resizing: Resizing = SQUASH, decoder: str = "cpu") -> dict[str, object]:
     """Return everything that determines the pixels of an image, except its file."""
-    return {"pixels": PIXELS_VERSION, "size": size, **resizing.key}
+    other = {} if decoder == "cpu" else {"decoder": f"{decoder} {DECODER_VERSION}"}
+    return {"pixels": PIXELS_VERSION, "size": size, **resizing.key, **other}
+
+
+def packed_store(cache: Path, size: int, resizing: Resizing = SQUASH, decoder: str = "cpu") -> Store:
+    """Return the packed cache for an image size: uint8 rows `[H, W, 3]`."""
+    return open_store(cache, "packed", pixels_key(size, resizing, decoder), (size, size, 3), "u1")

@@ -1,6 +1,7 @@
-"""The forward pass of the frozen stages: exact, with folded BatchNorm, in bfloat16, or compiled."""
+"""The forward pass of the frozen stages: exact, with folded BatchNorm, in reduced precision, or compiled."""
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from inat_ft.models.net import Net
 from inat_ft.progress import Log
 
 MAX_ERROR = 0.02
-"""Relative error of bfloat16 above which float32 is used."""
+"""Relative error of reduced precision above which float32 is used."""
 
 EXACT_ROWS = 16
 """Batch size of the exact form."""
@@ -27,15 +28,15 @@ class PrefixForward:
     """One way to compute the first `depth` stages of a network.
 
     build: returns the module, from `[B, 3, H, W]` in `dtype` to the output of the stages; it is not called if all outputs
-    are cached. error: relative L2 error of bfloat16 on sample images, if it was measured. key: everything that decides the
-    output except the image, the view, the size and `form`.
+    are cached. errors: relative L2 errors on sample images, by precision, as far as they were measured. key: everything that
+    decides the output except the image, the view, the size and `form`.
     """
 
     form: str
     depth: int
     dtype: torch.dtype
     build: Callable[[], nn.Module]
-    error: float | None = None
+    errors: dict[str, float] = field(default_factory=dict)
     key: dict[str, Any] = field(default_factory=dict)
 
 
@@ -49,26 +50,25 @@ def folded_prefix(net: Net, depth: int) -> PrefixForward:
     return PrefixForward("fp32 folded", depth, torch.float32, lambda: _fold(copy.deepcopy(_stages(net, depth))))
 
 
-def bf16_prefix(net: Net, depth: int) -> PrefixForward:
-    """Return the stages in bfloat16 with BatchNorm folded into the convolutions."""
+def reduced_prefix(net: Net, depth: int, dtype: torch.dtype) -> PrefixForward:
+    """Return the stages in float16 or bfloat16 with BatchNorm folded into the convolutions."""
 
     def build() -> nn.Module:
-        folded = _fold(copy.deepcopy(_stages(net, depth)))
-        return folded.to(torch.bfloat16).to(memory_format=torch.channels_last)
+        return _fold(copy.deepcopy(_stages(net, depth))).to(dtype).to(memory_format=torch.channels_last)
 
-    return PrefixForward("bf16 folded", depth, torch.bfloat16, build)
+    return PrefixForward("fp16 folded" if dtype == torch.float16 else "bf16 folded", depth, dtype, build)
 
 
-@torch.inference_mode()
-def relative_error(net: Net, depth: int, sample: Tensor) -> float:
-    """Return the relative L2 error of the bfloat16 form for sample inputs `[S, 3, H, W]`."""
-    exact, fast = folded_prefix(net, depth).build(), bf16_prefix(net, depth).build()
-    difference = size = torch.zeros((), dtype=torch.float64, device=sample.device)
-    for images in torch.split(sample, _CHECKED_AT_ONCE):  # small batches limit the memory
-        reference = exact(images).float()
-        difference = difference + (fast(images.to(torch.bfloat16)).float() - reference).double().square().sum()
-        size = size + reference.double().square().sum()
-    return float((difference / size.clamp(min=1e-24)).sqrt())
+def relative_error(net: Net, depth: int, dtype: torch.dtype, sample: Callable[[], Tensor]) -> float:
+    """Return the relative L2 error of reduced precision for sample inputs `[S, 3, H, W]`; NaN after an overflow."""
+    exact, fast = folded_prefix(net, depth).build(), reduced_prefix(net, depth, dtype).build()
+    difference = size = 0.0
+    with torch.inference_mode():
+        for images in torch.split(sample(), _CHECKED_AT_ONCE):  # small batches limit the memory
+            reference = exact(images).float()
+            difference += float(torch.linalg.vector_norm(fast(images.to(dtype)).float() - reference)) ** 2
+            size += float(torch.linalg.vector_norm(reference)) ** 2
+    return math.sqrt(difference / max(size, 1e-24))
 
 
 class Compiled(nn.Module):
@@ -77,16 +77,16 @@ class Compiled(nn.Module):
     They are compiled for the size of the first batch. Smaller batches are padded.
     """
 
-    def __init__(self, stages: nn.Module, log: Log) -> None:
+    def __init__(self, plain: nn.Module, log: Log) -> None:
         super().__init__()
-        self.stages = stages
+        self.plain = plain
         self._log = log
         self._rows = 0
-        self._run: Callable[[Tensor], Tensor] = torch.compile(stages, dynamic=False, options={"freezing": True})
+        self._run: Callable[[Tensor], Tensor] = torch.compile(plain, dynamic=False, options={"freezing": True})
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the output of the stages for `[B, 3, H, W]`."""
-        if self._run is not self.stages and len(inputs) <= (self._rows or len(inputs)):
+        if self._run is not self.plain and len(inputs) <= (self._rows or len(inputs)):
             from torch._dynamo.exc import TorchDynamoException  # takes a second to import
 
             self._rows = self._rows or len(inputs)
@@ -94,8 +94,8 @@ class Compiled(nn.Module):
                 return self._run(_padded(inputs, self._rows))[: len(inputs)]
             except TorchDynamoException as error:
                 self._log(f"torch.compile failed ({type(error).__name__}), so the frozen layers run uncompiled")
-                self._run = self.stages
-        outputs: Tensor = self.stages(inputs)
+                self._run = self.plain
+        outputs: Tensor = self.plain(inputs)
         return outputs
 
 

@@ -7,35 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inat_ft.cli import options, render
+from inat_ft.tables import Table
 
 if TYPE_CHECKING:
     from inat_ft.api.comparison import Comparison
-    from inat_ft.evaluation.tables import Column
 
 _MAX_NOTES = 12
 
 
 def compare(
-    records: Annotated[list[Path], typer.Argument(help="Records, run directories, or directories of runs.")],
+    records: Annotated[list[Path], typer.Argument(help="Records, folders of a run, or folders of several runs.")],
     metric: Annotated[
         str, typer.Option(help="accuracy, balanced_accuracy, macro_f1, log_loss, ..., or a plugin's metric.")
     ] = "accuracy",
     group: Annotated[bool, typer.Option("--group", help="Treat runs that differ only in their seed as one.")] = False,
     margin: Annotated[
         float | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            help="Equivalence margin: smaller differences are negligible, such as 0.01.",
-            show_default=False,
-        ),
+        typer.Option(min=0.0, max=1.0, help="Equivalence margin: smaller differences are negligible, such as 0.01."),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a report as one HTML file.", show_default=False)] = None,
+    html: Annotated[Path | None, options.output("Write a report as one HTML file.")] = None,
     fail_under: Annotated[
         float | None,
         typer.Option(
             help="Exit with 1 unless the last record beats the first by this much. Also if they cannot be compared.",
-            show_default=False,
             min=-1,
             max=1,
         ),
@@ -54,35 +48,26 @@ def compare(
     found = compare_runs(*records, metric=metric, group=group, margin=margin)
     if html is not None:
         found.to_html(html)
-    if json:
-        render.echo_json(found.to_dict())
-    else:
-        _show(found)
-        if html is not None:
-            render.echo(f"report: {html}")
+    render.emit(json, found.to_dict(), lambda: _show(found, html))
     if fail_under is not None:
-        _require_improvement(found, records[0], records[-1], fail_under)
+        from inat_ft.errors import InatFtError
+
+        first, last = records[0], records[-1]
+        reached = found.improvement(first, last)
+        if reached is None:
+            raise InatFtError(f"--fail-under {fail_under}: {last} and {first} are not comparable")
+        if reached < fail_under - 1e-9:
+            gained = f"{last} is better than {first} by only {reached:.4f} in {found.metric}"
+            raise InatFtError(f"--fail-under {fail_under}: {gained}")
 
 
-def _require_improvement(found: "Comparison", first: Path, last: Path, wanted: float) -> None:
-    from inat_ft.errors import InatFtError
-    from inat_ft.evaluation.compare import improvement
-
-    reached = improvement(found, first, last)
-    if reached is None:
-        raise InatFtError(f"--fail-under {wanted}: {last} and {first} are not comparable")
-    if reached < wanted - 1e-9:
-        raise InatFtError(
-            f"--fail-under {wanted}: {last} is better than {first} by only {reached:.4f} in {found.metric}"
-        )
-
-
-def _show(found: "Comparison") -> None:
-    from inat_ft.evaluation.tables import CANDIDATE_COLUMNS, PAIR_COLUMNS
+def _show(found: "Comparison", html: Path | None) -> None:
+    from inat_ft.evaluation.compare import CANDIDATE_COLUMNS, PAIR_COLUMNS
 
     if found.settings:
-        changed = [(key, *values) for key, values in found.settings.items()]
-        render.table("settings that differ", ("setting", *(candidate.name for candidate in found.candidates)), changed)
+        rows = [(key, *values) for key, values in found.settings.items()]
+        names = [candidate.name for candidate in found.candidates]
+        render.table(Table(("setting", *names), rows, "settings that differ"))
     _show_table(found, "", CANDIDATE_COLUMNS, found.candidates)
     if any(pair.difference for pair in found.pairs):
         _show_table(found, "differences, corrected for all pairs", PAIR_COLUMNS, found.pairs)
@@ -91,17 +76,17 @@ def _show(found: "Comparison") -> None:
     if len(found.remarks) > _MAX_NOTES:
         render.echo(f"{len(found.remarks) - _MAX_NOTES} more notes: use --json or --html to see all")
     render.echo(found.summary)
+    if html is not None:
+        render.echo(f"report: {html}")
 
 
-def _show_table(found: "Comparison", title: str, columns: "Sequence[Column[Any]]", rows: Sequence[Any]) -> None:
-    """Show the columns that have a value in any row."""
-    names = {column: column.title.format(metric=found.scored_by.label, reference=found.reference) for column in columns}
-    shown = [column for column in columns if any(column.cell(row) for row in rows)]
-    dropped = sorted((column for column in shown if column.rank), key=lambda column: -column.rank)
-    render.table(
-        title,
-        [names[column] for column in shown],
-        [[column.cell(row) for column in shown] for row in rows],
-        right=[names[column] for column in shown if column.numeric],
-        drop=[names[column] for column in dropped],
-    )
+def _show_table(found: "Comparison", title: str, columns: Sequence[Any], rows: Sequence[Any]) -> None:
+    shown = {
+        column.title.format(metric=found.scored_by.label, reference=found.reference, tested=found.tested): column
+        for column in columns
+        if any(column.cell(row) for row in rows)
+    }
+    drop = sorted((name for name in shown if shown[name].rank), key=lambda name: -shown[name].rank)
+    formats = {name: ">" if column.numeric else "" for name, column in shown.items()}
+    cells = [[column.cell(row) for column in shown.values()] for row in rows]
+    render.table(Table(formats, cells, title), drop)

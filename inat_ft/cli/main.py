@@ -5,7 +5,9 @@ import copy
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -13,70 +15,71 @@ from typer.core import TyperGroup
 
 from inat_ft import __version__
 from inat_ft.cli import commands, render
-from inat_ft.cli.lazy_dynamo import defer_compiler
-from inat_ft.cli.malloc import keep_memory
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.paths import ensure_home
 
-_GLOBAL = ("quiet", "debug")
-"""Options that can stand before and after the name of a command."""
+_GLOBAL = ("quiet", "debug")  # options that can stand before and after the name of a command
+_OUT_OF_MEMORY = ("annot allocate memory", "can't allocate memory", "can't start new thread", "failed to map segment")
+"""Parts of other messages that mean that memory has run out."""
 
 _debug = False
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which schedulers and torchrun send. It is handled as Ctrl-C, with another exit code."""
+_stopped_by = 0
+"""Number of the first signal that asked this process to stop."""
+_discarded = False
+"""Whether its KeyboardInterrupt was lost, and it will be sent again."""
 
 
 class _Commands(TyperGroup):
     """The subcommands. Each is imported when it is called."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**{**settings, "commands": commands.listed()})
+        super().__init__(**{**settings, "commands": commands.builtin()})
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types(super().get_params(ctx))
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        self.commands = commands.listed()
+        return super().list_commands(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] in commands.COMMANDS:
-            command = self.commands[args[0]] = commands.load(args[0])
+        if args and (command := commands.load(args[0])):
+            self.commands[args[0]] = command
             for inner in (command, *getattr(command, "commands", {}).values()):
-                inner.params += [_hidden(option) for option in self.params if option.name in _GLOBAL]
-                inner.callback = inner.callback and _prepared(inner.callback)
+                inner.params += [copy.copy(option) for option in self.params if option.name in _GLOBAL]
+                for option in _without_types(inner.get_params(ctx)):
+                    option.hidden |= option.name in _GLOBAL
+                inner.callback = inner.callback and partial(_call, inner.callback)
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            raise typer.Exit(_exit_code(stop)) from stop
+            raise typer.Exit(128 + (_stopped_by or signal.SIGINT)) from stop
         except typer.BadParameter as error:
-            if error.__cause__ is not None:  # Typer omits the value
-                _name_value(error)
+            cause: Any = error.__cause__
+            if hasattr(cause, "errors"):  # an error of pydantic, whose value Typer omits
+                finding = cause.errors()[0]
+                message, value = finding["msg"].removeprefix("Value error, "), repr(finding["input"])
+                error.message = message if value in message else f"{message[0].lower()}{message[1:]} (got {value})"
             raise
 
 
-def _prepared(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a command to set up the process first. Help and usage errors do not need that."""
-
-    def call(**options: Any) -> Any:
-        keep_memory()
-        defer_compiler()
-        return callback(**options)
-
-    return call
+def _without_types(options: list[Any]) -> list[Any]:
+    """Remove the `<bool>` that Typer shows after flags."""
+    for option in options:
+        if getattr(option, "is_flag", False):
+            option.metavar = ""
+    return options
 
 
-def _hidden(option: Any) -> Any:
-    hidden = copy.copy(option)
-    hidden.hidden = True
-    return hidden
+def _call(command: Callable[..., Any], **options: Any) -> Any:
+    """Set up the process and run a command. Help and usage errors do not need that."""
+    from inat_ft.registry import FEATURES, get
 
-
-def _name_value(error: typer.BadParameter) -> None:
-    from pydantic import ValidationError
-
-    if isinstance(error.__cause__, ValidationError):
-        finding = error.__cause__.errors()[0]
-        message, value = finding["msg"].removeprefix("Value error, "), repr(finding["input"])
-        error.message = message if value in message else f"{message[0].lower()}{message[1:]} (got {value})"
+    get(FEATURES, "startup").load()()
+    return command(**options)
 
 
 def _show_version(asked: bool) -> None:
@@ -129,8 +132,14 @@ def main(
 
 def run() -> None:
     """Run the command line and exit: 0 for success, 1 for a failure, 2 for a usage error, 128 + N for signal N."""
+    global _debug, _stopped_by, _discarded
+    _debug, _stopped_by, _discarded = bool(os.environ.get("INAT_FT_DEBUG")), 0, False
     _open_streams()
-    _set_defaults()
+    render.set_quiet(not render.is_main_process())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _stop)
+    sys.unraisablehook = _repeat
     try:
         if not {"--help", "-h", "--version"} & set(sys.argv):
             _require_utf8()
@@ -142,58 +151,66 @@ def run() -> None:
     except BrokenPipeError:  # as with `| head`
         _drop_output()
         sys.exit(1)
-    except KeyboardInterrupt as stop:
-        sys.exit(_exit_code(stop))
     except Exception as error:  # the outermost frame: any other error becomes one sentence and a crash file
+        if _stopped_by:  # some libraries replace the KeyboardInterrupt
+            sys.exit(128 + _stopped_by)
         if _debug:
-            _show_traceback(error)
+            import traceback
+
+            from inat_ft.crash import redact
+
+            print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         problem = error if isinstance(error, InatFtError) else _to_inat_ft_error(error)
         if render.is_main_process() or not isinstance(problem, UsageError):
             render.error(problem)
         sys.exit(problem.exit_code)
 
 
-def _set_defaults() -> None:
-    global _debug  # noqa: PLW0603 - one command line, one setting
-    _debug = bool(os.environ.get("INAT_FT_DEBUG"))
-    render.set_quiet(not render.is_main_process())
-    signal.signal(signal.SIGTERM, _terminate)
+def _stop(number: int, frame: object) -> None:
+    """Interrupt the command. SIGTERM, which schedulers and torchrun send, does the same as Ctrl-C.
+
+    A second Ctrl-C exits at once. A second SIGTERM is ignored, because a sweep and a scheduler may both send one to a worker.
+    """
+    global _stopped_by, _discarded
+    if _stopped_by and not _discarded and number == signal.SIGINT:
+        os._exit(128 + number)
+    if not _stopped_by or _discarded:
+        _stopped_by, _discarded = _stopped_by or number, False
+        raise KeyboardInterrupt
 
 
-def _terminate(*_: object) -> None:
-    raise _Terminated
-
-
-def _exit_code(stop: KeyboardInterrupt) -> int:
-    return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
-
-
-def _show_traceback(error: Exception) -> None:
-    import traceback
-
-    from inat_ft.crash import redact
-
-    print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+def _repeat(discarded: Any) -> None:
+    """Repeat a signal whose KeyboardInterrupt was raised in a callback, such as of a weak reference: Python discards it."""
+    global _discarded
+    if discarded.exc_type is not KeyboardInterrupt or not _stopped_by:
+        sys.__unraisablehook__(discarded)
+        return
+    send = (
+        partial(os.kill, os.getpid()) if os.name == "posix" else signal.raise_signal
+    )  # os.kill ends a Windows process
+    again = threading.Timer(0.05, send, (_stopped_by,))
+    again.daemon, _discarded = True, True
+    again.start()
 
 
 def _to_inat_ft_error(error: Exception) -> InatFtError:
     """Describe a refusal of the operating system. Any other exception is a bug, and its traceback is written to a file."""
-    from inat_ft.api.config import cache_directory
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+        return InatFtError(
+            "out of memory", "try a smaller --batch-size, --image-size or backbone"
+        )  # imports would fail
     from inat_ft.crash import is_refusal, write_crash
+    from inat_ft.paths import cache_folder
 
-    if isinstance(error, MemoryError):
-        problem = InatFtError("out of memory", "try a smaller --batch-size, --image-size or backbone")
-    elif isinstance(error, OSError) and is_refusal(error) and error.filename:
-        problem = InatFtError(
-            f"cannot use {error.filename}: {error.strerror}", "choose another path, or change its permissions"
-        )
+    if isinstance(error, OSError) and is_refusal(error) and error.filename:
+        hint = "choose another path, or change its permissions"
+        problem = InatFtError(f"cannot use {error.filename}: {error.strerror}", hint)
     elif isinstance(error, OSError) and is_refusal(error):
         _drop_output()
-        problem = InatFtError(
-            f"cannot write the output: {error.strerror}", "free some space, or redirect the output elsewhere"
-        )
+        hint = "free some space, or redirect the output elsewhere"
+        problem = InatFtError(f"cannot write the output: {error.strerror}", hint)
     else:
-        file = write_crash(error, cache_directory(None))
+        file = write_crash(error, cache_folder())
         where = f" and attach {file}" if file else "; run the same command with --debug for a traceback"
         problem = InatFtError(f"{type(error).__name__}: {error}", f"this is a bug in inat-ft; please report it{where}")
     for note in getattr(error, "__notes__", ()):
@@ -213,15 +230,12 @@ def _require_utf8() -> None:
 
 def _open_streams() -> None:
     """Redirect closed standard streams to the null device, so that the next opened file does not take their place."""
-    for name in ("stdin", "stdout", "stderr"):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            nowhere = open(os.devnull, "w" if name != "stdin" else "r", encoding="utf-8")  # noqa: SIM115 - to the end
-            setattr(sys, name, nowhere)
-            setattr(sys, f"__{name}__", nowhere)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - open to the end
     if hasattr(sys.stdout, "reconfigure"):  # escape characters that the encoding lacks, as on stderr
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _drop_output() -> None:
-    """Discard further output to stdout, including what Python flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

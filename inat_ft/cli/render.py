@@ -17,14 +17,14 @@ from inat_ft.text import escape_unprintable
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from inat_ft.tables import Table
+
 _PLAIN_EVERY_S = 10.0
 _LONG = re.compile(r"(\S{200})\S{300,}(\S{100})")
 """Words that messages abbreviate, such as a path of thousands of characters."""
 
-_WHOLE_WORD = 12
-"""Length up to which a word in a table is not broken, in characters."""
-_LONG_CELL = 30
-"""Width up to which a column of a table has a single line, in characters."""
+_WHOLE_WORD = 12  # length up to which a word in a table is not broken, in characters
+_LONG_CELL = 30  # width up to which a column of a table has a single line, in characters
 
 _quiet = False
 
@@ -35,9 +35,8 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
-def is_quiet() -> bool:
-    """Return whether progress and messages are hidden."""
-    return _quiet
+def shows_bars() -> bool:
+    return not _quiet and sys.stderr.isatty()
 
 
 def console(stderr: bool = False) -> "Console":
@@ -50,18 +49,15 @@ def console(stderr: bool = False) -> "Console":
 
 
 def info(text: str) -> None:
-    """Print a message to stderr, unless quiet."""
     if not _quiet:
         print(_safe(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """Print a warning to stderr."""
     print(f"warning: {_safe(text)}", file=sys.stderr, flush=True)
 
 
 def echo(text: str) -> None:
-    """Print a line of the result to stdout."""
     print(_safe(text), flush=True)
 
 
@@ -72,17 +68,11 @@ def _safe(text: str) -> str:
 
 def echo_json(value: Any) -> None:
     """Print a result as JSON to stdout. NaN and infinity, which JSON does not have, become null."""
-    finite = _finite(value)
-    text = json.dumps(finite, indent=2, ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # the encoding of stdout is not UTF-8, or a file name is not
-        text = json.dumps(finite, indent=2, allow_nan=False)
-    print(text, flush=True)
+    print(json.dumps(_finite(value), indent=2, allow_nan=False), flush=True)
 
 
 def emit(as_json: bool, value: Any, show: Callable[[], object]) -> None:
-    """Print a result as JSON, or for a person by calling `show`."""
+    """Print a result as JSON, or call `show`."""
     if as_json:
         echo_json(value)
     else:
@@ -103,7 +93,6 @@ def is_main_process() -> bool:
 
 
 def error(problem: InatFtError) -> None:
-    """Print an error and its hint to stderr."""
     lines = _LONG.sub(r"\1...\2", _safe(problem.message)).splitlines()
     who = "inat-ft" if is_main_process() else f"inat-ft (process {os.environ['RANK']})"
     print(f"{who}: {lines[0]}", *lines[1:], sep="\n  ", file=sys.stderr)
@@ -112,93 +101,60 @@ def error(problem: InatFtError) -> None:
             print(f"  {line}", file=sys.stderr)
 
 
-def table(
-    title: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[object]],
-    right: Sequence[str] = (),
-    drop: Sequence[str] = (),
-) -> None:
+def table(table: "Table", drop: Sequence[str] = ()) -> None:
     """Print a table to stdout, without interpreting markup in its texts.
 
-    right: columns aligned to the right; drop: columns that a narrow terminal omits, the least important first.
+    drop: columns that a narrow terminal omits, the least important first.
     """
     from rich import box
-    from rich.table import Table
+    from rich import table as rich_table
+    from rich.cells import cell_len
     from rich.text import Text
 
-    terminal, cells = console(), [[_safe(str(cell)) for cell in row] for row in rows]
-    kept = _fitting(
-        [_safe(column) for column in columns], cells, [columns.index(name) for name in drop], terminal.width
-    )
-    drawn = Table(
-        title=Text(_safe(title)) if title else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
-    )
-    for place in kept:
-        words = [word for row in cells for word in row[place].split()]
-        drawn.add_column(
-            Text(_safe(columns[place])),
-            justify="right" if columns[place] in right else "left",
-            overflow="fold",
-            min_width=min(max(map(len, words), default=0), _WHOLE_WORD),
-        )
-    for row in cells:
-        drawn.add_row(*(Text(row[place]) for place in kept))
+    terminal, cells = console(), table.cells()
+    texts = dict(zip(table.names, zip([_safe(name) for name in table.names], *cells, strict=True), strict=True))
+    for name in drop:
+        if sum(min(max(map(cell_len, column)), _LONG_CELL) + 3 for column in texts.values()) > terminal.width:
+            del texts[name]
+    title = Text(_safe(table.title)) if table.title else None
+    drawn = rich_table.Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for name, side in zip(table.names, table.alignments(), strict=True):
+        if name in texts:
+            longest = max((len(word) for text in texts[name][1:] for word in text.split()), default=0)
+            header, width = Text(texts[name][0]), min(longest, _WHOLE_WORD)
+            drawn.add_column(header, justify="right" if side == "right" else "left", overflow="fold", min_width=width)
+    for row in list(zip(*texts.values(), strict=True))[1:]:
+        drawn.add_row(*map(Text, row))
     terminal.print(drawn)
-    if left := [columns[place] for place in range(len(columns)) if place not in kept]:
-        info(f"columns omitted because the terminal is narrow: {', '.join(left)}")
-
-
-def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], drop: Sequence[int], width: int) -> list[int]:
-    """Return the columns to show. Columns of `drop` are removed in turn until the rest fits into the width."""
-    from rich.cells import cell_len
-
-    wanted = [
-        min(max(cell_len(text) for text in (column, *(row[place] for row in rows))), _LONG_CELL) + 3
-        for place, column in enumerate(columns)
-    ]
-    kept = list(range(len(columns)))
-    for place in drop:
-        if sum(wanted[each] for each in kept) <= width:
-            break
-        kept.remove(place)
-    return kept
+    if omitted := [name for name in table.names if name not in texts]:
+        info(f"columns omitted because the terminal is narrow: {', '.join(omitted)}")
 
 
 @contextmanager
 def progress(what: str, unit: str = "images") -> Iterator[ProgressFn]:
     """Show a progress bar with rate and remaining time on a terminal, and print lines otherwise. Nothing if quiet."""
-    if _quiet:
-        yield ignore_progress
-    elif sys.stderr.isatty():
+    if shows_bars():
         with open_bar(what, unit) as update:
             yield update
     else:
-        yield _plain_lines(what, unit)
+        yield ignore_progress if _quiet else _plain_lines(what, unit)
 
 
 @contextmanager
 def open_bar(what: str, unit: str = "images", transient: bool = False) -> Iterator[Callable[..., None]]:
     """Show a progress bar; yield a function of (done, total, text="") that updates it."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as bars
 
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(bar_width=24),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[text]}{task.fields[rate]}"),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
     )
     start = time.monotonic()
-    with Progress(*columns, console=console(stderr=True), transient=transient) as bar:
+    with bars.Progress(*columns, console=console(stderr=True), transient=transient) as bar:
         task = bar.add_task(_safe(what), total=None, text="", rate="")
 
         def update(done: int, total: int, text: str = "") -> None:

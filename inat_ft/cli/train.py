@@ -1,19 +1,21 @@
 """`inat-ft train`: fine-tune a classifier."""
 
 import gc
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from inat_ft.cli import options, render
-from inat_ft.cli.flags import with_config_flags
+from inat_ft.tables import Table
 
 if TYPE_CHECKING:
-    from inat_ft.api.run import Run
+    from inat_ft.api.train import Run
     from inat_ft.config import RunConfig
-    from inat_ft.records import RunRecord
-    from inat_ft.training import Directories, Setup
+    from inat_ft.records import Epoch, RunRecord
+    from inat_ft.training import Directories, TrainCallbacks
 
 _SUGGESTED_EPOCHS = 30
 
@@ -22,14 +24,18 @@ def _option(*names: str, **settings: Any) -> Any:
     return typer.Option(*names, rich_help_panel="Run", **settings)
 
 
-@with_config_flags
+@options.with_config_flags
 def train(
     seeds: Annotated[int, _option(min=1, max=1000, help="Number of runs, with consecutive random seeds.")] = 1,
+    folds: Annotated[
+        int | None, _option(min=2, max=100, help="Cross-validate with this number of folds instead, such as 5.")
+    ] = None,
     config: Annotated[
         Path | None, _option("--config", "-c", help="YAML file of settings. Flags take precedence over it.")
     ] = None,
     tracker: Annotated[
-        list[str] | None, _option(metavar="NAME", help="Log to this tracker, such as wandb. Can be repeated.")
+        list[str] | None,
+        _option("--tracker", "--track", metavar="NAME", help="Log to these trackers, such as wandb,tensorboard."),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -53,64 +59,100 @@ def train(
     [dim]inat-ft train --mode head --dropout 0.3[/dim]
     [dim]inat-ft train --mode partial --unfreeze-from layer4 --lr 1e-4[/dim]
     [dim]inat-ft train --backbone cnn --image-size 64 --epochs 10[/dim]
+    [dim]inat-ft train --mode head --folds 5[/dim]
     """
-    from inat_ft.api.config import resolve_config
+    from inat_ft.api.train import resolve_config, shadowed_plugins
     from inat_ft.errors import UsageError
+    from inat_ft.paths import cache_folder, is_cross_validation
     from inat_ft.settings import ALIASES, parse_override
 
     overrides = [(ALIASES[name], value) for name, value in flags.items() if value is not None]
     overrides += [(f"track.{name}", {}) for names in tracker or () for name in names.split(",")]
     overrides += [parse_override(text) for text in set_ or ()]
+    if folds and (seeds > 1 or find_lr):
+        raise UsageError(f"--folds cannot be used with {'--find-lr' if find_lr else '--seeds'}", "remove one of them")
     resolved, resume = resolve_config(config, overrides, resume, runs_dir)
-    _warn_about_shadowed_plugins(resolved)
+    for plugin in shadowed_plugins(resolved):
+        remedy = f"to remove the plugin: pip uninstall {plugin.package}"
+        render.warn(f"{plugin} is not used: the name belongs to inat-ft or torchvision; {remedy}")
+    from inat_ft.training import Directories  # imports torch, which invalid settings do not need
+
+    directories = Directories(runs_dir, cache_folder(cache_dir))
     if show_config:
-        _show_config(resolved, json)
+        from inat_ft.settings import describe
+
+        keys = describe(resolved)
+        rows = [tuple(key.values()) for key in keys]
+        render.emit(json, keys, lambda: render.table(Table(("key", "value", "description"), rows)))
     elif dry_run:
         _dry_run(resolved, json)
     elif find_lr:
-        _find_lr(resolved, _directories(runs_dir, cache_dir), json)
+        from inat_ft.registry import FEATURES, get
+
+        get(FEATURES, "find-lr").load()(resolved, directories, callbacks(resolved), json)
+    elif folds or (resume and is_cross_validation(resume)):
+        from inat_ft.registry import FEATURES, get
+
+        get(FEATURES, "folds-command").load()(resolved, directories, folds, callbacks, resume, json)
     elif seeds > 1:
         if resume is not None:
             raise UsageError("--seeds starts new runs, but --resume continues one", "remove --seeds or --resume")
-        _train_seeds(resolved, seeds, _directories(runs_dir, cache_dir), json)
+        _train_seeds(resolved, seeds, directories, json)
     else:
-        _train_once(resolved, resume, _directories(runs_dir, cache_dir), json)
+        run = _train(resolved, directories, resume)
+        if render.is_main_process():
+            _advise(run.record)
+            render.emit(json, run.to_dict(), lambda: _show_run(run.record, run.directory))
 
 
-def _warn_about_shadowed_plugins(config: "RunConfig") -> None:
-    from inat_ft.config import shadowed_plugins
+def callbacks(config: "RunConfig") -> "TrainCallbacks":
+    """Return callbacks that show progress bars on a terminal and print lines otherwise."""
+    from inat_ft.training import TrainCallbacks
 
-    for plugin in shadowed_plugins(config):
-        render.warn(
-            f"{plugin} is not used: the name belongs to inat-ft or torchvision; "
-            f"to remove the plugin: pip uninstall {plugin.package}"
+    epochs = _Epochs(config.optim.epochs)
+    return TrainCallbacks(log=render.info, progress=render.progress, on_step=epochs.step, on_epoch=epochs.end)
+
+
+class _Epochs:
+    """One progress bar or line per epoch, with loss, accuracy, images per second and remaining time."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done = 0
+        self.update: Callable[..., None] | None = None
+        self.text = ""
+        self.bar = ExitStack()
+
+    def step(self, done: int, total: int, loss: float | None, accuracy: float | None) -> None:
+        if not render.shows_bars():
+            return
+        if self.update is None:
+            bar = render.open_bar(f"epoch {self.done + 1}/{self.total}", transient=True)
+            self.update = self.bar.enter_context(bar)
+        if loss is not None:
+            self.text = f"loss {loss:.4f}  accuracy {accuracy:.4f}  "
+        self.update(done, total, self.text)
+
+    def end(self, epoch: "Epoch") -> None:
+        self.bar.close()
+        self.update, self.text, self.done = None, "", epoch.epoch
+        val_loss = "not finite" if epoch.val_loss is None else f"{epoch.val_loss:.4f}"
+        render.info(
+            f"epoch {epoch.epoch}/{self.total}  train loss {epoch.train_loss:.4f} acc {epoch.train_accuracy:.4f}  "
+            f"val loss {val_loss} acc {epoch.val_accuracy:.4f}  {epoch.seconds:.1f} s"
         )
 
 
-def _directories(runs_dir: Path, cache_dir: Path | None) -> "Directories":
-    from inat_ft.paths import cache_folder
-    from inat_ft.training import Directories
-
-    return Directories(runs_dir, cache_folder(cache_dir))
-
-
 def _train(config: "RunConfig", directories: "Directories", resume: Path | None = None) -> "Run":
-    from inat_ft.api.train import train_config
-    from inat_ft.cli.training_progress import callbacks
+    from inat_ft.api.train import Run
+    from inat_ft.training import train
 
     try:
-        return train_config(config, resume, directories, callbacks(config))
+        return Run(*train(config, directories, callbacks(config), resume))
     except KeyboardInterrupt as stopped:  # also SIGTERM, which torchrun and schedulers send
         nothing_saved = ["no epoch was completed, so nothing was saved; run the same command again"]
         render.warn("; ".join(["stopped", *getattr(stopped, "__notes__", nothing_saved)]))
         raise
-
-
-def _train_once(config: "RunConfig", resume: Path | None, directories: "Directories", json: bool) -> None:
-    run = _train(config, directories, resume)
-    if render.is_main_process():
-        _advise(run.record)
-        render.emit(json, run.to_dict(), lambda: _show_run(run.record, run.directory))
 
 
 def _show_run(record: "RunRecord", directory: Path) -> None:
@@ -157,85 +199,39 @@ def _train_seeds(config: "RunConfig", seeds: int, directories: "Directories", js
         return
     _advise(runs[0].record)
     accuracies = [run.val_accuracy or 0.0 for run in runs]
-    value = {
-        "mean": mean(accuracies),
-        "deviation": stdev(accuracies),
-        "val_accuracy": accuracies,
-        "directories": [run.directory.as_posix() for run in runs],
-    }
+    average, deviation = mean(accuracies), stdev(accuracies)
 
     def show() -> None:
         for run in runs:
             render.echo(f"seed {run.record.seed}: validation accuracy {run.val_accuracy:.4f}  {run.directory}")
-        render.echo(f"{seeds} seeds: validation accuracy {value['mean']:.4f} ± {value['deviation']:.4f}")
+        render.echo(f"{seeds} seeds: validation accuracy {average:.4f} ± {deviation:.4f}")
         render.info(
             "next: inat-ft eval each run, then inat-ft compare --group them with those of another configuration"
         )
 
-    render.emit(json, value, show)
-
-
-def _find_lr(config: "RunConfig", directories: "Directories", json: bool) -> None:
-    from inat_ft.cli.training_progress import callbacks
-    from inat_ft.evaluation.lr_figure import draw_lr_range
-    from inat_ft.training import find_lr
-
-    found = find_lr(config, directories, callbacks(config))
-    if not render.is_main_process():
-        return
-    stem = config.name or f"{config.model.backbone.replace(':', '-')}-{config.strategy.name}"
-    file = draw_lr_range(found.lrs, found.losses, found.smooth, found.suggestion, directories.runs / f"{stem}-lr-range")
-    value = {
-        "suggestion": found.suggestion,
-        "lr": found.lrs,
-        "loss": found.losses,
-        "smooth": found.smooth,
-        "picture": file.as_posix(),
-    }
-
-    def show() -> None:
-        render.echo(f"figure: {file}")
-        if found.suggestion is None:
-            render.warn("the loss does not fall at any learning rate, so there is no suggestion")
-        else:
-            render.echo(f"suggested learning rate: {found.suggestion:.1e}, where the loss falls fastest")
-            render.info(f"next: replace --find-lr by --lr {found.suggestion:.1e}")
-
-    render.emit(json, value, show)
+    summary = {"mean": average, "deviation": deviation, "val_accuracy": accuracies}
+    render.emit(json, {**summary, "directories": [run.directory.as_posix() for run in runs]}, show)
 
 
 def _dry_run(config: "RunConfig", json: bool) -> None:
+    from itertools import groupby
+
     from inat_ft.engine.summary import stage_table
     from inat_ft.settings import dump_config
     from inat_ft.training import prepare
 
     setup = prepare(config, load_weights=False)
+    config = setup.config
     for warning in setup.warnings:
         render.warn(warning)
-    rows = stage_table(setup.plan, setup.config.optim.lr)
+    stages = stage_table(setup.plan, config.optim.lr)
 
     def show() -> None:
-        render.echo(dump_config(setup.config).rstrip())
-        _show_stages(setup, rows)
+        render.echo(dump_config(config).rstrip())
+        columns = {"stage": "", "parameters": ",", "trainable": ",", "state": "", "learning rate": ">", "BatchNorm": ""}
+        for epochs, rows in groupby(stages, lambda stage: stage["epochs"]):
+            cells = [list(row.values())[1:] for row in rows]
+            title = f"{config.model.backbone}, {config.strategy.name}, epochs {epochs}"
+            render.table(Table(columns, cells, title))
 
-    render.emit(json, {"config": setup.config.model_dump(mode="json"), "stages": rows}, show)
-
-
-def _show_stages(setup: "Setup", rows: list[dict[str, Any]]) -> None:
-    by_epochs: dict[str, list[list[object]]] = {}
-    for row in rows:
-        by_epochs.setdefault(row["epochs"], []).append(
-            [row["stage"], f"{row['parameters']:,}", f"{row['trained']:,}", row["state"], row["lr"], row["batch_norm"]]
-        )
-    columns = ("stage", "parameters", "trainable", "state", "learning rate", "BatchNorm")
-    for epochs, cells in by_epochs.items():
-        title = f"{setup.config.model.backbone}, {setup.config.strategy.name}, epochs {epochs}"
-        render.table(title, columns, cells, right=("parameters", "trainable", "learning rate"))
-
-
-def _show_config(config: "RunConfig", json: bool) -> None:
-    from inat_ft.settings import describe
-
-    keys = describe(config)
-    rows = [(key["key"], key["value"], key["help"]) for key in keys]
-    render.emit(json, keys, lambda: render.table("", ("key", "value", "description"), rows))
+    render.emit(json, {"config": config.model_dump(mode="json"), "stages": stages}, show)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ class RowSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def rows(self, numbers: Tensor) -> Tensor:
-        """Return the rows of these numbers, `[B]` int64 on the CPU, stacked."""
+    def rows(self, numbers: Tensor, pin: bool = False) -> Tensor:
+        """Return the rows of these numbers, `[B]` int64 on the CPU, stacked; with `pin`, in pinned memory."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,23 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def rows(self, numbers: Tensor) -> Tensor:
+    def rows(self, numbers: Tensor, pin: bool = False) -> Tensor:
         """Decode these images. Raises DataError for the first that cannot be decoded, unless `problems` receives it."""
-        return torch.from_numpy(np.stack(list(self.pool.map(self._load, numbers.tolist()))))
+        images = torch.empty(len(numbers), self.size, self.size, 3, dtype=torch.uint8, pin_memory=pin)
+        for _ in self.pool.map(self._load, numbers.tolist(), images.numpy()):
+            pass
+        return images
 
-    def _load(self, number: int) -> NDArray[np.uint8]:
+    def _load(self, number: int, out: NDArray[np.uint8]) -> None:
         sha256 = self.hashes[number] if self.hashes else None
-        if self.problems is None:  # images of a manifest: `split` has limited their size
-            return load_image(self.paths[number], self.size, resizing=self.resizing, sha256=sha256)
+        limit = sys.maxsize if self.problems is None else MAX_PIXELS  # `split` has checked the images of a manifest
         try:
-            return load_image(self.paths[number], self.size, MAX_PIXELS, self.resizing, sha256)
+            out[...] = load_image(self.paths[number], self.size, limit, self.resizing, sha256)
         except DataError as problem:
+            if self.problems is None:
+                raise
             self.problems[number] = problem
-            return np.zeros((self.size, self.size, 3), np.uint8)
+            out[...] = 0
 
 
 @dataclass(frozen=True)
@@ -75,24 +80,56 @@ class StoredRows:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def rows(self, numbers: Tensor) -> Tensor:
+    @property
+    def num_bytes(self) -> int:
+        """The size of all rows in memory."""
+        return len(self) * int(np.prod(self.mapped.shape[1:])) * self.mapped.itemsize
+
+    def rows(self, numbers: Tensor, pin: bool = False) -> Tensor:
         """Copy rows into memory."""
-        rows = torch.from_numpy(np.ascontiguousarray(self.mapped[self.positions[numbers.numpy()]]))
+        dtype = torch.from_numpy(np.empty(0, self.mapped.dtype)).dtype
+        rows = torch.empty(len(numbers), *self.mapped.shape[1:], dtype=dtype, pin_memory=pin)
+        np.take(self.mapped, self.positions[numbers.numpy()], 0, rows.numpy(), "clip")  # `raise` copies twice
         return rows.view(torch.bfloat16) if self.as_bfloat16 else rows
 
 
 @dataclass(frozen=True)
-class ResidentRows:
-    """Rows that are kept on the device."""
+class MixedViews:
+    """The rows of one of several sources for each image. choice: `[N]` int64 on the CPU."""
 
-    data: Tensor
+    sources: Sequence[StoredRows]
+    choice: Tensor
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.choice)
 
-    def rows(self, numbers: Tensor) -> Tensor:
-        """Gather rows on the device."""
-        return self.data[numbers.to(self.data.device, non_blocking=True)]
+    def rows(self, numbers: Tensor, pin: bool = False) -> Tensor:
+        """Copy rows into memory."""
+        rows = self.sources[0].rows(numbers, pin)
+        for number, source in enumerate(self.sources[1:], 1):
+            chosen = self.choice[numbers] == number
+            rows[chosen] = source.rows(numbers[chosen])
+        return rows
+
+
+@dataclass(frozen=True)
+class ResidentRows:
+    """Rows on the device. positions: `[N]` int64 on the device, the place of each row in `data`; None: its own."""
+
+    data: Tensor
+    positions: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.data if self.positions is None else self.positions)
+
+    def rows(self, numbers: Tensor, pin: bool = False) -> Tensor:
+        """Gather rows on the device. numbers: on the device too."""
+        return self.data[numbers if self.positions is None else self.positions[numbers]]
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to the device. The host waits for the copy, except for one to CUDA, which is made from pinned memory."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @dataclass(frozen=True)
@@ -131,31 +168,27 @@ class Batches:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of (input, labels) in an order `[M]` int64 on the CPU; None yields each row once, in order.
 
-        share(count): returns which of the `count` rows of a batch to use. A thread fetches the next batches while the caller
+        share(count): returns which of the `count` rows of a batch to use. Threads fetch the next batches while the caller
         computes.
         """
         device = self.labels.device
         orders = [numbers[share(len(numbers))] for numbers in self.numbers(order)]
-        for rows, places in _ahead(self.source, orders, pin=device.type == "cuda"):
-            numbers = places.to(device, non_blocking=True)
-            yield self.prepare(rows.to(device, non_blocking=True), numbers), self.labels[numbers]
+        places = torch.split(to_device(torch.cat(orders), device), [len(numbers) for numbers in orders])
+        if isinstance(self.source, ResidentRows):
+            fetched: Iterator[Tensor] = map(self.source.rows, places)
+        else:
+            fetched = (to_device(rows, device) for rows in _ahead(self.source, orders, device.type == "cuda"))
+        for rows, numbers in zip(fetched, places, strict=True):
+            yield self.prepare(rows, numbers), self.labels[numbers]
 
 
-def _ahead(source: RowSource, orders: Sequence[Tensor], pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    if isinstance(source, ResidentRows):
-        for numbers in orders:
-            yield source.rows(numbers), numbers
-        return
-
-    def fetch(numbers: Tensor) -> tuple[Tensor, Tensor]:
-        rows = source.rows(numbers)
-        return (rows.pin_memory(), numbers.pin_memory()) if pin else (rows, numbers)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-        waiting: list[Future[tuple[Tensor, Tensor]]] = []
+def _ahead(source: RowSource, orders: Sequence[Tensor], pin: bool) -> Iterator[Tensor]:
+    """Yield the rows of each batch; two batches are fetched at the same time."""
+    with ThreadPoolExecutor(_AHEAD, thread_name_prefix="batches") as threads:
+        waiting: list[Future[Tensor]] = []
         try:
             for numbers in orders:
-                waiting.append(thread.submit(fetch, numbers))
+                waiting.append(threads.submit(source.rows, numbers, pin))
                 if len(waiting) > _AHEAD:
                     yield waiting.pop(0).result()
             while waiting:

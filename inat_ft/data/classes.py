@@ -28,7 +28,6 @@ def check_classes(images: ImageList, test_fraction: float, left_out: Sequence[Le
     for row in rows:
         counts[row.label]["" if row.subset in divided else row.subset] += 1
     similar = _similar_names(images.classes)
-    _require_two(images)
     _require_images(images, counts, skipped)
     _require_training(counts, similar)
     if has_val and (lacking := [name for name, count in counts.items() if not (count["val"] or count[""])]):
@@ -44,7 +43,7 @@ def check_classes(images: ImageList, test_fraction: float, left_out: Sequence[Le
             f"{pluralize(needed[short[0]], 'image')}, {', '.join(f'1 for {kind}' for kind, is_new in kinds if is_new)}",
             f"add images, or leave the class out with --exclude{'; --test-fraction 0 requires one fewer' * new_test}",
         )
-    warnings = [f"{_quoted(group)} differ only in {how}: are they the same class?" for how, group in similar]
+    warnings = [f"{sentence}: are they the same class?" for sentence in dict.fromkeys(similar.values())]
     if small := [n for n, count in counts.items() if count[""] and needed[n] > 1 and count.total() < _FEW]:
         warnings.append(
             f"{_numbered({n: counts[n].total() for n in small})}: fewer than {_FEW} images; validation and test results for "
@@ -55,20 +54,18 @@ def check_classes(images: ImageList, test_fraction: float, left_out: Sequence[Le
     return warnings
 
 
-def _require_two(images: ImageList) -> None:
-    if len(images.classes) > 1:
-        return
-    (name,) = images.classes
-    hint = "give the rows at least two different labels"
-    if not images.listing:
-        hint = "expected: DATA/<class>/*.jpg, a folder for each class"
-        if any(path.startswith(f"{name}/") and path.count("/") > 1 for path in images.paths):
-            hint += f"\nif the folders in it are the classes: inat-ft split {images.root / name}"
-    where = images.root / images.listing
-    raise DataError(f"{where} has a single class, {_quoted([name])}: a classifier requires at least two", hint)
-
-
 def _require_images(images: ImageList, counts: dict[str, Counter[str]], skipped: dict[str, LeftOut]) -> None:
+    if len(counts) == 1:
+        (name,) = counts
+        hint = "give the rows at least two different labels"
+        if not images.listing:
+            hint = "expected: DATA/<class>/*.jpg, a folder for each class"
+            if any(path.startswith(f"{name}/") and path.count("/") > 1 for path in images.paths):
+                hint += f"\nif the folders in it are the classes: inat-ft split {images.root / name}"
+        where = images.root / images.listing
+        raise DataError(
+            f"{where} has a single class, '{escape_unprintable(name)}': a classifier requires at least two", hint
+        )
     if empty := [name for name, count in counts.items() if not count]:
         causes = [skipped[row.path] for row in images.rows if row.label == empty[0]]
         causes += [left for left in images.left_out if empty[0] in left.path.split("/")]
@@ -79,39 +76,32 @@ def _require_images(images: ImageList, counts: dict[str, Counter[str]], skipped:
         )
 
 
-def _require_training(counts: dict[str, Counter[str]], similar: list[tuple[str, list[str]]]) -> None:
+def _require_training(counts: dict[str, Counter[str]], similar: dict[str, str]) -> None:
     for subset, title in (("test", "test"), ("val", "validation")):
         if only := [n for n, count in counts.items() if count[subset] and not (count[""] or count["train"])]:
-            near = next(((how, group) for how, group in similar if only[0] in group), None)
-            why = f" ({_quoted(near[1])} differ only in {near[0]})" if near else ""
+            why = f" ({similar[only[0]]})" if only[0] in similar else ""
             raise DataError(
                 f"{_classes(only)} images only in the {title} set, none for training{why}",
-                "use the same name in every subset" if near else "add training images, or leave it out: --exclude",
+                "use the same name in every subset" if why else "add training images, or leave it out: --exclude",
             )
 
 
-def _similar_names(classes: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Return groups of class names that differ only in case or Unicode form, with the difference."""
+def _similar_names(classes: Iterable[str]) -> dict[str, str]:
+    """Return, for classes whose names differ only in case or Unicode form, a sentence with the names.
+
+    Names that are displayed like another one are shown with their escapes.
+    """
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted(classes):
         groups[unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())].append(name)
-    found = []
+    found = {}
     for group in groups.values():
-        forms = {unicodedata.normalize("NFC", name) for name in group}
+        is_case = len({unicodedata.normalize("NFC", name) for name in group}) == len(group)
+        names = [f"'{escape_unprintable(name) if is_case else ascii(name)[1:-1]}'" for name in group]
         if len(group) > 1:
-            how = "Unicode form" if len(forms) == 1 else "case" if len(forms) == len(group) else "case or Unicode form"
-            found.append((how, group))
+            sentence = f"{' and '.join(names)} differ only in {'case' if is_case else 'Unicode form'}"
+            found.update(dict.fromkeys(group, sentence))
     return found
-
-
-def _quoted(names: list[str]) -> str:
-    """Return names in quotes; those that are displayed like another one are followed by their escapes."""
-    seen = Counter(unicodedata.normalize("NFC", name) for name in names)
-    return " and ".join(
-        f"'{escape_unprintable(name)}'"
-        + (f" ({ascii(name)[1:-1]})" if seen[unicodedata.normalize("NFC", name)] > 1 else "")
-        for name in names
-    )
 
 
 def _numbered(counts: dict[str, int]) -> str:

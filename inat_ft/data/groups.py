@@ -1,22 +1,20 @@
-"""Images that must stay in one subset: duplicates, and groups that the user names."""
+"""Images that must stay in one subset, such as duplicates, and images that must not be in a subset because of it."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inat_ft.data.sources.base import ImageList
-from inat_ft.data.sources.csv_file import read_rows
-from inat_ft.errors import DataError, UsageError
-from inat_ft.images.near_duplicates import components, exact_duplicates, near_duplicates
-from inat_ft.images.signatures import ImageSignatures
-from inat_ft.progress import Log, ignore_log
-from inat_ft.text import escape_unprintable, pluralize
+from inat_ft.data.sources.base import ImageRow, LeftOut, Reason
+from inat_ft.data.stratify import TEST, TRAIN, UNASSIGNED, VAL
+from inat_ft.errors import DataError
+
+_SAME_FOLDER = 0.5
+
+Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -34,93 +32,142 @@ class DuplicateGroups:
     pairs: NDArray[np.int64]
 
 
-def group_images(hashes: Sequence[str], groups: Sequence[str], signatures: ImageSignatures | None) -> DuplicateGroups:
+def exact_duplicates(hashes: Sequence[str]) -> Places:
+    """Return for each image the first one with the same content, int64 `[N]`."""
+    first: dict[str, int] = {}
+    return np.fromiter((first.setdefault(name, place) for place, name in enumerate(hashes)), np.int64, len(hashes))
+
+
+def group_images(
+    hashes: Sequence[str], groups: Sequence[str], find_near: Callable[[Places], Places] | None
+) -> DuplicateGroups:
     """Return the groups of images with these SHA-256 hashes and group names ("" for none).
 
-    Without signatures, near duplicates are not searched for.
+    find_near: return pairs of near duplicates among images, `[P, 2]`; None to search for none.
     """
     count = len(hashes)
+    numbers = np.arange(count)
     exact = exact_duplicates(hashes)
-    unique = np.flatnonzero(exact == np.arange(count))
+    unique = np.flatnonzero(exact == numbers)
     pairs = np.zeros((0, 2), np.int64)
-    if signatures and len(unique) > 1:
-        pairs = unique[near_duplicates(signatures.take(unique))]
+    if find_near and len(unique) > 1:
+        pairs = unique[find_near(unique)]
     first: dict[str, int] = {}
     named = np.fromiter((first.setdefault(name, n) if name else n for n, name in enumerate(groups)), np.int64, count)
-    copies = np.concatenate([pairs, _edges(exact)])
+    copies = np.concatenate([pairs, np.stack([exact, numbers], 1)])
+    in_groups = np.concatenate([copies, np.stack([named, numbers], 1)])
     return DuplicateGroups(
-        exact,
-        components(count, pairs),
-        components(count, copies),
-        components(count, np.concatenate([copies, _edges(named)])),
-        pairs,
+        exact, components(count, pairs), components(count, copies), components(count, in_groups), pairs
     )
 
 
-def _edges(first: NDArray[np.int64]) -> NDArray[np.int64]:
-    own = np.arange(len(first))
-    edges: NDArray[np.int64] = np.stack([first, own], 1)[first != own]
-    return edges
+def components(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each of `count` images the first of its group, given pairs `[P, 2]` that belong together."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    _, labels = connected_components(graph, directed=False)
+    first = np.full(count, count, np.int64)
+    np.minimum.at(first, labels, np.arange(count))
+    result: NDArray[np.int64] = first[labels]
+    return result
 
 
-def clusters(first: NDArray[np.int64]) -> list[list[int]]:
+@dataclass
+class Findings:
+    """Duplicates and label conflicts; images by their paths.
+
+    leaked: (image outside the given test set, its copy in it); leaked_val: the same for a given validation set; conflicts:
+    equal files with several labels; near_conflicts: near duplicates with several labels; classes_without_test: classes
+    without test images, if there is a test set.
+    """
+
+    exact_groups: list[list[str]] = field(default_factory=list)
+    near_groups: list[list[str]] = field(default_factory=list)
+    leaked: list[tuple[str, str]] = field(default_factory=list)
+    leaked_val: list[tuple[str, str]] = field(default_factory=list)
+    conflicts: list[list[str]] = field(default_factory=list)
+    near_conflicts: list[list[str]] = field(default_factory=list)
+    classes_without_test: list[str] = field(default_factory=list)
+
+
+def find_leakage(
+    rows: Sequence[ImageRow], preset: NDArray[np.uint8], duplicates: DuplicateGroups, policy: str
+) -> tuple[dict[int, LeftOut], Findings]:
+    """Return the images to leave out, by row number, and what was found.
+
+    preset: uint8 `[N]`, the given subset of each image or UNASSIGNED; policy: drop, keep or error. Raises DataError if most
+    training images are in another subset, or if there is leakage and the policy is error.
+    """
+    findings = Findings()
+    left_out = _find_leaking(rows, preset, duplicates, policy, findings)
+    exact, near = _clusters(duplicates.exact), _clusters(duplicates.near)
+    findings.exact_groups, findings.near_groups = _paths(rows, exact), _paths(rows, near)
+    conflicts = [group for group in exact if len(_labels(rows, group)) > 1]
+    findings.conflicts = _paths(rows, conflicts)
+    pairs = duplicates.pairs.tolist()
+    findings.near_conflicts = _paths(rows, [pair for pair in pairs if len(_labels(rows, pair)) > 1])
+    for group in conflicts:
+        text = f"the same file has the labels {' and '.join(sorted(_labels(rows, group)))}"
+        for number in group:
+            if preset[number] != TEST:
+                left_out[number] = LeftOut(rows[number].path, text, Reason.LABEL_CONFLICT)
+    return left_out, findings
+
+
+def _find_leaking(
+    rows: Sequence[ImageRow], preset: NDArray[np.uint8], duplicates: DuplicateGroups, policy: str, findings: Findings
+) -> dict[int, LeftOut]:
+    """Return images that are copies of, or in a group with, an image of a given test set, else of a given validation set."""
+    level = np.where(preset == UNASSIGNED, TRAIN, preset)
+    leaking: dict[int, LeftOut] = {}
+    with_higher = np.zeros(len(rows), bool)
+    for code, name, leaked in ((TEST, "test", findings.leaked), (VAL, "validation", findings.leaked_val)):
+        copies, members = (_first_of(first, level == code) for first in (duplicates.copies, duplicates.group_ids))
+        below = level < code
+        is_member = below & (members < len(rows)) & ~with_higher
+        is_copy = is_member & (copies < len(rows))
+        with_higher |= members < len(rows)
+        for number in np.flatnonzero(is_member).tolist():
+            path, other = rows[number].path, rows[copies[number] if is_copy[number] else members[number]].path
+            leaked.append((path, other))
+            relation, reason = ("a copy of", Reason.COPY) if is_copy[number] else ("in one group with", Reason.GROUP)
+            leaking[number] = LeftOut(path, f"{relation} a {name} image: {other}", reason)
+        if policy != "keep" and is_copy.sum() > _SAME_FOLDER * below.sum():
+            raise DataError(
+                f"{is_copy.sum():,} of {below.sum():,} training images are also in the {name} set: "
+                f"{leaked[0][0]} is {leaked[0][1]}",
+                f"check whether the {name} folder contains the training images; to use it as it is: --leakage keep",
+            )
+        if policy == "error" and leaked:
+            raise DataError(
+                f"{len(leaked):,} training images are copies of {name} images or in a group with them: "
+                f"{leaked[0][0]} with {leaked[0][1]}",
+                "leave them out of the training set: --leakage drop",
+            )
+    return leaking if policy == "drop" else {}
+
+
+def _clusters(first: NDArray[np.int64]) -> list[list[int]]:
     """Return the members of each group of two or more images, from the first member of each image's group."""
     members: dict[int, list[int]] = {}
-    shared = np.bincount(first, minlength=len(first))[first] > 1
-    for number in np.flatnonzero(shared).tolist():
+    for number in np.flatnonzero(np.bincount(first, minlength=len(first))[first] > 1).tolist():
         members.setdefault(int(first[number]), []).append(number)
     return list(members.values())
 
 
-def assign_groups(images: ImageList, group_by: str | None, log: Log = ignore_log) -> None:
-    """Set the group of each image from a regular expression on its file name, or from a CSV with the columns path and group.
-
-    If the expression has a group, its first group counts, otherwise the whole match. No match, or an empty value in a CSV,
-    means no group. log is called with a message about paths of a CSV that are not images. Raises UsageError or DataError.
-    """
-    if group_by is None:
-        return
-    if Path(group_by).suffix.lower() == ".csv":
-        _assign_from_csv(images, Path(group_by), log)
-        return
-    try:
-        pattern = re.compile(group_by)
-    except re.error as error:
-        raise UsageError(
-            f"--group-by {group_by!r} is not a valid regular expression: {error}",
-            "pass an expression such as '^[^_]+', or a CSV with the columns path and group",
-        ) from None
-    for row in images.rows:
-        match = pattern.search(row.path.rsplit("/", 1)[-1])
-        row.group = (match.group(1 if pattern.groups else 0) or "") if match else ""
-    if not any(row.group for row in images.rows):
-        raise UsageError(
-            f"--group-by {group_by!r} does not match any file name, such as {images.rows[0].path}",
-            "the expression is searched for in the file name without its folders",
-        )
+def _paths(rows: Sequence[ImageRow], groups: list[list[int]]) -> list[list[str]]:
+    return [[rows[number].path for number in group] for group in groups]
 
 
-def _assign_from_csv(images: ImageList, file: Path, log: Log) -> None:
-    if not file.is_file():
-        raise UsageError(f"--group-by: no such file: {file}", "pass a CSV with the columns path and group")
-    known: dict[str, tuple[str, int]] = {}
-    for line, row in read_rows(file, ("path", "group")):
-        group, before = known.setdefault(row["path"], (row["group"], line))
-        if group != row["group"]:
-            raise DataError(
-                f"{file}, line {line}: {row['path']} is in group {row['group']!r}, but in {group!r} in line {before}",
-                "remove one of the two lines",
-            )
-    paths = set(images.paths)
-    if not paths & known.keys():
-        raise UsageError(
-            f"--group-by: {file} does not list any of the images, such as {images.rows[0].path}",
-            f"write paths relative to {images.root}",
-        )
-    if unknown := known.keys() - paths - {left.path for left in images.left_out}:
-        first = escape_unprintable(min(unknown, key=lambda path: known[path][1]))
-        log(
-            f"--group-by: {file} lists {pluralize(len(unknown), 'file')} that are not images of the split, such as {first}"
-        )
-    for image in images.rows:
-        image.group = known.get(image.path, ("", 0))[0]
+def _labels(rows: Sequence[ImageRow], group: list[int]) -> set[str]:
+    return {rows[number].label for number in group}
+
+
+def _first_of(first: NDArray[np.int64], chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return for each image the first chosen member of its group; N for none."""
+    found = np.full(len(first), len(first), np.int64)
+    np.minimum.at(found, first[chosen], np.flatnonzero(chosen))
+    result: NDArray[np.int64] = found[first]
+    return result

@@ -7,30 +7,49 @@ root, and the root is relative to the manifest's folder, so that both can move t
 from __future__ import annotations
 
 import csv
-import gc
 import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
-from inat_ft.data.sources.base import LeftOut, Reason
+from inat_ft.data.sources.base import LeftOut
 from inat_ft.errors import DataError, UsageError
+from inat_ft.paths import relative_path
 from inat_ft.records import atomic_write
+from inat_ft.text import csv_cell, from_csv_cell
 
 SUBSETS = ("train", "val", "test")
 
 _MARK = "# inat-ft manifest "
 _COLUMNS = ("path", "label", "subset", "sha256", "group")
 _SCHEMA = 1
+_FORMULA = re.compile("(?<=[,;])[=+@-]")
+"""A character of a name in the header at which a spreadsheet, which splits the line there, would start a formula."""
+_OWN_KEYS = ("schema", "root", "classes", "seed", "fingerprint", "left_out")
 _SPLIT_AGAIN = "create it again: inat-ft split DATA --force"
+
+
+class _Header(BaseModel):
+    """The keys of the header whose types are checked."""
+
+    root: str
+    classes: list[str]
+    seed: int
+    fingerprint: str
+    left_out: list[LeftOut]
+    exclude: list[str] = []
+    csv: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,13 +83,17 @@ class Manifest:
         """Return the row numbers of a subset, int64, ascending."""
         return np.flatnonzero(self.subsets == SUBSETS.index(subset))
 
+    @cached_property
+    def files(self) -> list[Path]:
+        """The path of each image. It may end in a box (boxes.py)."""
+        return [self.root / path for path in self.paths]
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Return the number of images by class and subset."""
         table = np.zeros((len(self.classes), len(SUBSETS)), np.int64)
         np.add.at(table, (self.labels, self.subsets), 1)
-        return {
-            name: dict(zip(SUBSETS, map(int, row), strict=True)) for name, row in zip(self.classes, table, strict=True)
-        }
+        rows = (dict(zip(SUBSETS, row, strict=True)) for row in table.tolist())
+        return dict(zip(self.classes, rows, strict=True))
 
     def subset_fingerprint(self, subset: str) -> str:
         """Return the SHA-256 in hex of the images and labels of a subset, independent of order and paths."""
@@ -82,14 +105,15 @@ def manifest_text(manifest: Manifest) -> str:
     """Return the content of the file. The same images, options and location give the same bytes on any machine."""
     header = {
         "schema": _SCHEMA,
-        "root": Path(os.path.relpath(manifest.root, manifest.path.parent.resolve())).as_posix(),
+        "root": relative_path(manifest.root, manifest.path.parent.resolve()),
         "classes": manifest.classes,
         "seed": manifest.seed,
         **manifest.made,
         "fingerprint": manifest.fingerprint,
         "left_out": manifest.left_out,
     }
-    return _MARK + json.dumps(header, ensure_ascii=True) + "\n" + _rows_text(manifest)
+    text = _FORMULA.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(header, ensure_ascii=True))
+    return _MARK + text + "\n" + _rows_text(manifest)
 
 
 def _rows_text(manifest: Manifest) -> str:
@@ -97,22 +121,12 @@ def _rows_text(manifest: Manifest) -> str:
     writer = csv.writer(out, lineterminator="\n")
     quoting = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(_COLUMNS)
-    labels = (manifest.classes[label] for label in manifest.labels.tolist())
+    named = (manifest.classes[label] for label in manifest.labels.tolist())
     subsets = (SUBSETS[subset] for subset in manifest.subsets.tolist())
-    for row in zip(manifest.paths, labels, subsets, manifest.hashes, manifest.groups, strict=True):
-        has_return = "\r" in "".join(row)  # Python before 3.13 does not quote it
-        (quoting if has_return else writer).writerow(row)
+    paths, labels, groups = (map(csv_cell, column) for column in (manifest.paths, named, manifest.groups))
+    for row in zip(paths, labels, subsets, manifest.hashes, groups, strict=True):
+        (quoting if "\r" in "".join(row) else writer).writerow(row)  # Python before 3.13 does not quote it
     return out.getvalue()
-
-
-def check_output(path: Path) -> None:
-    """Raise UsageError if a manifest cannot be written to a path."""
-    if os.path.lexists(path) and not os.path.isfile(path):
-        raise UsageError(f"--out {path} exists and is not a file", "choose a file, such as --out splits/photos.csv")
-    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        problem = "is not writable" if folder.is_dir() else "is not a folder"
-        raise UsageError(f"cannot write --out {path}: {folder} {problem}", "choose another file with --out")
 
 
 def write_manifest(manifest: Manifest, force: bool = False) -> bool:
@@ -144,25 +158,22 @@ def read_manifest(path: Path, root: Path | None = None) -> Manifest:
             first = raw.readline().decode()
             if not first.startswith(_MARK):
                 raise DataError(f"{path} is not a manifest of inat-ft", "create one: inat-ft split DATA")
-            header = json.loads(first.removeprefix(_MARK))
+            values = json.loads(first.removeprefix(_MARK))
+            if values["schema"] != _SCHEMA:
+                message = f"{path} has schema {values['schema']}; this version reads schema {_SCHEMA}"
+                raise DataError(message, _SPLIT_AGAIN)
             start = raw.tell()
-            fingerprint = hashlib.sha256()
-            while block := raw.read(2**20):
-                fingerprint.update(block)
-            if fingerprint.hexdigest() != header["fingerprint"]:
-                raise DataError(
-                    f"the manifest {path} was edited or damaged: its rows do not match its fingerprint", _SPLIT_AGAIN
-                )
+            if hashlib.file_digest(raw, "sha256").hexdigest() != values["fingerprint"]:
+                message = f"the manifest {path} was edited or damaged: its rows do not match its fingerprint"
+                raise DataError(message, _SPLIT_AGAIN)
             raw.seek(start)
-            with io.TextIOWrapper(raw, encoding="utf-8", newline="") as text, _garbage_collection_off():
-                reader = csv.reader(text)
-                next(reader)
-                columns = list(zip(*reader, strict=True))
-        manifest = _manifest(path, root, header, columns)
+            with io.TextIOWrapper(raw, encoding="utf-8", newline="") as text:
+                manifest = _read_rows(path, root, values, csv.reader(text))
     except OSError as error:
         raise DataError(f"cannot read the manifest {path}: {error.strerror}", "check its permissions") from error
-    except (UnicodeDecodeError, csv.Error, ValueError, KeyError, TypeError, StopIteration) as error:
-        reason = f"{type(error).__name__}: {error}"
+    except (ValueError, KeyError, TypeError, csv.Error, StopIteration, RecursionError) as error:
+        finding = error.errors()[0] if isinstance(error, ValidationError) else None
+        reason = f"{finding['loc'][0]}: {finding['msg']}" if finding else f"{type(error).__name__}: {error}"
         raise DataError(f"the manifest {path} is damaged: {reason}", _SPLIT_AGAIN) from error
     for file in manifest.paths:
         if (".." in file and ".." in file.split("/")) or os.path.isabs(file) or "\0" in file:
@@ -173,59 +184,35 @@ def read_manifest(path: Path, root: Path | None = None) -> Manifest:
     return manifest
 
 
-def _manifest(path: Path, root: Path | None, header: dict[str, Any], columns: list[tuple[str, ...]]) -> Manifest:
-    if header["schema"] != _SCHEMA:
-        raise DataError(f"{path} has schema {header['schema']}; this version reads schema {_SCHEMA}", _SPLIT_AGAIN)
-    _check_types(header)
-    paths, labels, subsets, hashes, groups = columns or [()] * len(_COLUMNS)
-    index = {name: number for number, name in enumerate(header["classes"])}
-    codes = {name: number for number, name in enumerate(SUBSETS)}
-    known = ("schema", "root", "classes", "seed", "fingerprint", "left_out")
+def _read_rows(path: Path, root: Path | None, values: dict[str, Any], reader: Iterator[list[str]]) -> Manifest:
+    header = _Header.model_validate(values)
+    next(reader)
+    index = {name: number for number, name in enumerate(header.classes)}
+    if len(index) < len(header.classes):
+        raise ValueError("a class is listed twice")
+    codes = {name: code for code, name in enumerate(SUBSETS)}
+    paths, hashes, groups = list[str](), list[str](), list[str]()
+    labels, subsets = list[int](), list[int]()
+    for file, label, subset, sha256, group in reader:
+        paths.append(from_csv_cell(file))
+        labels.append(index[from_csv_cell(label)])
+        subsets.append(codes[subset])
+        hashes.append(sha256)
+        groups.append(from_csv_cell(group))
     return Manifest(
         path,
-        (root or path.parent / header["root"]).resolve(),
-        tuple(header["classes"]),
+        (root or path.parent / header.root).resolve(),
+        tuple(header.classes),
         paths,
-        np.fromiter((index[label] for label in labels), np.int64, len(labels)),
-        np.fromiter((codes[subset] for subset in subsets), np.uint8, len(subsets)),
+        np.array(labels, np.int64),
+        np.array(subsets, np.uint8),
         hashes,
         groups,
-        [LeftOut(file, text, Reason(*kind) if kind else None) for file, text, *kind in header["left_out"]],
-        header["seed"],
-        {key: value for key, value in header.items() if key not in known},
-        header["fingerprint"],
+        header.left_out,
+        header.seed,
+        {key: value for key, value in values.items() if key not in _OWN_KEYS},
+        header.fingerprint,
     )
-
-
-def _check_types(header: dict[str, Any]) -> None:
-    """Raise TypeError or ValueError if a value of the header has the wrong type."""
-    classes, exclude, left_out = header["classes"], header.get("exclude", []), header["left_out"]
-    texts = [
-        header["root"],
-        header.get("csv", ""),
-        header.get("source", ""),
-        *exclude,
-        *classes,
-        *(text for left in left_out for text in left),
-    ]
-    if not all(isinstance(each, list) for each in (classes, exclude, left_out)):
-        raise TypeError("classes, exclude and left_out must be lists")
-    if not all(isinstance(text, str) for text in texts) or not isinstance(header["seed"], int):
-        raise TypeError("names must be text, and the seed a number")
-    if len(set(classes)) < len(classes):
-        raise ValueError("a class is listed twice")
-
-
-@contextmanager
-def _garbage_collection_off() -> Iterator[None]:
-    """Turn off the search for reference cycles, which is slow while millions of rows are created."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def find_manifest(folder: Path = Path("splits")) -> Path:

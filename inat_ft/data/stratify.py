@@ -24,58 +24,46 @@ UNASSIGNED = 255
 _Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class SplitFractions:
-    """Fractions of each class, in 0..1: test of all images to be split, val of those that remain."""
-
-    val: float
-    test: float
-
-
 def stratified_group_split(
     paths: Sequence[str],
     labels: _Ints,
     preset: NDArray[np.uint8],
     units: _Ints,
     classes: Sequence[str],
-    fractions: SplitFractions,
+    fractions: dict[int, float],
     seed: int,
 ) -> NDArray[np.uint8]:
     """Return the subset of each image, uint8 `[N]`.
 
     labels: `[N]`, indices of classes; preset: TRAIN, VAL or TEST, which are kept, or UNASSIGNED; units: `[N]`, equal for
-    images that must stay together. If there is no validation set and nothing is unassigned, training images are divided.
-    Raises DataError, which names a class that would have no training or validation images.
+    images that must stay together; fractions: of each class, in 0..1, for TEST of all images to be split, and then for VAL of
+    those that remain. If there is no validation set and nothing is unassigned, training images are divided. Raises DataError,
+    which names a class that would have no training or validation images.
     """
     subsets = preset.copy()
     if not np.isin(subsets, (VAL, UNASSIGNED)).any():
         subsets[subsets == TRAIN] = UNASSIGNED
     subsets[(subsets == UNASSIGNED) & np.isin(units, units[subsets == TRAIN])] = TRAIN
     has_train = np.bincount(labels[subsets == TRAIN], minlength=len(classes)) > 0
-    wanted = [(code, fraction) for code, fraction in ((TEST, fractions.test), (VAL, fractions.val)) if fraction]
-    wanted = [(code, fraction) for code, fraction in wanted if not (subsets == code).any()]
-    allocation = _Allocation(subsets, labels, units, _shuffled(paths, seed), len(classes))
-    for number, (code, fraction) in enumerate(wanted):
-        allocation.allocate(code, fraction, reserved=len(wanted) - number - has_train)
+    wanted = [code for code, fraction in fractions.items() if fraction and not (subsets == code).any()]
+    allocation = _Allocation(subsets, labels, units, random_order(paths, seed), len(classes))
+    for number, code in enumerate(wanted):
+        allocation.allocate(code, fractions[code], reserved=len(wanted) - number - has_train)
     subsets[subsets == UNASSIGNED] = TRAIN
     for code in (TRAIN, VAL):
-        _require_every_class(subsets, labels, classes, code)
+        counts = np.bincount(labels[subsets == code], minlength=len(classes))
+        if not counts.all():
+            name = escape_unprintable(classes[int(counts.argmin())])
+            raise DataError(
+                f"class '{name}' has too few images or groups: none would remain for {SUBSETS[code]}",
+                "add images, leave the class out with --exclude, reserve no test set with --test-fraction 0, "
+                "or do not group near duplicates: --no-near",
+            )
     return subsets
 
 
-def _require_every_class(subsets: NDArray[np.uint8], labels: _Ints, classes: Sequence[str], code: int) -> None:
-    counts = np.bincount(labels[subsets == code], minlength=len(classes))
-    if not counts.all():
-        name = escape_unprintable(classes[int(np.flatnonzero(counts == 0)[0])])
-        raise DataError(
-            f"class '{name}' has too few images or groups: none would remain for {SUBSETS[code]}",
-            "add images, leave the class out with --exclude, reserve no test set with --test-fraction 0, "
-            "or do not group near duplicates: --no-near",
-        )
-
-
-def _shuffled(paths: Sequence[str], seed: int) -> _Ints:
-    """Return a random order that depends on the seed and the paths only."""
+def random_order(paths: Sequence[str], seed: int) -> _Ints:
+    """Return a permutation of the images that depends on their paths and the seed alone, `[N]`."""
     keys = [hashlib.sha256(f"{seed}\0{path}".encode()).digest() for path in paths]
     return np.fromiter(sorted(range(len(paths)), key=keys.__getitem__), np.int64, len(paths))
 
@@ -87,7 +75,6 @@ class _Group:
     """Images by class."""
 
     def fits(self, limits: Sequence[int]) -> bool:
-        """Return whether no class exceeds its limit."""
         return all(limits[label] >= count for label, count in self.counts.items())
 
     def improves(self, wanted: Sequence[int]) -> bool:
@@ -95,11 +82,15 @@ class _Group:
         return sum(abs(wanted[label] - count) - abs(wanted[label]) for label, count in self.counts.items()) < 0
 
 
+@dataclass
 class _Allocation:
     """Assign unassigned images to one subset after the other, in a random order. Changes `subsets` in place."""
 
-    def __init__(self, subsets: NDArray[np.uint8], labels: _Ints, units: _Ints, order: _Ints, classes: int) -> None:
-        self.subsets, self.labels, self.units, self.order, self.classes = subsets, labels, units, order, classes
+    subsets: NDArray[np.uint8]
+    labels: _Ints
+    units: _Ints
+    order: _Ints
+    classes: int
 
     def allocate(self, code: int, fraction: float, reserved: _Ints) -> None:
         """Assign a fraction of the unassigned images of each class; reserved: `[C]`, images that must remain unassigned."""
@@ -108,9 +99,8 @@ class _Allocation:
         need = np.minimum(np.maximum(self._share(rows, fraction), 1), spare)
         alone = np.bincount(self.units[rows], minlength=len(self.units))[self.units[rows]] == 1
         singles, groups = rows[alone], self._groups(rows[~alone])
-        if groups:
-            got = self._allocate_groups(groups, code, np.minimum(self._share(rows[~alone], fraction), need), spare)
-            need, spare = need - got, spare - got
+        got = self._allocate_groups(groups, code, np.minimum(self._share(rows[~alone], fraction), need), spare)
+        need, spare = need - got, spare - got
         remaining_groups = np.zeros_like(need)
         for group in self._unassigned(groups):
             remaining_groups[list(group.counts)] += 1
@@ -152,12 +142,8 @@ class _Allocation:
         for rule in (_Group.fits, _Group.improves):
             for group in self._unassigned(groups):
                 if rule(group, wanted) and group.fits(left):
-                    self.subsets[group.rows] = code
-                    for label, count in group.counts.items():
-                        wanted[label] -= count
-                        left[label] -= count
-        got: _Ints = need - np.array(wanted, np.int64)
-        return got
+                    self._assign(group, code, wanted, left)
+        return need - np.array(wanted, np.int64)
 
     def _allocate_smallest(self, groups: list[_Group], code: int, spare: _Ints) -> None:
         """Assign its smallest group to each class that has no image in the subset yet."""
@@ -165,7 +151,10 @@ class _Allocation:
         for label in np.flatnonzero(self._count(np.flatnonzero(self.subsets == code)) == 0).tolist():
             fitting = [group for group in self._unassigned(groups) if label in group.counts and group.fits(left)]
             if fitting:
-                group = min(fitting, key=lambda each: len(each.rows))
-                self.subsets[group.rows] = code
-                for other, count in group.counts.items():
-                    left[other] -= count
+                self._assign(min(fitting, key=lambda each: len(each.rows)), code, left)
+
+    def _assign(self, group: _Group, code: int, *remaining: list[int]) -> None:
+        self.subsets[group.rows] = code
+        for label, count in group.counts.items():
+            for counts in remaining:
+                counts[label] -= count

@@ -7,78 +7,21 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inat_ft.data.manifest import Manifest
-from inat_ft.data.sources.base import Exclusions, ImageList, ReadOptions, Reason
-from inat_ft.data.sources.find import find_images
 from inat_ft.errors import DataError, InatFtError
-from inat_ft.images.decode import MAX_PIXELS, sha256_of
-from inat_ft.images.scan import scan
-from inat_ft.progress import ProgressBar, ProgressFn, ignore_progress
+from inat_ft.images.boxes import file_of
+from inat_ft.images.decode import ImageProblem, sha256_of
+from inat_ft.progress import ProgressBar, ProgressFn
 from inat_ft.records import atomic_write
 from inat_ft.text import few, pluralize
-from inat_ft.threads import num_cores
 
 _THREADS = 8
 _STATS = 3
-_MAY_BECOME_USABLE = (Reason.UNUSABLE, Reason.PLACE, Reason.NAME, Reason.EXCLUDED)
-
-
-@dataclass(frozen=True)
-class ManifestDiff:
-    """Files that differ from the manifest, by path relative to the root."""
-
-    missing: list[str]
-    changed: list[str]
-    new: list[str]
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.changed or self.new)
-
-
-def check_manifest(manifest: Manifest, progress: ProgressFn) -> ManifestDiff:
-    """Compare every image with the disk, and labels with the file that lists them.
-
-    Files that were left out as unusable and are usable now count as new. Raises DataError if the folder of the images is
-    missing.
-    """
-    _check_root(manifest)
-    changed = _changed_rows(manifest, np.arange(len(manifest.paths)), progress)
-    differing = [manifest.paths[row] for row in changed]
-    missing = [path for path in differing if not os.path.isfile(manifest.root / path)]
-    images = _read_again(manifest)
-    if images.listing:
-        labels = {row.path: row.label for row in images.rows}
-        for path, label in zip(manifest.paths, manifest.labels.tolist(), strict=True):
-            if labels.get(path, manifest.classes[label]) != manifest.classes[label]:
-                differing.append(path)
-    reasons = {left.path: left.reason for left in manifest.left_out}
-    retried = [path for path in images.paths if reasons.get(path) in _MAY_BECOME_USABLE]
-    scanned = scan(manifest.root, retried, MAX_PIXELS, num_cores(), False, ignore_progress)
-    usable = {path for path, why in zip(retried, scanned.problems, strict=True) if not why}
-    known = {*manifest.paths, *reasons} - usable
-    skipped = set(missing)
-    return ManifestDiff(
-        missing,
-        [path for path in dict.fromkeys(differing) if path not in skipped],
-        [path for path in images.paths if path not in known],
-    )
-
-
-def _read_again(manifest: Manifest) -> ImageList:
-    """Return the images that a split of the same data set lists now; none if it cannot be read any more."""
-    made = manifest.made
-    listing = Path(made.get("csv", "")).name  # without folders: a manifest can come from someone else
-    options = ReadOptions(Exclusions(made.get("exclude", ())), manifest.path)
-    try:
-        return find_images(manifest.root / listing, made.get("source"), options)
-    except InatFtError:  # such as a class folder that is empty now
-        return ImageList(manifest.root, "")
 
 
 def verify_hashes(
@@ -91,7 +34,7 @@ def verify_hashes(
     changed; ignore returns the present hash of a changed file, and the one in the manifest for a missing file.
     """
     if policy == "error":
-        _check_root(manifest)
+        check_root(manifest)
     name = hashlib.sha256(f"{manifest.fingerprint} {manifest.root}".encode()).hexdigest()[:24]
     file = cache and cache / "verified" / f"{name}.npy"
     rows = np.concatenate([manifest.rows(subset) for subset in subsets])
@@ -101,7 +44,7 @@ def verify_hashes(
     if not len(unverified):
         return manifest.hashes
     with progress("checking files", "files") as update:
-        changed = _changed_rows(manifest, unverified, update)
+        changed = changed_rows(manifest, unverified, update)
     if changed and policy == "error":
         raise _changed_error(manifest, changed)
     if file:
@@ -115,7 +58,7 @@ def verify_hashes(
     return hashes
 
 
-def _check_root(manifest: Manifest) -> None:
+def check_root(manifest: Manifest) -> None:
     if not manifest.root.is_dir():
         raise DataError(
             f"the folder of the images does not exist: {manifest.root}",
@@ -123,13 +66,13 @@ def _check_root(manifest: Manifest) -> None:
         )
 
 
-def _changed_rows(manifest: Manifest, rows: NDArray[np.int64], progress: ProgressFn) -> dict[int, str]:
+def changed_rows(manifest: Manifest, rows: NDArray[np.int64], progress: ProgressFn) -> dict[int, str]:
     """Return the rows whose file changed, with its SHA-256 in hex, or "" for a missing or unreadable file."""
 
     def sha256(row: int) -> str:
         try:
             return sha256_of(manifest.root / manifest.paths[row])
-        except OSError:
+        except ImageProblem:
             return ""
 
     changed = {}
@@ -160,19 +103,15 @@ def _stats(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     found = np.zeros((len(rows), _STATS), np.int64)
     for number, row in enumerate(rows):
         with suppress(OSError):
-            stat = os.stat(manifest.root / manifest.paths[row])
+            stat = os.stat(manifest.root / file_of(manifest.paths[row]))
             found[number] = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
     return found
 
 
 def _load_stats(file: Path | None, count: int) -> NDArray[np.int64]:
-    empty = np.zeros((count, _STATS), np.int64)
-    if not file:
-        return empty
-    try:
-        with file.open("rb") as opened:
-            stored = np.load(opened, allow_pickle=False)
-    except Exception:  # numpy raises various errors for a damaged file
-        return empty
-    is_valid = isinstance(stored, np.ndarray) and stored.shape == empty.shape and stored.dtype == empty.dtype
-    return stored if is_valid else empty
+    """Return the stored times; zeros if there are none, or the file is damaged: numpy then raises various errors."""
+    with suppress(Exception), open(file or os.devnull, "rb") as opened:
+        stored: NDArray[np.int64] = np.load(opened, allow_pickle=False)
+        if stored.shape == (count, _STATS) and stored.dtype == np.int64:
+            return stored
+    return np.zeros((count, _STATS), np.int64)

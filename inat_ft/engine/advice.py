@@ -11,7 +11,7 @@ _STILL_FALLING = 0.98
 def advise(history: Sequence[Epoch], steps: int, stopped_early: bool) -> list[Advice]:
     """Return why longer training may help.
 
-    steps: number of optimizer steps. The training loss is still falling if it is at least 2 % lower in the last epoch than
+    steps: number of optimizer steps. The training loss is still falling if it is at least 2% lower in the last epoch than
     in all others; after early stopping this indicates overfitting and is not reported. The list is empty for a run that
     diverged or that classifies every validation image correctly.
     """

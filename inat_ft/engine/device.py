@@ -2,21 +2,35 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from inat_ft.engine.distributed import SINGLE_PROCESS, ProcessGroup, init_distributed, local_rank
 from inat_ft.errors import UsageError
 
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_PRECISIONS = ("fp32", "fp16", "bf16")
+"""Precisions in the order in which hardware supports them: newer hardware supports the earlier ones too."""
 _CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "invalid buffer size",  # MPS
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "can't allocate memory",
+    "could not create a primitive",  # oneDNN
+)
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Compute:
-    """The device and the precision: fp32, or bf16 (autocast; weights stay float32).
+    """The device and the precision: fp32, or bf16 or fp16 (autocast; weights stay float32).
 
     forced: the user chose the precision. Then fp32 is exact on a CPU, and bf16 is used without a comparison.
     """
@@ -25,6 +39,7 @@ class Compute:
     precision: str
     forced: bool = False
     process_group: ProcessGroup = SINGLE_PROCESS
+    warnings: Sequence[str] = ()
 
     @property
     def exact(self) -> bool:
@@ -32,13 +47,20 @@ class Compute:
         return self.forced and self.precision == "fp32" and self.device.type == "cpu"
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return a context that computes in bfloat16 if the precision is bf16."""
-        return nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, torch.bfloat16)
+        """Return a context that computes in the precision."""
+        return nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, _DTYPES[self.precision])
+
+    def place(self, module: _Module) -> _Module:
+        """Move a module to the device in channels-last format, whose BatchNorm is not reliable on an Apple GPU."""
+        module.to(self.device)
+        return module if self.device.type == "mps" else module.to(memory_format=torch.channels_last)
 
     def free_memory(self) -> None:
         """Return cached memory to the GPU after an out-of-memory error."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
 
     def describe(self) -> str:
         """Return the name of the device."""
@@ -50,40 +72,98 @@ class Compute:
 def choose_compute(device: str, precision: str) -> Compute:
     """Resolve `auto`, and join the other processes under torchrun, one GPU per process.
 
-    Raises UsageError when the device is not available.
+    On CUDA, fp32 switches TF32 off, and other precisions allow it. Raises UsageError when the device is not available or
+    does not support the precision.
     """
-    chosen = torch.device(_best_device() if device == "auto" else device)
-    if chosen.type == "cuda" and chosen.index is None and local_rank() is not None:
-        chosen = torch.device("cuda", local_rank())
-    if chosen.type == "cuda" and not torch.cuda.is_available():
+    chosen = _choose_device(device)
+    best, warnings = best_precision(chosen), []
+    if precision == "bf16" and best != "bf16":
+        if chosen.type == "cuda":
+            raise UsageError(
+                f"--precision bf16: {torch.cuda.get_device_name(chosen)} has no bfloat16 (compute capability 8.0)",
+                f"use --precision auto, which selects {best}",
+            )
+        warnings = ["this processor emulates bfloat16, so bf16 is probably slower than fp32"]
+    if precision == "fp16" and chosen.type != "cuda":
+        raise UsageError(f"--precision fp16 requires a CUDA device, not {chosen.type}", "use --precision auto")
+    process_group = init_distributed(chosen)
+    if precision == "auto":  # the processes may have different GPUs
+        own = torch.full((1,), _PRECISIONS.index(best), device=chosen)
+        precision_of = process_group.all_gather(own, [1] * process_group.size)
+        best = _PRECISIONS[min(int(each) for each in precision_of)]
+    if chosen.type == "cuda":
+        torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+        torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    resolved = best if precision == "auto" else precision
+    return Compute(chosen, resolved, precision != "auto", process_group, warnings)
+
+
+def _parse_device(device: str) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"--device {device}: torch does not know this device", "try: --device auto") from None
+
+
+def _choose_device(device: str) -> torch.device:
+    """Return the device of this process. Raises UsageError when it is not available."""
+    has_mps = torch.backends.mps.is_available()
+    best = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    chosen = _parse_device(best if device == "auto" else device)
+    rank, processes = local_rank(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if chosen.type == "mps":
+        if not has_mps:
+            raise UsageError("--device mps: torch finds no Apple GPU on this machine", "try: --device auto")
+        if rank is not None and int(os.environ["WORLD_SIZE"]) > 1:
+            raise UsageError(f"--device {device}: several processes cannot share an Apple GPU", "use --device cpu")
+    if chosen.type != "cuda":
+        return chosen
+    if not torch.cuda.is_available():
         raise UsageError(f"--device {device}: torch finds no CUDA device on this machine", "try: --device auto")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices")
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps: torch finds no Apple GPU on this machine", "try: --device auto")
-    resolved = precision if precision != "auto" else "bf16" if has_bf16(chosen) else "fp32"
-    return Compute(chosen, resolved, forced=precision != "auto", process_group=init_distributed(chosen))
+    if rank is not None:
+        if chosen.index is not None and processes > 1:
+            raise UsageError(f"--device {device}: {processes} processes cannot share one GPU", "use --device cuda")
+        chosen = torch.device("cuda", rank if chosen.index is None else chosen.index)
+    if (chosen.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device {device}: {chosen} does not exist, because {torch.cuda.device_count()} GPUs are visible"
+        )
+    capability, kernels = torch.cuda.get_device_capability(chosen), torch.cuda.get_arch_list()
+    if not has_kernels(capability, kernels):
+        raise UsageError(
+            f"{torch.cuda.get_device_name(chosen)} has compute capability {capability[0]}.{capability[1]}, for which "
+            f"torch {torch.__version__} has no kernels ({', '.join(kernels)})",
+            "install a build of torch for this GPU, or use --device cpu",
+        )
+    return chosen
 
 
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def has_kernels(capability: tuple[int, int], kernels: Sequence[str]) -> bool:
+    """Return whether a build of torch runs on a GPU. kernels: as in `torch.cuda.get_arch_list()`, such as sm_80.
+
+    A kernel runs on later GPUs with the same major version; an intermediate one (compute_80) on all later GPUs.
+    """
+    for kernel in kernels:
+        kind, _, digits = kernel.partition("_")
+        made = divmod(int(digits), 10) if digits.isdigit() else (99, 0)  # sm_90a is for one GPU only
+        if made <= capability and (kind == "compute" or made[0] == capability[0]):
+            return True
+    return not kernels or bool(torch.version.hip)
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Return whether the device computes in bfloat16 natively."""
+def best_precision(device: torch.device) -> str:
+    """Return the precision that the hardware computes fastest: bf16, fp16 or fp32."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return False
+        capability = torch.cuda.get_device_capability(device)
+        return "bf16" if torch.version.hip or capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
+    has_bf16 = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bf16" if has_bf16 else "fp32"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that the GPU or the CPU ran out of memory; oneDNN raises a plain RuntimeError."""
+    """Return whether an error means that the GPU or the CPU ran out of memory."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        message in str(error) for message in ("can't allocate memory", "could not create a primitive")
+        words in str(error).lower() for words in _OUT_OF_MEMORY
     )
 
 
@@ -94,12 +174,20 @@ def has_compiler() -> bool:
 
 @contextmanager
 def reproducible(deterministic: bool) -> Iterator[None]:
-    """Restore torch's random state on exit; with `deterministic`, use deterministic algorithms only."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    """Restore torch's random state on exit; with `deterministic`, use deterministic algorithms only.
+
+    Raises UsageError if CUDA was used before without the workspace setting that deterministic algorithms require.
+    """
+    is_started = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    devices = [torch.cuda.current_device()] if is_started else []
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    workspace = os.environ.get(_CUBLAS_WORKSPACE)
     if deterministic:
-        os.environ.setdefault(_CUBLAS_WORKSPACE, ":4096:8")  # cuBLAS is not deterministic without it
+        if is_started and _CUBLAS_WORKSPACE not in os.environ:
+            raise UsageError(
+                "--deterministic must be set before this process uses the GPU",
+                f"start Python again, or with {_CUBLAS_WORKSPACE}=:4096:8",
+            )
+        os.environ.setdefault(_CUBLAS_WORKSPACE, ":4096:8")  # cuBLAS reads it once per process, so it is kept
         torch.use_deterministic_algorithms(True)
     try:
         with torch.random.fork_rng(devices):
@@ -107,8 +195,6 @@ def reproducible(deterministic: bool) -> Iterator[None]:
     finally:
         if deterministic:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-            if workspace is None:
-                del os.environ[_CUBLAS_WORKSPACE]
 
 
 @contextmanager

@@ -1,16 +1,16 @@
 """The processes of a distributed training, as started by torchrun.
 
 Every process holds the whole network and computes a shard of each batch. Gradients, BatchNorm statistics and logits are
-reduced over all processes, so the result equals that of one process up to the order of summation. Gradients are summed in
-one all-reduce after the backward pass: DistributedDataParallel would have to be rebuilt whenever other parameters become
-trainable.
+reduced over all processes, so the result equals that of one process up to the order of summation.
 """
 
 import atexit
+import inspect
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import accumulate, pairwise
@@ -20,10 +20,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from inat_ft.errors import InatFtError
+from inat_ft.models.dropout import Dropout
 
 _TIMEOUT = timedelta(minutes=60)
+_CONNECTION = re.compile("gloo|nccl|connection|socket", re.IGNORECASE)
+"""What a RuntimeError contains if another process is gone."""
 
 
 @dataclass
@@ -68,17 +72,20 @@ class ProcessGroup:
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all processes, in place, and return it."""
         if self.size > 1:
-            with _communication():
+            with communication():
                 dist.all_reduce(tensor)
         return tensor
 
-    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace each gradient with its sum over all processes."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if self.size > 1 and gradients:
-            flat = self.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
-            for gradient, total in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-                gradient.copy_(total.view_as(gradient))
+    def data_parallel(self, module: nn.Module) -> nn.Module:
+        """Return a module whose backward pass averages the gradients over all processes."""
+        if self.size == 1:
+            return module
+        options = inspect.signature(
+            DistributedDataParallel
+        ).parameters  # newer versions of torch warn about the older name
+        name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+        parallel: nn.Module = DistributedDataParallel(module, **{name: False, "gradient_as_bucket_view": True})  # type: ignore[arg-type]
+        return parallel
 
     def all_gather(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """Return the rows of each process, all of one shape and dtype. counts: number of rows of each process."""
@@ -87,16 +94,25 @@ class ProcessGroup:
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
         gathered = [torch.empty_like(padded) for _ in counts]
-        with _communication():
+        with communication():
             dist.all_gather(gathered, padded)
         return [theirs[:count] for theirs, count in zip(gathered, counts, strict=True)]
+
+    def gather(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """Return what `all_gather` does in the main process, and nothing in the others."""
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in counts] if self.is_main_process else None
+        with communication():
+            dist.gather(padded, gathered)
+        return [theirs[:count] for theirs, count in zip(gathered or [], counts, strict=bool(gathered))]
 
     def broadcast(self, value: Any) -> Any:
         """Return the value of the main process, which must be picklable, on all processes."""
         if self.size == 1:
             return value
         values = [value]
-        with _communication():
+        with communication():
             dist.broadcast_object_list(values)
         return values[0]
 
@@ -109,14 +125,22 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 @contextmanager
-def _communication() -> Iterator[None]:
+def communication() -> Iterator[None]:
+    """Replace the error of a process that lost contact with another one by an InatFtError."""
     try:
         yield
-    except (RuntimeError, dist.DistError) as error:
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or _CONNECTION.search(str(error))):
+            raise
         raise InatFtError(
             "another process of this training stopped or cannot be reached",
             "read its own error message; if there is none, it was killed, for example because memory ran out",
         ) from error
+
+
+def accumulates(module: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Return the context of a micro-batch: gradients are reduced over the processes in the last one only."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) and not is_last else nullcontext()
 
 
 def local_rank() -> int | None:
@@ -131,7 +155,7 @@ def init_distributed(device: torch.device) -> ProcessGroup:
     if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        with _communication(), _stdout_to_stderr():
+        with communication(), _stdout_to_stderr():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
         atexit.register(_leave)
     return ProcessGroup(dist.get_rank(), dist.get_world_size())
@@ -167,8 +191,8 @@ class _AllReduceSum(torch.autograd.Function):
         return ProcessGroup(size=dist.get_world_size()).all_reduce(gradient.clone())
 
 
-class _SyncBatchNorm(_BatchNorm):
-    """BatchNorm over the batch of all processes. `torch.nn.SyncBatchNorm` does not support CPUs."""
+class _CpuSyncBatchNorm(_BatchNorm):
+    """BatchNorm over the batch of all processes. `nn.SyncBatchNorm` does not support CPUs."""
 
     def __init__(self, norm: _BatchNorm) -> None:
         """Take over the parameters, statistics and settings of a layer."""
@@ -182,28 +206,22 @@ class _SyncBatchNorm(_BatchNorm):
         """Normalize `[B, C, ...]` with the statistics of the whole batch."""
         if not self.training:
             return super().forward(inputs)
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         rows = inputs.float()
         others = [dim for dim in range(rows.ndim) if dim != 1]
         shape = [-1, *[1] * (rows.ndim - 2)]
-        local = rows.sum(others)
-        count = local.new_full((1,), rows.numel() / rows.shape[1])
-        both: Tensor = _AllReduceSum.apply(torch.cat([local, count]))
-        sums, count = both[:-1], both[-1]
+        local = rows.new_full((1,), rows.numel() / rows.shape[1])
+        sums, count = _AllReduceSum.apply(torch.cat([rows.sum(others), local])).split([self.num_features, 1])
         mean = sums / count
         centred = rows - mean.view(shape)
         variance = _AllReduceSum.apply((centred * centred).sum(others)) / count
-        self._track(mean.detach(), (variance * count / (count - 1)).detach())
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum or 0.0)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum or 0.0)
         scaled = centred * (variance + self.eps).rsqrt().view(shape)
         shifted: Tensor = scaled * self.weight.view(shape) + self.bias.view(shape)
         return shifted.to(inputs.dtype)
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
-        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance, momentum)
 
 
 class _SyncDropout(nn.Module):
@@ -256,9 +274,10 @@ def _sync_layer(module: nn.Module, rows: BatchSlice) -> nn.Module | None:
 
     kind = type(module)
     drops_rows = kind is StochasticDepth or kind.__name__ == "DropPath"  # the latter is timm's
-    if drops_rows or kind in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
+    if drops_rows or kind in (Dropout, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
         return _SyncDropout(module, rows, drops_rows)
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     if isinstance(module, norms) and kind in norms and module.affine and module.track_running_stats:
-        return _SyncBatchNorm(module)
+        on_cuda = module.weight.device.type == "cuda"
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module) if on_cuda else _CpuSyncBatchNorm(module)  # type: ignore
     return None

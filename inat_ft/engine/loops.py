@@ -2,22 +2,20 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from inat_ft.config import OptimConfig
 from inat_ft.data.batches import Batches
-from inat_ft.engine.device import Compute, has_compiler, is_out_of_memory, threads
-from inat_ft.engine.distributed import ProcessGroup
+from inat_ft.engine.device import Compute, is_out_of_memory
+from inat_ft.engine.distributed import accumulates, communication
+from inat_ft.engine.forward import Forward, StepConfig, Tail
 from inat_ft.engine.optimizer import LRScheduler
-from inat_ft.errors import InatFtError, UsageError
+from inat_ft.errors import InatFtError
 from inat_ft.models.net import Net
-from inat_ft.progress import Log, ignore_log
 from inat_ft.registry import OPTIMIZERS, get, plugin_errors
 
 OnStep = Callable[[int, int, float | None, float | None], None]
@@ -30,89 +28,6 @@ def ignore_step(done: int, total: int, loss: float | None, accuracy: float | Non
 
 _REPORT_EVERY = 50
 """GPU steps between two reports of the loss, each of which waits for the GPU."""
-
-
-@dataclass
-class StepConfig:
-    """How a batch becomes an optimizer step. Only `accumulation_steps` and `compiled` change during training.
-
-    class_weights: `[C]` float32 on the device. mix(inputs, labels): returns mixed inputs and targets `[B, C]`. start: for
-    l2-sp, the value that each parameter is pulled to, and the strength.
-    """
-
-    config: OptimConfig
-    seed: int = 0
-    class_weights: Tensor | None = None
-    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-    start: dict[nn.Parameter, tuple[Tensor, float]] = field(default_factory=dict)
-    compile: bool = False
-    compiled: dict[int, Callable[[Tensor], Tensor]] = field(default_factory=dict)
-    """The compiled stages after a prefix, by its length."""
-    log: Log = ignore_log
-    accumulation_steps: int = 1
-    """Number of micro-batches per batch; it is doubled when memory runs out."""
-
-    def halve_micro_batch(self, rows: int) -> None:
-        """Double the number of micro-batches. Raises InatFtError when they have two images, the minimum of BatchNorm."""
-        if self.accumulation_steps >= rows // 2:
-            raise InatFtError(
-                "out of memory with micro-batches of two images", "use a smaller --image-size or backbone"
-            )
-        self.accumulation_steps = min(2 * self.accumulation_steps, rows // 2)
-        self.log(f"memory: out of memory, so each batch of {rows} images is split into {self.accumulation_steps} parts")
-
-    def num_micro_batches(self, size: int, process_group: ProcessGroup) -> int:
-        """Return the number of micro-batches, each with at least two images and one image per process."""
-        return max(1, min(self.accumulation_steps, size // max(2, process_group.size)))
-
-    def compiled_tail(self, net: Net, prefix: int) -> Callable[[Tensor], Tensor] | None:
-        """Return the compiled stages after a prefix, or None without --compile. Raises UsageError without a compiler."""
-        if not self.compile or prefix == len(net.stages):
-            return None
-        if prefix not in self.compiled:
-            if not has_compiler():
-                raise UsageError(
-                    "--compile requires a C++ compiler, and none is installed", "install g++, or leave it out"
-                )
-            self.compiled[prefix] = torch.compile(nn.Sequential(*list(net.stages.values())[prefix:]))
-        return self.compiled[prefix]
-
-
-@dataclass(frozen=True)
-class Forward:
-    """The forward pass of some images: the rest of the frozen prefix, the trainable stages and the head."""
-
-    net: Net
-    batches: Batches
-    prefix: int
-    compute: Compute
-    compiled_tail: Callable[[Tensor], Tensor] | None = None
-    """The compiled stages after the prefix, if they are compiled."""
-    cores: int = field(default_factory=torch.get_num_threads)
-
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Return logits `[B, C]`. The head computes in float32 in every precision."""
-        inputs = self._frozen(inputs)
-        with self.compute.autocast():
-            run = self.compiled_tail or (lambda x: self.net.forward_stages(x, self.prefix, len(self.net.stages)))
-            features = run(inputs)
-        logits: Tensor = self.net.head(features.float())
-        return logits
-
-    def _frozen(self, inputs: Tensor) -> Tensor:
-        """Apply the stages of the frozen prefix that are not cached."""
-        if self.batches.start >= self.prefix:
-            return inputs
-        with torch.no_grad(), threads(self.cores):
-            if self.batches.frozen:
-                return self.batches.frozen(inputs)
-            with self.compute.autocast():
-                return self.net.forward_stages(inputs, self.batches.start, self.prefix)
-
-    def single_threaded(self) -> AbstractContextManager[None]:
-        """Use one thread if only the head is trained on a CPU: more threads are slower on a busy machine."""
-        only_head = self.prefix == len(self.net.stages) and self.compute.device.type == "cpu"
-        return threads(1) if only_head else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -144,12 +59,18 @@ def train_one_epoch(
             scheduler(index, steps)
             total += step(forward, step_config, scheduler.optimizer, batch)
             done += batch.size
-            loss, accuracy = (total * process_group.size / done).tolist() if index % every == 0 else (None, None)
+            is_due = (index + 1) % every == 0
+            loss, accuracy = (total * process_group.size / done).tolist() if is_due else (None, None)
             after_step(done, len(order), loss, accuracy)
     loss, accuracy = (process_group.all_reduce(total) / done).tolist()
     if not math.isfinite(loss):
-        raise InatFtError(f"the loss is {loss}: training has diverged", "try a lower learning rate: --lr")
+        raise diverged(loss)
     return loss, accuracy
+
+
+def diverged(loss: float) -> InatFtError:
+    """Return the error of a training loss that is not finite."""
+    return InatFtError(f"the loss is {loss}: training has diverged", "try a lower learning rate: --lr")
 
 
 def local_batches(forward: Forward, step_config: StepConfig, order: Tensor) -> Iterator[Batch]:
@@ -177,28 +98,43 @@ def local_batches(forward: Forward, step_config: StepConfig, order: Tensor) -> I
 
 def step(forward: Forward, step_config: StepConfig, optimizer: Optimizer, batch: Batch) -> Tensor:
     """Take one optimizer step; return the summed loss and the number of correct rows of this process, `[2]`."""
-    process_group, config = forward.compute.process_group, step_config.config
+    config, scaler = step_config.config, step_config.scaler
     while True:
         try:
             sums = _backward(forward, step_config, batch)
             break
         except (RuntimeError, MemoryError) as error:
-            if process_group.size > 1 or not is_out_of_memory(error):
+            not_compiled = step_config.has_failed_to_compile(error)
+            if not not_compiled and (forward.compute.process_group.size > 1 or not is_out_of_memory(error)):
                 raise
-        optimizer.zero_grad(set_to_none=True)
-        step_config.halve_micro_batch(len(batch.labels))
-        forward.compute.free_memory()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    process_group.all_reduce_gradients(parameters)
-    for parameter, (start, strength) in step_config.start.items():
-        if parameter.grad is not None:
-            parameter.grad.add_(parameter.detach() - start, alpha=strength)
+        optimizer.zero_grad(set_to_none=True)  # here, because the error above keeps activations in memory
+        if not_compiled:
+            step_config.stop_compiling()
+        else:
+            step_config.halve_micro_batch(len(batch.labels))
+            forward.compute.free_memory()
+    scaler.unscale_(optimizer)
+    _pull_to_start(step_config.start)
     if config.clip_norm:
-        nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], config.clip_norm)
+    if scaler.is_enabled() and isinstance(optimizer, torch.optim.SGD):
+        # if the first step is skipped inside the fused kernel, the momentum stays uninitialized
+        vars(optimizer)["_step_supports_amp_scaling"] = False
     with plugin_errors(OPTIMIZERS, get(OPTIMIZERS, config.optimizer).load(), "step()"):
-        optimizer.step()
+        scaler.step(optimizer)
+    scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return sums
+
+
+@torch.no_grad()
+def _pull_to_start(start: dict[float, dict[nn.Parameter, Tensor]]) -> None:
+    """Add the gradient of l2-sp."""
+    for strength, values in start.items():
+        gradients = {parameter: parameter.grad for parameter in values if parameter.grad is not None}
+        if gradients:
+            difference = torch._foreach_sub(list(gradients), [values[parameter] for parameter in gradients])
+            torch._foreach_add_(list(gradients.values()), difference, alpha=strength)
 
 
 def _backward(forward: Forward, step_config: StepConfig, batch: Batch) -> Tensor:
@@ -212,12 +148,15 @@ def _backward(forward: Forward, step_config: StepConfig, batch: Batch) -> Tensor
     if weights is not None and batch.targets.ndim == 1:
         divisor = process_group.all_reduce(weights[batch.labels].sum())
     start = 0
-    for whole, own in process_group.micro_batches(batch.size, step_config.num_micro_batches(batch.size, process_group)):
+    parts = process_group.micro_batches(batch.size, step_config.num_micro_batches(batch.size, process_group))
+    for number, (whole, own) in enumerate(parts, 1):
         rows = slice(start, start := start + len(own))
         process_group.rows.start, process_group.rows.total = own.start - whole.start, len(whole)
-        logits = forward.logits(batch.inputs[rows])
-        loss = F.cross_entropy(logits, batch.targets[rows], weights, label_smoothing=smoothing, reduction="sum")
-        torch.autograd.backward(loss / divisor)
+        with communication(), accumulates(forward.tail, is_last=number == len(parts)):
+            logits = forward.logits(batch.inputs[rows])
+            loss = F.cross_entropy(logits, batch.targets[rows], weights, label_smoothing=smoothing, reduction="sum")
+            scaled = step_config.scaler.scale(loss / divisor * process_group.size)  # gradients are averaged
+            torch.autograd.backward(scaled)
         sums += torch.stack([loss.detach(), (logits.detach().argmax(1) == batch.labels[rows]).sum()])
     return sums
 
@@ -229,13 +168,14 @@ def evaluate(net: Net, batches: Batches, compute: Compute, prefix: int = 0) -> t
     An image with a logit that is not finite counts as wrong.
     """
     net.eval()
-    forward, process_group = Forward(net, batches, max(prefix, batches.start), compute), compute.process_group
+    process_group, prefix = compute.process_group, max(prefix, batches.start)
+    forward = Forward(net, batches, prefix, compute, Tail(net, prefix, compute))
     order = torch.arange(batches.num_images)
     with forward.single_threaded():
         own = [
             logits
             for inputs, _ in batches(order[process_group.shard(len(order))])
-            for logits in _in_micro_batches(forward, inputs)
+            for logits in in_halves(compute, forward.logits, inputs)
         ]
         mine = torch.cat(own) if own else torch.zeros(0, net.num_classes, device=batches.labels.device)
         logits = torch.cat(process_group.all_gather(mine, process_group.shard_sizes(len(order))))
@@ -245,17 +185,24 @@ def evaluate(net: Net, batches: Batches, compute: Compute, prefix: int = 0) -> t
     return value, accuracy, logits
 
 
-def _in_micro_batches(forward: Forward, inputs: Tensor) -> Iterator[Tensor]:
-    """Yield the logits of a batch; split it in halves while memory runs out."""
+def in_halves(compute: Compute, run: Callable[[Tensor], Tensor], rows: Tensor) -> Iterator[Tensor]:
+    """Yield what `run` returns for some rows, in smaller parts while memory runs out.
+
+    Raises InatFtError when memory runs out for a single row.
+    """
     try:
-        yield forward.logits(inputs)
-        return
+        output = run(rows)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or len(inputs) == 1:
+        if not is_out_of_memory(error):
             raise
-    forward.compute.free_memory()
-    for half in inputs.tensor_split(2):
-        yield from _in_micro_batches(forward, half)
+        if len(rows) == 1:
+            raise InatFtError("out of memory with one image", "use a smaller --image-size or backbone") from error
+    else:
+        yield output
+        return
+    compute.free_memory()  # here, because the error above keeps activations in memory
+    for half in rows.tensor_split(2):
+        yield from in_halves(compute, run, half)
 
 
 @torch.no_grad()
@@ -268,10 +215,13 @@ def update_bn(forward: Forward) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
     process_group = forward.compute.process_group
-    for numbers, (inputs, _) in zip(forward.batches.numbers(), forward.batches(None, process_group.shard), strict=True):
+    shards = zip(forward.batches.numbers(), forward.batches(None, process_group.shard), strict=True)
+    for count, (numbers, (inputs, _)) in enumerate(shards, 1):
         process_group.rows.start, process_group.rows.total = process_group.shard(len(numbers)).start, len(numbers)
-        forward.logits(inputs)
+        for norm in norms:  # the mean over all batches; with a momentum of None, each layer waits for the GPU
+            norm.momentum = 1 / count
+        with communication():
+            forward.logits(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

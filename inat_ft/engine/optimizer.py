@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from inat_ft.config import OptimConfig, build_optimizer
 from inat_ft.engine.plan import Trainable
 from inat_ft.errors import PluginError
-from inat_ft.optim.base import Optimizer as OptimizerPlugin
+from inat_ft.optim import Optimizer as OptimizerPlugin
 from inat_ft.registry import OPTIMIZERS, call_plugin, plugin_label
 
 _ROUNDING = 1e-9

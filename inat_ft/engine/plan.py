@@ -56,6 +56,16 @@ class TrainingPlan:
         return list(accumulate(self._prefixes, min))
 
     @cached_property
+    def _thaws(self) -> list[int]:
+        """The next epoch with a shorter frozen prefix, by epoch; the number of epochs if there is none."""
+        found, waiting = [len(self.epochs)] * len(self.epochs), list[int]()
+        for epoch, prefix in enumerate(self._prefixes):
+            while waiting and self._prefixes[waiting[-1]] > prefix:
+                found[waiting.pop()] = epoch
+            waiting.append(epoch)
+        return found
+
+    @cached_property
     def _last_trained_epoch(self) -> list[list[int]]:
         """Answers of `last_trained_epoch` by epoch, then by length of the prefix."""
         rows = [[0] * (len(self.net.stages) + 1)]
@@ -82,10 +92,7 @@ class TrainingPlan:
 
     def epochs_until_thaw(self, epoch: int) -> int:
         """Return for how many epochs, including this one, the frozen prefix is at least as long as in this one."""
-        prefix, last = self.frozen_prefix(epoch), epoch
-        while last < len(self.epochs) and self.frozen_prefix(last) >= prefix:
-            last += 1
-        return last - epoch
+        return self._thaws[epoch] - epoch
 
     def starts_phase(self, epoch: int) -> bool:
         """Return whether other parameters or learning rates are used than in the epoch before."""
@@ -97,6 +104,10 @@ class TrainingPlan:
 
     def trainable_state_names(self) -> list[str]:
         """Return the names, in the state dict of the network, of all tensors that training may change."""
+        return self._state_names
+
+    @cached_property
+    def _state_names(self) -> list[str]:
         names = {name for name, parameter in self.net.named_parameters() if id(parameter) in self.trainable_ids}
         for path, module in self.net.named_modules():
             if any(id(parameter) in self.trainable_ids for parameter in module.parameters(recurse=False)):

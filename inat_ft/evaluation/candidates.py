@@ -5,21 +5,66 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from inat_ft.data.manifest import Manifest, read_manifest
 from inat_ft.errors import InatFtError, RecordError, UsageError
-from inat_ft.evaluation.caveats import Caveat, CaveatKind, NotComparable
-from inat_ft.evaluation.predictions import Predictions, align, read_predictions
-from inat_ft.evaluation.significance import Sample, seed_variance_test
-from inat_ft.metrics.base import Metric, contributions_of, measure
-from inat_ft.metrics.proportions import proportion
-from inat_ft.records import MetricValue, RunRecord, read_record
+from inat_ft.evaluation.predictions import align, read_predictions
+from inat_ft.metrics.base import Metric, Predictions, contributions_of, measure
+from inat_ft.metrics.bounds import seed_variance_test
+from inat_ft.metrics.builtin import proportion
+from inat_ft.records import MetricValue, RunRecord, predictions_file, read_record
+from inat_ft.registry import FEATURES, get
 
-_FEW = 5
-"""Test images of a class below which macro metrics are uncertain."""
+_FEW = 5  # test images of a class below which macro metrics are uncertain
+
+
+class Caveat(StrEnum):
+    """What limits the result of a classifier. The value continues its name."""
+
+    UNREADABLE = "has predictions that cannot be read: {error}"
+    NO_PREDICTIONS = "has no predictions, so its {metric} cannot be computed"
+    NOT_EVALUATED = "has no test_accuracy: it has not been evaluated on a test set{command}"
+    NO_NUM_TEST = "does not state its number of test images (num_test), so its accuracy cannot be checked"
+    UNVERIFIED_CLAIM = "has no predictions: only an unpaired interval is possible, and its accuracy is unverified"
+    IMPOSSIBLE_CLAIM = "reports an accuracy of {claimed}, which no number of {number:,} images gives"
+    CONTRADICTED = "reports an accuracy of {claimed:.4f}, but its predictions give {computed:.4f}"
+    NOT_MOST_PROBABLE = "predicts another class than the most probable one for {count:,} images"
+    NO_PROBABILITIES = "has predictions without probabilities, so its {metric} cannot be computed"
+    FEW_PER_CLASS = (
+        "has fewer than {limit} test images in {few:,} of {classes:,} classes, {fewest} in the rarest: its macro metrics "
+        "have wide intervals"
+    )
+    EXCLUDES_UNTESTED = "excludes {name}, which has no predictions on the test set"
+    EXCLUDES_DIFFERENT = "excludes {name}: {difference}"
+    EXCLUDES_SEED = "excludes {name}, which has the same seed as {kept}"
+    MEAN_OF_SEEDS = "is the mean of {count} runs with the seeds {seeds}"
+    UNKNOWN_TRAINING = "does not state its training images: whether test images are among them is unknown"
+    LOST_MANIFEST = "was trained with {manifest}, which is missing or has changed: overlap cannot be checked"
+    OWN_LEAK = "was trained on {count:,} of its own test images: its test accuracy is invalid"
+    OTHER_LEAK = "was trained on {count:,} of the test images of {name}: its result on them is invalid"
+    SAME_RESULTS = "has the same validation and test accuracy as {name}: check that they are not the same run"
+    OTHER_TTA = "averages predictions over mirrored images (--tta flip); others do not"
+    MANY_EVALUATIONS = (
+        "has a test set that was evaluated {count} times: its result is optimistically biased if these evaluations were used "
+        "to choose the model"
+    )
+    NO_EVIDENCE = "is unverified: it has neither predictions nor a training history"
+
+
+class Reason(StrEnum):
+    """Why two classifiers have no paired test. The value is the `reason` in `compare --json`."""
+
+    NO_SCORE = "no score"
+    DIFFERENT_IMAGES = "different images"
+    SINGLE_SEED = "single seed"
+    NO_VARIATION = "no variation"
+    UNKNOWN_SIZE = "unknown size"
+    NO_PREDICTIONS = "no predictions"
 
 
 @dataclass
@@ -27,7 +72,8 @@ class Candidate:
     """One classifier, or several that differ only in their seed.
 
     predictions: of each member, on the same images in the same order, or empty. score: the metric on the test set; None when
-    it is unknown. std: standard deviation over the seeds.
+    it is unknown. std: standard deviation over the seeds. caveats: what limits its result, with its text. leaks:
+    whether it was trained on test images.
     """
 
     name: str
@@ -37,11 +83,15 @@ class Candidate:
     score: MetricValue | None = None
     num_test: int | None = None
     std: float | None = None
-    caveats: list[Caveat] = field(default_factory=list)
+    caveats: list[tuple[Caveat, str]] = field(default_factory=list)
+    leaks: bool = False
+
+    def add(self, caveat: Caveat, **values: Any) -> None:
+        if (entry := (caveat, caveat.format(**values))) not in self.caveats:
+            self.caveats.append(entry)
 
     @property
     def record(self) -> RunRecord:
-        """The first member."""
         return self.records[0]
 
     @property
@@ -50,10 +100,6 @@ class Candidate:
         if self.score is None:
             return 0
         return 3 if self.predictions else 2 if self.num_test is not None else 1
-
-    def add(self, kind: CaveatKind, **parameters: object) -> None:
-        """Add a caveat."""
-        self.caveats.append(Caveat.of(kind, **parameters))
 
     def manifest(self) -> Manifest | None:
         """Return the manifest that it was trained with; None when it is missing or has changed."""
@@ -69,9 +115,26 @@ class Candidate:
 
 def read_candidates(paths: Sequence[Path], metric: Metric, group: bool) -> list[Candidate]:
     """Read records, run directories, or directories of runs. Raises UsageError or RecordError."""
-    candidates = [_candidate(record, file, metric) for record, file in _read(paths)]
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir() and not any((path / name).exists() for name in ("record.json", "config.yaml")):
+            inside = sorted(file.parent for file in path.glob("*/record.json"))
+            if not inside:
+                raise RecordError(
+                    f"{path} has no runs: neither it nor its folders have a record.json", "pass runs or records"
+                )
+            found += inside
+        else:
+            found.append(path)
+    if len({path.resolve() for path in found}) < len(found):
+        raise UsageError("the same record was passed twice", "remove one of them")
+    candidates = [_candidate(*read_record(path), metric) for path in found]
+    get(FEATURES, "image-groups").load()(candidates, metric)
     if group:
-        candidates = _grouped(candidates, metric)
+        groups: dict[str, list[Candidate]] = {}
+        for number, candidate in enumerate(candidates):
+            groups.setdefault(_configuration(candidate.record) or f"foreign {number}", []).append(candidate)
+        candidates = [_merge(members, metric) for members in groups.values()]
     names = [candidate.name for candidate in candidates]
     for candidate in candidates:
         if names.count(candidate.name) > 1:
@@ -79,52 +142,37 @@ def read_candidates(paths: Sequence[Path], metric: Metric, group: bool) -> list[
     return candidates
 
 
-def _read(paths: Sequence[Path]) -> list[tuple[RunRecord, Path]]:
-    found: list[Path] = []
-    for path in paths:
-        is_run = any((path / name).exists() for name in ("record.json", "config.yaml"))
-        if path.is_dir() and not is_run:
-            inside = sorted(file.parent for file in path.glob("*/record.json"))
-            if not inside:
-                raise RecordError(f"{path} has no runs: neither it nor its folders have a record.json")
-            found += inside
-        else:
-            found.append(path)
-    if len({path.resolve() for path in found}) < len(found):
-        raise UsageError("the same record was passed twice")
-    return [read_record(path) for path in found]
-
-
 def _candidate(record: RunRecord, file: Path, metric: Metric) -> Candidate:
     candidate = Candidate(record.name, [record], [file])
-    name = record.predictions.get("test")
-    if name is not None:
-        try:
-            candidate.predictions = [read_predictions(file.parent / name)]
-        except InatFtError as error:
-            candidate.add(CaveatKind.UNREADABLE_PREDICTIONS, error=error.message)
+    try:
+        if predictions := predictions_file(record, file.parent, "test"):
+            candidate.predictions = [read_predictions(predictions)]
+    except InatFtError as error:
+        candidate.add(Caveat.UNREADABLE, error=error.message)
     if candidate.predictions:
         _score_predictions(candidate, metric)
     elif record.test_accuracy is not None and metric.name != "accuracy":
-        candidate.add(CaveatKind.NO_PREDICTIONS_FOR_METRIC, metric=metric.label)
+        candidate.add(Caveat.NO_PREDICTIONS, metric=metric.label)
     elif record.test_accuracy is not None:
         _score_claim(candidate, record.test_accuracy)
-    elif name is None:
-        candidate.add(CaveatKind.NOT_EVALUATED, command=f": inat-ft eval {file.parent}" if record.config else "")
+    elif "test" not in record.predictions:
+        command = f": inat-ft eval {file.parent}" if record.config else ""
+        candidate.add(Caveat.NOT_EVALUATED, command=command)
     return candidate
 
 
 def _score_claim(candidate: Candidate, claimed: float) -> None:
-    candidate.num_test = number = candidate.record.num_test
+    number = candidate.record.num_test
+    candidate.num_test = number
     if number is None:
         candidate.score = MetricValue(value=claimed)
-        candidate.add(CaveatKind.UNKNOWN_TEST_SIZE)
+        candidate.add(Caveat.NO_NUM_TEST)
         return
     candidate.score = proportion(round(claimed * number), number).model_copy(update={"value": claimed})
-    candidate.add(CaveatKind.NO_PREDICTIONS)
+    candidate.add(Caveat.UNVERIFIED_CLAIM)
     digits = len(repr(claimed).partition(".")[2])
     if abs(round(claimed * number) / number - claimed) > 0.51 * 10**-digits:
-        candidate.add(CaveatKind.IMPOSSIBLE_ACCURACY, claimed=claimed, number=number)
+        candidate.add(Caveat.IMPOSSIBLE_CLAIM, claimed=claimed, number=number)
 
 
 def _score_predictions(candidate: Candidate, metric: Metric) -> None:
@@ -134,30 +182,21 @@ def _score_predictions(candidate: Candidate, metric: Metric) -> None:
     computed, reported = float(predictions.correct.mean()), {record.test_accuracy}
     if record.test and "accuracy" in record.test.metrics:
         reported.add(record.test.metrics["accuracy"].value)
-    for claimed in reported - {None}:
-        if abs((claimed or 0.0) - computed) > 0.5 / len(predictions):
-            candidate.add(CaveatKind.CONTRADICTED_ACCURACY, claimed=claimed, computed=computed)
+    for claimed in reported:
+        if claimed is not None and abs(claimed - computed) > 0.5 / len(predictions):
+            candidate.add(Caveat.CONTRADICTED, claimed=claimed, computed=computed)
     if predictions.probabilities is not None:
         odd = int((predictions.probabilities.argmax(1) != predictions.predicted).sum())
         if odd:
-            candidate.add(CaveatKind.NOT_MOST_PROBABLE, count=odd)
+            candidate.add(Caveat.NOT_MOST_PROBABLE, count=odd)
     elif metric.needs_probabilities:
-        candidate.add(CaveatKind.NO_PROBABILITIES, metric=metric.label)
+        candidate.add(Caveat.NO_PROBABILITIES, metric=metric.label)
         return
     candidate.score = measure(metric, predictions)
-    counts = np.bincount(predictions.true)
-    counts = counts[counts > 0]
+    counts = np.unique(predictions.true, return_counts=True)[1]
     few = int((counts < _FEW).sum())
     if few and metric.averages_classes:
-        candidate.add(CaveatKind.RARE_CLASSES, limit=_FEW, count=few, classes=len(counts), least=int(counts.min()))
-
-
-def _grouped(candidates: list[Candidate], metric: Metric) -> list[Candidate]:
-    """Merge runs with the same configuration but different seeds."""
-    groups: dict[str, list[Candidate]] = {}
-    for number, candidate in enumerate(candidates):
-        groups.setdefault(_configuration(candidate.record) or f"foreign {number}", []).append(candidate)
-    return [members[0] if len(members) == 1 else _merge(members, metric) for members in groups.values()]
+        candidate.add(Caveat.FEW_PER_CLASS, limit=_FEW, few=few, classes=len(counts), fewest=counts.min())
 
 
 def _configuration(record: RunRecord) -> str:
@@ -171,39 +210,41 @@ def _configuration(record: RunRecord) -> str:
 
 def _merge(members: list[Candidate], metric: Metric) -> Candidate:
     """Merge the members that were tested on the first one's images, each seed once."""
+    if len(members) == 1:
+        return members[0]
     first = next((member for member in members if member.evidence == 3), members[0])
     kept: dict[int | None, Candidate] = {}
-    excluded = []
+    group = Candidate("", [], [])
     for member in members:
         if member.evidence < 3:
-            excluded.append(Caveat.of(CaveatKind.EXCLUDES_WITHOUT_PREDICTIONS, other=member.name))
+            group.add(Caveat.EXCLUDES_UNTESTED, name=member.name)
             continue
         aligned, seed = align(first.predictions[0], member.predictions[0]), member.record.seed
-        if isinstance(aligned, NotComparable):
-            excluded.append(Caveat.of(CaveatKind.EXCLUDES_NOT_COMPARABLE, other=member.name, reason=aligned))
+        if isinstance(aligned, str):
+            group.add(Caveat.EXCLUDES_DIFFERENT, name=member.name, difference=aligned)
         elif seed in kept:
-            same = kept[seed].name
-            excluded.append(Caveat.of(CaveatKind.EXCLUDES_DUPLICATE_SEED, other=member.name, first=same))
+            group.add(Caveat.EXCLUDES_SEED, name=member.name, kept=kept[seed].name)
         else:
             member.predictions = [aligned]
             kept[seed] = member
     runs = list(kept.values())
     if len(runs) < 2:
         alone = runs[0] if runs else first
-        alone.caveats += excluded
+        alone.caveats += group.caveats
         return alone
     predictions = [member.predictions[0] for member in runs]
-    sample = Sample([contributions_of(metric, p) for p in predictions])
-    mean = seed_variance_test([sample]).difference
-    least, most = metric.bounds
-    seeds = [member.record.seed for member in runs]
+    contributions = [contributions_of(metric, p) for p in predictions]
+    mean = seed_variance_test([contributions]).difference
+    low, high = np.clip((mean.low, mean.high), *metric.bounds).tolist()
+    seeds = ", ".join(str(member.record.seed) for member in runs)
+    mean_of = Caveat.MEAN_OF_SEEDS
     return Candidate(
         name=f"{runs[0].name} ({len(runs)} seeds)",
         records=[member.record for member in runs],
         files=[member.files[0] for member in runs],
         predictions=predictions,
-        score=MetricValue(value=mean.value, low=max(least, mean.low), high=min(most, mean.high), method=mean.method),
+        score=MetricValue(value=mean.value, low=low, high=high, method=mean.method),
         num_test=len(predictions[0]),
-        std=float(sample.values.std(ddof=1)),
-        caveats=[Caveat.of(CaveatKind.MEAN_OF_SEEDS, count=len(runs), seeds=seeds), *excluded],
+        std=float(np.std([run.value for run in contributions], ddof=1)),
+        caveats=[(mean_of, mean_of.format(count=len(runs), seeds=seeds)), *group.caveats],
     )

@@ -17,7 +17,7 @@ _DRAWS = 8
 _AREA = (0.35, 1.0)
 _LOG_RATIO = math.log(4 / 3)
 _JITTER = 0.3
-_GREY = (0.299, 0.587, 0.114)
+_GRAY = (0.299, 0.587, 0.114)
 
 
 def draw(num_images: int, generator: torch.Generator) -> Tensor:
@@ -74,9 +74,10 @@ def _grid(pixels: Tensor, draws: Tensor) -> Tensor:
 def _jitter(pixels: Tensor, draws: Tensor) -> Tensor:
     """Multiply brightness, contrast and saturation by 0.7 to 1.3 each."""
     brightness, contrast, saturation = (1 + _JITTER * (2 * draws[:, 5:8] - 1)).T[:, :, None, None, None]
-    weights = torch.tensor(_GREY, device=pixels.device)[:, None, None]
+    shares = [torch.full((1, 1), share, device=pixels.device) for share in _GRAY]  # no copy from the host
+    weights = torch.stack(shares)
     pixels = (pixels * brightness).clamp(0, 255)
     mean = (pixels * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
     pixels = torch.lerp(mean, pixels, contrast).clamp(0, 255)
-    grey = (pixels * weights).sum(1, keepdim=True)
-    return torch.lerp(grey, pixels, saturation).clamp(0, 255)
+    gray = (pixels * weights).sum(1, keepdim=True)
+    return torch.lerp(gray, pixels, saturation).clamp(0, 255)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
 import stat
+import struct
 import sys
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,46 +17,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inat_ft.errors import DataError
-from inat_ft.images.opening import ImageProblem, ProblemKind, decoder_problem, open_header, without_pixel_limit
-from inat_ft.images.resizing import SQUASH, Resizing, to_square
+from inat_ft.images.boxes import image_hash, split_path
+from inat_ft.images.resizing import SQUASH, Resizing, crop, to_square
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
     from torch import Tensor
 
-PIXELS_VERSION = "4"
+PIXELS_VERSION = "5"
 """Part of every cache key. Change it when the same file gives different pixels."""
 
 MAX_PIXELS = 178_956_970
 """Default limit on width times height: an image that needs 512 MiB as RGB."""
 
-_ORIENTATIONS = {
-    2: (False, (2,)),
-    3: (False, (1, 2)),
-    4: (False, (1,)),
-    5: (True, ()),
-    6: (True, (2,)),
-    7: (True, (1, 2)),
-    8: (True, (1,)),
-}
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
+"""Formats to try, in this order. Pillow reads more, but some of its plugins accept any bytes, one starts Ghostscript, and ICO
+decodes its image before it reports the size."""
+
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""Brands in the first box of an HEIC file. AVIF, which Pillow reads, shares `mif1` and `msf1`."""
+
+_FLIPS = [(False, (2,)), (False, (1, 2)), (False, (1,)), (True, ()), (True, (2,)), (True, (1, 2)), (True, (1,))]
+_ORIENTATIONS = dict(enumerate(_FLIPS, 2))
 """EXIF orientation to (transpose rows and columns, then flip these dimensions of `[3, H, W]`)."""
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR_CONFIGURATION = 258, 262, 284
 _WHITE_IS_ZERO, _SEPARATE_PLANES = 0, 2
 """TIFF tags and values."""
 
+_CLEARER = {
+    "could not create decoder object": "its header cannot be read",
+    "Decompressed data too large for PngImagePlugin.MAX_TEXT_CHUNK": "a comment in it is larger than 1 MiB",
+}
 _MAX_BYTES = 2**30
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0)
 """Without this flag, opening a named pipe would block."""
+_LIMIT_LOCK = threading.Lock()
+
+
+class ImageProblem(Exception):
+    """A file is not a usable image. The message says why."""
+
+
+class TooLargeError(ImageProblem):
+    """An image has more pixels, or a file more bytes, than the limit."""
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex. Raises OSError when it is not a regular file."""
-    if not path.is_file():  # reading a named pipe would block
-        raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of an image, in hex (boxes.py). Raises ImageProblem as `read_file` does."""
+    file, box = split_path(path)
+    return image_hash(read_file(file), box)
 
 
 def read_file(file: Path) -> bytes:
@@ -63,12 +76,12 @@ def read_file(file: Path) -> bytes:
         with open(file, "rb", opener=lambda path, flags: os.open(path, flags | _NO_WAITING)) as opened:
             status = os.fstat(opened.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise ImageProblem(ProblemKind.NOT_A_FILE)
+                raise ImageProblem("not a regular file")
             if status.st_size > _MAX_BYTES:
-                raise ImageProblem(ProblemKind.TOO_LARGE, f"more than {_MAX_BYTES // 2**20:,} MiB")
+                raise TooLargeError(f"too large: more than {_MAX_BYTES // 2**20:,} MiB")
             return opened.read(status.st_size)
     except OSError as error:
-        raise ImageProblem(ProblemKind.UNREADABLE, error.strerror or str(error)) from None
+        raise ImageProblem(f"cannot be read: {error.strerror or error}") from None
 
 
 def load_image(
@@ -80,18 +93,18 @@ def load_image(
     hash of the file, in hex. Raises DataError with the path when the image cannot be decoded or has another hash.
     """
     try:
-        data = read_file(path)
-        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        file, box = split_path(path)
+        data = read_file(file)
+        if sha256 is not None and image_hash(data, box) != sha256:
             raise DataError(
                 f"the image {path} changed after it was checked: its SHA-256 is not {sha256[:12]}...",
                 "run the command again to check all files; to split again: inat-ft split DATA",
             )
-        pixels = decode(data, max_pixels)
+        pixels = crop(decode(data, max_pixels), box)
     except ImageProblem as problem:
-        reason = problem.detail if problem.kind is ProblemKind.UNREADABLE else str(problem)
-        raise DataError(
-            f"cannot read the image {path}: {reason}", "split again to leave it out: inat-ft split DATA"
-        ) from None
+        reason = str(problem).removeprefix("cannot be read: ")
+        hint = "split again to leave it out: inat-ft split DATA"
+        raise DataError(f"cannot read the image {path}: {reason}", hint) from None
     array: NDArray[np.uint8] = to_square(pixels, size, resizing).permute(1, 2, 0).contiguous().numpy()
     return array
 
@@ -105,18 +118,67 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     import torch
 
     if not data:
-        raise ImageProblem(ProblemKind.EMPTY)
-    image = open_header(data)
+        raise ImageProblem("the file is empty")
+    image = _open_header(data)
     width, height = image.size
     if width * height > max_pixels:
-        raise ImageProblem(ProblemKind.TOO_LARGE, f"{width} x {height} is more than {max_pixels:,} pixels")
+        raise TooLargeError(f"too large: {width} x {height} is more than {max_pixels:,} pixels")
     try:
         array = _decode_array(image, data)
     except (ImageProblem, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise exceptions of any type for damaged files
-        raise decoder_problem(error) from None
-    return _apply_orientation(torch.from_numpy(array).permute(2, 0, 1), image.info.get("exif"))
+        raise _decoder_problem(error) from None
+    return apply_orientation(torch.from_numpy(array).permute(2, 0, 1), image.info.get("exif"))
+
+
+def _open_header(data: bytes) -> ImageFile:
+    """Call Pillow's plugins as `Image.open` does, but without its global limit on pixels: the caller checks the size."""
+    from PIL import Image
+
+    Image.init()
+    recognized = ""
+    for name in _formats_to_try(data):
+        factory, accept = Image.OPEN.get(name, (None, None))
+        accepted = factory and (accept is None or accept(data[:16]))
+        if not factory or not accepted or isinstance(accepted, str):  # a string says why Pillow cannot read the file
+            continue
+        try:
+            return factory(BytesIO(data), "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # a plugin rejects another format with these
+            recognized = recognized or (name if accept else "")
+        except Exception as error:
+            raise _decoder_problem(error) from None
+    raise ImageProblem(f"truncated or damaged: only its first bytes are {recognized}" if recognized else "not an image")
+
+
+@contextmanager
+def _without_pixel_limit() -> Iterator[None]:
+    """Lift Pillow's limit on pixels, and restore it afterwards. The limit is global, so one thread at a time does so."""
+    from PIL import Image
+
+    with _LIMIT_LOCK:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _formats_to_try(data: bytes) -> tuple[str, ...]:
+    if not (data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS) or b"avif" in data[16:64]:
+        return _FORMATS
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise ImageProblem("not supported: HEIC requires the extra heif, pip install 'inat-ft[heif]'") from None
+    register_heif_opener()
+    return ("HEIF",)
+
+
+def _decoder_problem(error: Exception) -> ImageProblem:
+    message = (str(error).splitlines() or ["its data cannot be decoded"])[0]
+    return ImageProblem(f"truncated or damaged: {_CLEARER.get(message, message)}"[:200])
 
 
 def _decode_array(image: ImageFile, data: bytes) -> NDArray[np.uint8]:
@@ -126,15 +188,15 @@ def _decode_array(image: ImageFile, data: bytes) -> NDArray[np.uint8]:
     from inat_ft.images.jpeg import decode_jpeg
 
     limit = PIL.Image.MAX_IMAGE_PIXELS
-    with without_pixel_limit() if limit is None or image.width * image.height > limit else nullcontext():
+    with _without_pixel_limit() if limit is None or image.width * image.height > limit else nullcontext():
         if image.format in ("JPEG", "MPO"):
             return decode_jpeg(image, data)
         if image.format == "PNG":
-            open_header(data).verify()  # Pillow decodes images with wrong checksums
-        return np.array(_to_rgb(image, data))
+            _open_header(data).verify()  # Pillow decodes images with wrong checksums
+        return np.array(_to_rgb(image))
 
 
-def _apply_orientation(pixels: Tensor, exif: bytes | None) -> Tensor:
+def apply_orientation(pixels: Tensor, exif: bytes | None) -> Tensor:
     """Rotate or mirror pixels `[3, H, W]` as EXIF specifies. XMP, which Pillow reads too, is ignored, as in browsers."""
     from PIL import ExifTags, Image
 
@@ -149,39 +211,20 @@ def _apply_orientation(pixels: Tensor, exif: bytes | None) -> Tensor:
     return (pixels.transpose(1, 2) if transposed else pixels).flip(flipped)
 
 
-def _to_rgb(image: ImageFile, data: bytes) -> Image:
+def _to_rgb(image: ImageFile) -> Image:
     from PIL import Image
-
-    if image.format == "TIFF" and _is_misread(image):
-        raise ImageProblem(ProblemKind.UNSUPPORTED, "TIFF with 16 bits in separate planes")
-    image.info.pop("xmp", None)  # Pillow rotates a TIFF itself, and would use XMP
-    first_frame = image.tile[0][1] if image.format == "GIF" and image.tile else None
-    image.load()
-    rgb = _on_white(image, data)
-    if first_frame:  # Pillow fills the rest with the first palette color
-        frame, rgb = rgb.crop(first_frame), Image.new("RGB", image.size, "white")
-        rgb.paste(frame, first_frame)
-    return rgb
-
-
-def _is_misread(tiff: ImageFile) -> bool:
-    """Return whether Pillow would read 16 bits as 8."""
     from PIL.TiffImagePlugin import TiffImageFile
 
-    assert isinstance(tiff, TiffImageFile)
-    is_wide = max(tiff.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8
-    return is_wide and tiff.tag_v2.get(_PLANAR_CONFIGURATION) == _SEPARATE_PLANES and tiff.tile[0][0] == "raw"
-
-
-def _on_white(image: Image, data: bytes) -> Image:
-    from PIL import Image
-
+    if isinstance(image, TiffImageFile) and image.tile[0][0] == "raw":
+        bits, planes = image.tag_v2.get(_BITS_PER_SAMPLE, (1,)), image.tag_v2.get(_PLANAR_CONFIGURATION)
+        if max(bits) > 8 and planes == _SEPARATE_PLANES:  # Pillow would read 16 bits as 8
+            raise ImageProblem("not supported: TIFF with 16 bits in separate planes")
+    image.info.pop("xmp", None)  # Pillow rotates a TIFF itself, and would use XMP
+    image.load()
     if image.mode.startswith("I"):
         return Image.fromarray(_to_8_bits(image)).convert("RGB")
     if image.mode == "F":
-        raise ImageProblem(ProblemKind.UNSUPPORTED, "floating-point pixels, whose range is not defined")
-    if image.format == "PNG":
-        _scale_transparent_color(image, bits=data[24])
+        raise ImageProblem("not supported: floating-point pixels, whose range is not defined")
     if image.format == "BMP" and image.mode == "RGBA" and not np.asarray(image)[..., 3].any():
         return image.convert("RGB")  # some programs leave the alpha bytes empty
     if image.has_transparency_data:
@@ -191,25 +234,16 @@ def _on_white(image: Image, data: bytes) -> Image:
 
 
 def _to_8_bits(image: Image) -> NDArray[np.uint8]:
-    """Scale 12 or 16-bit grey to 8 bits. Pillow would clip it."""
+    """Scale 12 or 16-bit gray to 8 bits. Pillow would clip it."""
     from PIL.TiffImagePlugin import TiffImageFile
 
-    grey = np.asarray(image).astype(np.int64)
+    gray = np.asarray(image).astype(np.int64)
     white, inverted = 65535, False
     if isinstance(image, TiffImageFile):
         if image.mode == "I":
-            raise ImageProblem(ProblemKind.UNSUPPORTED, "signed or 32-bit grey pixels, whose range is not defined")
+            raise ImageProblem("not supported: signed or 32-bit gray pixels, whose range is not defined")
         white = 2 ** image.tag_v2[_BITS_PER_SAMPLE][0] - 1
         inverted = image.tag_v2.get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
-    grey[grey == image.info.get("transparency", -1)] = white
-    scaled = (np.clip(grey, 0, white) * 255 // white).astype(np.uint8)
+    gray[gray == image.info.get("transparency", -1)] = white
+    scaled = (np.clip(gray, 0, white) * 255 // white).astype(np.uint8)
     return 255 - scaled if inverted else scaled
-
-
-def _scale_transparent_color(png: Image, bits: int) -> None:
-    """Scale the transparent color of a PNG to 8 bits, as Pillow has scaled its pixels."""
-    color = png.info.get("transparency")
-    if png.mode == "L" and isinstance(color, int):
-        png.info["transparency"] = color * 255 // (2**bits - 1)
-    elif png.mode == "RGB" and bits == 16 and color:
-        png.info["transparency"] = tuple(sample >> 8 for sample in color)

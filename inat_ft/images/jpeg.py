@@ -9,8 +9,6 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from inat_ft.images.opening import ImageProblem, ProblemKind
-
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
@@ -27,10 +25,10 @@ _METADATA = {bytes([code]) for code in (*range(0xE0, 0xF0), 0xFE)}
 
 
 def decode_jpeg(image: ImageFile, data: bytes) -> NDArray[np.uint8]:
-    """Return the pixels of a JPEG, uint8 `[H, W, 3]` RGB.
+    """Return the pixels of a JPEG, uint8 `[H, W, 3]` RGB. Raises ValueError when pixels are damaged or missing.
 
     image: the JPEG as opened by Pillow, which decodes what TurboJPEG does not: CMYK, unusual chroma subsampling, and headers
-    with harmless errors. Its pixels are the same. Raises ImageProblem when pixels are damaged or missing.
+    with harmless errors. Its pixels are the same, but it decodes damaged images in part.
     """
     if image.mode != "CMYK":  # TurboJPEG converts CMYK in another way
         try:
@@ -38,32 +36,21 @@ def decode_jpeg(image: ImageFile, data: bytes) -> NDArray[np.uint8]:
             return pixels
         except ValueError:
             pass
-    if damage := find_damage(data):
-        raise ImageProblem(ProblemKind.DAMAGED, damage)
-    return np.array(image.convert("RGB"))
-
-
-def find_damage(data: bytes) -> str:
-    """Return libjpeg's first warning about the pixels of a JPEG, "" for none. It decodes such images only in part."""
     jpeg = strip_metadata(data)
     try:
         simplejpeg.decode_jpeg_header(jpeg, strict=False)
     except ValueError:  # TurboJPEG does not support this chroma subsampling
-        return ""
+        return np.array(image.convert("RGB"))
     try:
         simplejpeg.decode_jpeg(jpeg, strict=True)
     except ValueError as error:
         warning = str(error).removeprefix("Corrupt JPEG data: ")
-        return "" if _is_padding(warning, jpeg) else warning
-    return ""
-
-
-def _is_padding(warning: str, jpeg: bytes) -> bool:
-    """Return whether a warning is about a few bytes, or equal bytes, between the image data and the end marker."""
-    match = _EXTRA_BYTES.fullmatch(warning)
-    count = int(match[1]) if match else 0
-    end = jpeg.find(_END, jpeg.find(b"\xff" + _SCAN))
-    return 0 < count <= _MAX_PADDING or (0 < count <= end and len(set(jpeg[end - count : end])) == 1)
+        match = _EXTRA_BYTES.fullmatch(warning)
+        end, count = jpeg.find(_END, jpeg.find(b"\xff" + _SCAN)), int(match[1]) if match else 0
+        equal_bytes = 0 < count <= end and len(set(jpeg[end - count : end])) == 1
+        if not (0 < count <= _MAX_PADDING or equal_bytes):
+            raise ValueError(warning) from None
+    return np.array(image.convert("RGB"))
 
 
 def strip_metadata(jpeg: bytes) -> bytes:

@@ -15,6 +15,7 @@ from inat_ft.images.resizing import Resizing
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_Size = Annotated[int, Field(ge=1, le=4096)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -22,14 +23,18 @@ _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Preprocess(Section):
     """Preprocessing of an image: resize, scale to 0..1, then (x - mean) / std."""
 
-    image_size: int = 224
+    image_size: _Size = 224
     """Height and width of training images, in pixels."""
-    eval_image_size: int | None = None
+    eval_image_size: _Size | None = None
     """Height and width for validation, test and prediction, in pixels. Default: image_size."""
     resize: Literal["squash", "crop", "pad"] = "squash"
     """How an image is made square, as in the configuration."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Interpolation of resizing, with antialiasing."""
+    crop_pct: _Positive | None = None
+    """With `--resize weights`, the share of the resized side that the center crop keeps."""
+    fill: tuple[int, int, int] = (0, 0, 0)
+    """Color of the bars of pad."""
     mean: tuple[_Finite, _Finite, _Finite] = (0.485, 0.456, 0.406)
     """Mean of each channel (red, green, blue; 0..1). Default: ImageNet."""
     std: tuple[_Positive, _Positive, _Positive] = (0.229, 0.224, 0.225)
@@ -43,7 +48,7 @@ class Preprocess(Section):
     @property
     def resizing(self) -> Resizing:
         """How an image is made square."""
-        return Resizing(self.resize, self.interpolation)
+        return Resizing(self.resize, self.interpolation, self.crop_pct, self.fill)
 
     @field_validator("resize", mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -10,18 +11,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from inat_ft.config import ModelConfig, build_backbone
 from inat_ft.errors import ConfigError, PluginError, WeightsError
 from inat_ft.models.base import Backbone, Preprocess, PretrainedWeights
 from inat_ft.models.net import Net, make_net
-from inat_ft.models.pos_embed import fit_positions
 from inat_ft.models.stages import split_into_stages
 from inat_ft.models.weights import fingerprint, named_alike, read_metadata, read_state
 from inat_ft.registry import BACKBONES, plugin_errors, plugin_label
 from inat_ft.settings import expand_user
 
 _OTHER_SIZE = "choose another size, or omit --image-size to use the size that the weights were trained with"
+_MAX_EXTRA_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ def _adapt_state_dict(backbone: Backbone, pretrained: PretrainedWeights, net: Ne
     mine = net.original_state_dict()
     with plugin_errors(BACKBONES, type(backbone), "reading its weights"):
         state = pretrained.load()
-    state = {name: tensor for name, tensor in named_alike(state, mine).items() if not _auxiliary(name, mine)}
+    named = named_alike(
+        state, mine
+    ).items()  # GoogLeNet and Inception have auxiliary outputs, which the network has not
+    state = {name: tensor for name, tensor in named if name in mine or not name.lower().startswith("aux")}
     for name in (f"{net.head_name}.{part}" for part, _ in net.head[1].named_parameters()):
         if name not in state or state[name].shape != mine[name].shape:  # another number of classes: keep the new head
             state[name] = mine[name]
@@ -89,9 +94,21 @@ def _adapt_state_dict(backbone: Backbone, pretrained: PretrainedWeights, net: Ne
     return state
 
 
-def _auxiliary(name: str, known: dict[str, torch.Tensor]) -> bool:
-    """Return whether a tensor belongs to an auxiliary output (GoogLeNet, Inception) that the network does not have."""
-    return name.lower().startswith("aux") and name not in known
+def fit_positions(name: str, given: Tensor, wanted: torch.Size) -> Tensor:
+    """Return a position embedding `[1, E + S*S, D]` resampled to the wanted shape (Dosovitskiy et al. 2021, section 3.2).
+
+    The first E rows belong to class and register tokens and do not change. Other tensors are returned unchanged.
+    """
+    is_embedding = "pos_embed" in name and given.ndim == len(wanted) == 3 and given.shape[2] == wanted[2]
+    if not is_embedding or given.shape == wanted:
+        return given
+    for extra in range(min(_MAX_EXTRA_TOKENS, given.shape[1] - 1, wanted[1] - 1) + 1):
+        side, new = math.isqrt(given.shape[1] - extra), math.isqrt(wanted[1] - extra)
+        if side**2 + extra == given.shape[1] and new**2 + extra == wanted[1]:
+            grid = given[:, extra:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+            grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=True)
+            return torch.cat([given[:, :extra], grid.flatten(2).transpose(1, 2)], 1)
+    return given
 
 
 def build_net(config: ModelConfig, num_classes: int, image_size: int, seed: int) -> Net:

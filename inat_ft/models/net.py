@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -9,8 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from inat_ft.errors import ConfigError, WeightsError, did_you_mean
+from inat_ft.models.dropout import Dropout
 from inat_ft.models.layers import layer_ids, no_weight_decay
 from inat_ft.models.stages import split_into_stages
+
+_FITTING = "use weights of the same network with the same number of classes"
 
 
 class Net(nn.Module):
@@ -36,6 +40,13 @@ class Net(nn.Module):
         self.no_weight_decay: frozenset[str] = frozenset()
         """Names, in the original classifier, of parameters without weight decay."""
         self._trainable: frozenset[int] | None = None
+
+    def with_own_head(self, dropout: float) -> Net:
+        """Return a network that shares the stages and has a copy of the head. It is meant for frozen stages."""
+        net = Net(self.name, self.stages, copy.deepcopy(self.head), self.head_name, self.seed)
+        net.layer_ids, net.no_weight_decay = self.layer_ids, self.no_weight_decay
+        net.head[0].p = dropout  # type: ignore[assignment]
+        return net
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -133,12 +144,13 @@ class Net(nn.Module):
         missing, unknown = sorted(set(mine) - set(state)), sorted(set(state) - set(mine))
         if missing or unknown:
             raise WeightsError(
-                f"{source} does not fit this network: {_some(missing, 'missing')}{_some(unknown, 'unexpected')}".strip()
+                f"{source} does not fit this network: {_some(missing, 'missing')}{_some(unknown, 'unexpected')}".strip(),
+                _FITTING,
             )
         wrong = [name for name in mine if mine[name].shape != state[name].shape]
         if wrong:
             has, wants = tuple(state[wrong[0]].shape), tuple(mine[wrong[0]].shape)
-            raise WeightsError(f"{source} does not fit this network: {wrong[0]} is {has}, not {wants}")
+            raise WeightsError(f"{source} does not fit this network: {wrong[0]} is {has}, not {wants}", _FITTING)
         for name, tensor in mine.items():
             _require_values(state[name], tensor, name, source)
         with torch.no_grad():
@@ -175,6 +187,6 @@ def make_net(name: str, classifier: nn.Module, num_classes: int, dropout: float,
     """
     chain = split_into_stages(classifier)
     fresh = nn.Linear(chain.in_features, num_classes, bias=chain.has_bias)
-    net = Net(name, chain.stages, nn.Sequential(nn.Dropout(dropout), fresh), chain.head_name, seed)
+    net = Net(name, chain.stages, nn.Sequential(Dropout(dropout), fresh), chain.head_name, seed)
     net.layer_ids, net.no_weight_decay = layer_ids(classifier, chain.head_name), no_weight_decay(classifier)
     return net

@@ -74,7 +74,15 @@ class Torchvision(Backbone):
         mean, std = tuple(crop.mean), tuple(crop.std)
         if self.variant in _INCEPTIONS:  # torchvision converts the normalization inside these models
             mean = std = (0.5, 0.5, 0.5)
-        preprocess = Preprocess(image_size=crop.crop_size[0], mean=mean, std=std)
+        (size,), (resized,) = set(crop.crop_size), set(crop.resize_size)
+        preprocess = Preprocess(
+            image_size=size,
+            resize="crop",
+            interpolation=crop.interpolation.value,
+            crop_pct=size / (resized + 0.5),
+            mean=mean,
+            std=std,
+        )
 
         def load() -> dict[str, Any]:
             from inat_ft.models.weights import fetch_weights

@@ -7,20 +7,26 @@ import hashlib
 import json
 import os
 import re
+import socket
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 
 import torch
 from torch import Tensor
 
 from inat_ft.config import RunConfig
-from inat_ft.errors import DataError, WeightsError
+from inat_ft.crash import redact
+from inat_ft.errors import WeightsError
 from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net
 from inat_ft.records import atomic_write
 
+_TIMEOUT_S = 15.0
 _SAVE_ALONE = "in the program that wrote it, save only the weights: torch.save(model.state_dict(), 'weights.pth')"
 _HOLDERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 """Keys of a checkpoint that hold weights. Averaged weights come first, as timm and torchvision evaluate them."""
@@ -84,7 +90,7 @@ def _unreadable(path: Path, error: Exception) -> WeightsError:
         return WeightsError(f"cannot read weights from {path}: it is a TorchScript program", _SAVE_ALONE)
     cause = (
         reason.splitlines()[0]
-        if reason and "weights_only" not in reason
+        if reason and "weights_only" not in reason and not isinstance(error, LookupError | TypeError | ValueError)
         else "it is damaged, or was not written by torch.save"
     )
     return WeightsError(f"cannot read weights from {path}: {cause}", "the file must contain a state dict of tensors")
@@ -146,21 +152,28 @@ def fetch_weights(url: str, name: str = "") -> dict[str, Tensor]:
     name: file name in that folder; by default the last part of the URL. If it ends with the first digits of a SHA-256, as
     in torchvision, the hash is verified. Raises WeightsError with the expected location and how to provide the file.
     """
-    from inat_ft.download.http import download
-
     file = weights_file(url, name)
-    folder = file.parent
-    sha256 = re.search(r"-([0-9a-f]{8,64})$", file.stem)
     if not file.is_file():
+        sha256 = re.search(r"-([0-9a-f]{8,64})$", file.stem)
+        shown = redact(url)
+        timeout = socket.getdefaulttimeout()
         try:
-            download(url, file, sha256=sha256[1] if sha256 else None)
-        except DataError as error:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            socket.setdefaulttimeout(_TIMEOUT_S)
+            torch.hub.download_url_to_file(url, str(file), sha256 and sha256[1], progress=sys.stderr.isatty())
+        except (RuntimeError, ValueError, OSError, HTTPException) as error:
+            if isinstance(error, HTTPError):
+                error.close()
+            reason = redact((str(error).strip("<>") or type(error).__name__).splitlines()[0])
             raise WeightsError(
-                f"the pretrained weights {file.name} are not in {_tilde(folder)} and cannot be downloaded: {error.message}",
-                f"on a machine with network access, download {url}\nand copy it to {_tilde(file)}\n"
+                f"the pretrained weights {file.name} are not in {_tilde(file.parent)} and cannot be downloaded from "
+                f"{shown}: {reason}",
+                f"on a machine with network access, download {shown}\nand copy it to {_tilde(file)}\n"
                 f"(or set TORCH_HOME to a folder with hub/checkpoints/{file.name}), or pass a file: --weights FILE,\n"
                 "or train from random weights: --weights none",
             ) from error
+        finally:
+            socket.setdefaulttimeout(timeout)
     return read_state(file)
 
 

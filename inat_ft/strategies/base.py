@@ -38,6 +38,8 @@ class Strategy(Section):
         All other parameters are frozen, with their BatchNorm statistics.
         """
 
+    trains_head_only: ClassVar[bool] = False
+    """Whether only the head is trained in all epochs, so that runs in one process share the other layers."""
     needs_gradients: ClassVar[bool] = False
     """Whether `resolve` may call `gradients`, which requires weights and images."""
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 class Head(Strategy):
     """Train only the new head and freeze the backbone (feature extraction, linear probing)."""
 
+    trains_head_only: ClassVar[bool] = True
     search_space: ClassVar[Mapping[str, Any]] = {"lr": {"values": [1e-3, 3e-3]}}
 
     def groups(self, net: Net, epoch: int) -> Sequence[Group]:

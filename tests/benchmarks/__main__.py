@@ -1,14 +1,14 @@
-"""Ours against the plain loop and the peers, whole processes, interleaved in one run on generated photographs.
+"""inat-ft against a plain loop, an expert's loop and the peers: whole processes, interleaved, on generated photographs.
 
     python -m tests.benchmarks [--quick] [--images N] [--only head full ...] [--json FILE] [--picture FILE]
 
-The peers, the Hugging Face Trainer and fastai, take part where they are installed: pip install 'inat-ft[bench]'.
+The peers, such as the Hugging Face Trainer (peers.py), are measured if they are installed: pip install 'inat-ft[bench]'.
 
-Both are started as processes and everything counts: imports, decoding, caching, validation. The plain loop's time for
-many epochs is its process's own overhead plus the median of its measured epochs times their number (that is said in the
-table), the same for the sweep's 165. ResNet50 with random weights at 224 x 224, batches of 64, on 600 JPEGs of 800 x 600.
-Ours computes in bfloat16 (--precision bf16): random weights amplify rounding, so `auto` would refuse it here; `auto` and
-`fp32` are measured as well.
+All are separate processes, and everything counts: imports, decoding, caching, validation. The time of a loop for many
+epochs is the overhead of its process plus the median of its measured epochs times their number; the sweep has 165 epochs.
+ResNet50 with random weights at 224 x 224, batches of 64, on 600 JPEGs of 800 x 600. inat-ft computes in bfloat16 where the
+hardware supports it (--precision bf16): random weights amplify rounding, so `auto` would not use it here. `auto` and `fp32`
+are measured as well.
 """
 
 import argparse
@@ -23,13 +23,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from inat_ft_figures.figures import BLUE, GREEN, GREY, ORANGE, logarithmic, new_figure, plotting, save
 
-from inat_ft.evaluation.figures import BLUE, GREEN, GREY, ORANGE, logarithmic, new_figure, plotting, save
+from tests.benchmarks.expert import best_dtype
+from tests.benchmarks.peers import PACKAGES
 from tests.benchmarks.pictures import make_pictures, write_csv
-from tests.benchmarks.told import hardware, tell
+from tests.benchmarks.reporting import hardware, report
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 5
+FASTEST = (
+    "bf16" if best_dtype(torch.device("cuda" if torch.cuda.is_available() else "cpu")) is torch.bfloat16 else "auto"
+)
 SWEEP_EPOCHS = 165
 """Of the 22 runs together, half of which have 5 and half 10."""
 
@@ -44,15 +49,15 @@ def timed(command: list[str], folder: Path) -> tuple[float, str]:
     return time.perf_counter() - started, ran.stdout
 
 
-def plain(folder: Path, mode: str, epochs: int) -> tuple[float, float]:
-    """Seconds of one epoch (median) and of the rest of the process."""
-    whole, out = timed([sys.executable, "-m", "tests.benchmarks.plain", "pictures", mode, str(epochs)], folder)
+def loop(which: str, folder: Path, mode: str, epochs: int) -> tuple[float, float]:
+    """Return the seconds of one epoch (median) and of the rest of the process. which: `plain` or `expert`."""
+    whole, out = timed([sys.executable, "-m", f"tests.benchmarks.{which}", "pictures", mode, str(epochs)], folder)
     seconds = json.loads(out)["seconds"]
     return statistics.median(seconds), whole - sum(seconds)
 
 
 def peer(folder: Path, which: str, mode: str) -> float:
-    """Seconds of a whole process: all epochs at the rate of one, and what it does besides."""
+    """Return the seconds of a whole process: its overhead, and all epochs at the rate of one."""
     one, two = (
         timed([sys.executable, "-m", "tests.benchmarks.peers", which, "pictures", mode, str(n)], folder)[0]
         for n in (1, 2)
@@ -60,7 +65,7 @@ def peer(folder: Path, which: str, mode: str) -> float:
     return one + (EPOCHS - 1) * (two - one)
 
 
-def ours(folder: Path, cache: str, *words: str, precision: str = "bf16") -> float:
+def ours(folder: Path, cache: str, *words: str, precision: str = FASTEST) -> float:
     command = [
         sys.executable,
         "-m",
@@ -79,7 +84,7 @@ def ours(folder: Path, cache: str, *words: str, precision: str = "bf16") -> floa
 
 def sweep(folder: Path) -> float:
     """The built-in sweep from cold, without early stopping."""
-    settings = ("model.weights=none", "compute.precision=bf16", "stop.patience=0")
+    settings = ("model.weights=none", f"compute.precision={FASTEST}", "stop.patience=0")
     create = [
         sys.executable,
         "-m",
@@ -124,33 +129,35 @@ def measure(
 
     for case in only:
         mode, words = CASES[case]
-        epochs, overheads, cold, warm = [], [], [], []
-        for number in range(rounds):  # interleaved, so that a slow minute of the machine meets both
-            epoch, overhead = plain(folder, mode, plain_epochs)
+        epochs, overheads, cold, warm, experts = [], [], [], [], []
+        for number in range(rounds):  # interleaved, so that a slow minute of the machine affects all of them
+            epoch, overhead = loop("plain", folder, mode, plain_epochs)
             epochs.append(epoch)
             overheads.append(overhead)
+            epoch, overhead = loop("expert", folder, mode, plain_epochs)
+            experts.append(overhead + EPOCHS * epoch)
             cold.append(ours(folder, f"cache-{mode}-{number}", *words))
             warm.append(ours(folder, f"cache-{mode}-{number}", *words))
         baseline = statistics.median(overheads) + EPOCHS * statistics.median(epochs)
-        add(case, "cold, bf16", statistics.median(cold), baseline)
-        add(case, "warm, bf16", statistics.median(warm), baseline)
-        if peers and case in ("head", "full"):
-            for which, package in (("trainer", "transformers"), ("fastai", "fastai")):
-                if find_spec(package):
-                    add(case, f"({which})", peer(folder, which, mode), baseline)
+        add(case, f"cold, {FASTEST}", statistics.median(cold), baseline)
+        add(case, f"warm, {FASTEST}", statistics.median(warm), baseline)
+        add(case, "(expert)", statistics.median(experts), baseline)
+        for which, package in PACKAGES.items() if peers else ():
+            if find_spec(package) and (which != "timm" or mode == "full"):
+                add(case, f"({which})", peer(folder, which, mode), baseline)
         if case == "head":
             add(case, "cold, auto", ours(folder, "cache-auto", *words, precision="auto"), baseline)
             add(case, "cold, fp32 exact", ours(folder, "cache-fp32", *words, precision="fp32"), baseline)
             whole = statistics.median(overheads) + SWEEP_EPOCHS * statistics.median(epochs)
-            add("sweep of 22 runs", "cold, bf16", sweep(folder), whole, SWEEP_EPOCHS)
+            add("sweep of 22 runs", f"cold, {FASTEST}", sweep(folder), whole, SWEEP_EPOCHS)
     return rows
 
 
 def draw(rows: list[dict[str, object]], file: Path) -> None:
-    """Time against runs for head tuning: the first run of ours is cold, all others are warm."""
+    """Draw time against the number of head runs: the first run of inat-ft is cold, all others are warm."""
     head = {str(row["ours"]): float(str(row["seconds"])) for row in rows if row["case"] == "head"}
     plain_s = next(float(str(row["plain"])) for row in rows if row["case"] == "head")
-    lines = {"plain loop": (plain_s, plain_s), "inat-ft": (head["cold, bf16"], head["warm, bf16"])}
+    lines = {"plain loop": (plain_s, plain_s), "inat-ft": (head[f"cold, {FASTEST}"], head[f"warm, {FASTEST}"])}
     lines |= {name.strip("()"): (head[name], head[name]) for name in head if name.startswith("(")}
     runs = range(1, 23)
     with plotting():
@@ -160,7 +167,7 @@ def draw(rows: list[dict[str, object]], file: Path) -> None:
             ("-", 2, BLUE),
             ("--", 2, ORANGE),
             (":", 2, GREEN),
-        )  # the peers' lines lie on one another
+        )  # the lines of the peers overlap
         for (name, (first, other)), (dash, width, colour) in zip(lines.items(), styles, strict=False):
             seconds = [first + (run - 1) * other for run in runs]
             axes.plot(runs, seconds, linestyle=dash, linewidth=width, color=colour, label=name)
@@ -176,8 +183,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer images, one epoch of the plain loop, one round")
     parser.add_argument("--images", type=int)
     parser.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--rounds", type=int, help="interleaved rounds of ours and the plain loop")
-    parser.add_argument("--no-peers", action="store_true", help="ours and the plain loop alone")
+    parser.add_argument("--rounds", type=int, help="interleaved rounds")
+    parser.add_argument("--no-peers", action="store_true", help="without other libraries")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path, help="time against the number of head runs")
     chosen = parser.parse_args()
@@ -200,7 +207,7 @@ def main() -> None:
         draw(rows, chosen.picture)
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=1))
-    tell(images=images, epochs=EPOCHS, rows=rows)
+    report(images=images, epochs=EPOCHS, rows=rows)
 
 
 if __name__ == "__main__":

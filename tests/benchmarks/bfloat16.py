@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from inat_ft.cache.prefix_forward import bf16_prefix, folded_prefix
+from inat_ft.cache.prefix_forward import folded_prefix, reduced_prefix
 from inat_ft.config import ModelConfig, build_backbone
 from inat_ft.data.batches import ImageInput
 from inat_ft.models.build import build_model
@@ -38,7 +38,7 @@ def photographs() -> None:
     whole = len(net.stages)
     with torch.inference_mode():
         exact = folded_prefix(net, whole).build()(images).float()
-        fast = bf16_prefix(net, whole).build()(images.to(torch.bfloat16)).float()
+        fast = reduced_prefix(net, whole, torch.bfloat16).build()(images.to(torch.bfloat16)).float()
         with torch.autocast("cpu", torch.bfloat16):
             cast = net.forward_stages(images, 0, whole).float()
         weights = build_backbone(config).weights("imagenet").load()

@@ -16,15 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from inat_ft_startup.startup import keep_memory
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from inat_ft.cache.packed_images import Pixels
-from inat_ft.cli.malloc import keep_memory
 from inat_ft.data.batches import Batches, ImageInput
 from inat_ft.images.decode import sha256_of
 from inat_ft.images.scan import scan
 from tests.benchmarks.pictures import make_pictures
-from tests.benchmarks.told import tell
+from tests.benchmarks.reporting import report
 
 ROUNDS = 5
 
@@ -88,7 +88,7 @@ def main(images: int) -> None:
             read(packed)
         grown = resident_mib() - before
         print(f"resident memory grew by {grown:.0f} MiB over three more warm epochs")
-    tell(
+    report(
         images=images,
         decoder_images_per_s=round(images / alone),
         scan_images_per_s=round(images / scanned),

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
+from inat_ft_sweeps.selection import holm_against_first
 from scipy.stats import binom
 
-from inat_ft.evaluation.significance import Sample, seed_variance_test
 from inat_ft.metrics import Contributions, Predictions, get_metric
-from inat_ft.metrics.proportions import proportion
-from inat_ft.sweeps.selection import holm_against_first
+from inat_ft.metrics.bounds import seed_variance_test
+from inat_ft.metrics.builtin import proportion
 
 NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
 DESIGNS = {1: (10, 200), 2: (10, 100), 3: (10, 60), 5: (10, 100), 20: (10, 50), 200: (10,)}
@@ -84,7 +84,7 @@ def worlds(images: int, quick: bool) -> Iterator[World]:
 
 
 def covers(contributions: Contributions, truth: float) -> bool:
-    """Whether the 95 % interval contains the population value: whether its test would not reject that value."""
+    """Whether the 95% interval contains the population value: whether its test would not reject that value."""
     least, most = contributions.least - truth, contributions.most - truth
     return Contributions(contributions.values - truth, least, most, contributions.bias).p >= 0.05
 
@@ -183,7 +183,7 @@ def group_error(seeds: tuple[int, int], spreads: tuple[float, float], repetition
         for number, spread in zip(seeds, spreads, strict=True):
             skill = np.clip(0.8 + spread * rng.standard_normal((number, 1)), 0, 1)
             luck = np.where(rng.random((number, images)) < 0.5, shared, rng.random((number, images)))
-            sides.append(Sample([Contributions(row.astype(float), 0.0, 1.0) for row in luck < skill]))
+            sides.append([Contributions(row.astype(float), 0.0, 1.0) for row in luck < skill])
         p = seed_variance_test(sides).p
         rejected += p is not None and p < 0.05
     return rejected / repetitions

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.near_duplicates [--quick]
 
-Copies: crops of scikit-learn's two photographs, saved again at JPEG quality 50 to 90, resized to half, brightened by 10 %.
+Copies: crops of scikit-learn's two photographs, saved again at JPEG quality 50 to 90, resized to half, brightened by 10%.
 Different pictures of one kind, of which none may be merged: the 1,797 handwritten digits; plain grounds of one colour
 with a small subject somewhere; plain grounds with grain; overlapping crops of one photograph.
 """
@@ -12,14 +12,14 @@ import time
 from io import BytesIO
 
 import numpy as np
+from inat_ft_near_duplicates.search import near_duplicates
+from inat_ft_near_duplicates.signatures import ImageSignatures, thumbnail
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits, load_sample_images
 
 from inat_ft.images.decode import decode
-from inat_ft.images.near_duplicates import near_duplicates
-from inat_ft.images.signatures import ImageSignatures, thumbnail
-from tests.benchmarks.told import tell
+from tests.benchmarks.reporting import report
 
 
 def signatures(pictures):
@@ -44,18 +44,18 @@ def crops(rng, count, size):
 
 
 WAYS = (
-    *("quality 90", "quality 70", "quality 50", "half size", "10 % brighter", "15 % brighter"),
-    *("greyscale", "cropped by 2 %", "cropped by 5 %", "mirrored", "rotated by 2 degrees"),
+    *("quality 90", "quality 70", "quality 50", "half size", "10% brighter", "15% brighter"),
+    *("greyscale", "cropped by 2%", "cropped by 5%", "mirrored", "rotated by 2 degrees"),
 )
 
 
 def again(picture, way):
     changed = {
-        "10 % brighter": lambda: ImageEnhance.Brightness(picture).enhance(1.1),
-        "15 % brighter": lambda: ImageEnhance.Brightness(picture).enhance(1.15),
+        "10% brighter": lambda: ImageEnhance.Brightness(picture).enhance(1.1),
+        "15% brighter": lambda: ImageEnhance.Brightness(picture).enhance(1.15),
         "greyscale": lambda: picture.convert("L").convert("RGB"),
-        "cropped by 2 %": lambda: cropped(picture, 0.02),
-        "cropped by 5 %": lambda: cropped(picture, 0.05),
+        "cropped by 2%": lambda: cropped(picture, 0.02),
+        "cropped by 5%": lambda: cropped(picture, 0.05),
         "mirrored": lambda: ImageOps.mirror(picture),
         "rotated by 2 degrees": lambda: picture.rotate(2, Image.Resampling.BICUBIC),
     }
@@ -153,7 +153,7 @@ def main(quick: bool) -> None:
         near_duplicates(random)
         seconds[count] = round(time.perf_counter() - started, 2)
         print(f"{count:32,} {seconds[count]:10.1f}")
-    tell(copies_found=copies, images_merged_wrongly=merged_share, balls_merged_across_colours=apart, search_s=seconds)
+    report(copies_found=copies, images_merged_wrongly=merged_share, balls_merged_across_colours=apart, search_s=seconds)
 
 
 if __name__ == "__main__":

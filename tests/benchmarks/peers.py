@@ -1,9 +1,14 @@
-"""The same head and full tuning as people do it with the Hugging Face Trainer and with fastai.
+"""The same training with other libraries, as their documentation shows: their loops, and validation after each epoch.
 
-Run as a process of its own: python -m tests.benchmarks.peers trainer|fastai ROOT head|full EPOCHS; prints seconds as JSON.
-Both as their own documents show it: their loaders, their defaults of precision (float32), validation after each epoch.
+Run it as a separate process: python -m tests.benchmarks.peers NAME ROOT MODE EPOCHS; it prints the seconds. NAME: trainer
+(the Hugging Face Trainer), fastai or timm. MODE: head, layer3, layer4 or full.
+
+Layers are frozen with requires_grad, which leaves their BatchNorm layers in training mode, as the libraries do. timm has no
+option to freeze layers, so it only has `full`, with its loader and its optimizer. The Trainer and timm compute in bfloat16
+where the hardware supports it; fastai has this option for GPUs only.
 """
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -14,15 +19,32 @@ import torch
 from torch import nn
 from torchvision import datasets, models, transforms
 
-from tests.benchmarks.plain import WORKERS
+from tests.benchmarks.expert import best_dtype
+from tests.benchmarks.plain import WORKERS, unfreeze
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BF16 = best_dtype(DEVICE) is torch.bfloat16
+PACKAGES = {"trainer": "transformers", "fastai": "fastai", "timm": "timm"}
+"""The package that each of them needs."""
 
 
 def network(mode: str) -> nn.Module:
     model = models.resnet50(weights=None)
     model.fc = nn.Sequential(nn.Dropout(0.3), nn.Linear(model.fc.in_features, 10))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = mode == "full" or name.startswith("fc")
+    unfreeze(model, mode)
     return model
+
+
+def subsets(root: Path) -> list[datasets.ImageFolder]:
+    """Return the images for training and for validation, with the usual transforms of torchvision."""
+    transform = transforms.Compose(
+        [
+            transforms.Resize((224, 224)),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    return [datasets.ImageFolder(root / part, transform) for part in ("train", "val")]
 
 
 class Wrapped(nn.Module):
@@ -40,19 +62,11 @@ class Wrapped(nn.Module):
 def trainer(root: Path, mode: str, epochs: int) -> None:
     from transformers import Trainer, TrainingArguments
 
-    transform = transforms.Compose(
-        [
-            transforms.Resize((224, 224)),
-            transforms.ToTensor(),
-            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ]
-    )
-
     def collate(rows: list[tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:
         images, labels = zip(*rows, strict=True)
         return {"pixel_values": torch.stack(images), "labels": torch.tensor(labels)}
 
-    train, val = (datasets.ImageFolder(root / part, transform) for part in ("train", "val"))
+    train, val = subsets(root)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
@@ -64,6 +78,7 @@ def trainer(root: Path, mode: str, epochs: int) -> None:
             save_strategy="no",
             dataloader_num_workers=WORKERS,
             report_to=[],
+            bf16=BF16,
             disable_tqdm=True,
             remove_unused_columns=False,
         )
@@ -87,7 +102,46 @@ def fastai(root: Path, mode: str, epochs: int) -> None:
         learner.fit(epochs, 1e-4)
 
 
+def timm(root: Path, mode: str, epochs: int) -> None:
+    from timm.data import create_dataset, create_loader
+    from timm.optim import create_optimizer_v2
+    from timm.utils import AverageMeter, accuracy
+
+    if mode != "full":
+        raise SystemExit(f"timm has no option to freeze layers, so it cannot train {mode}")
+    options = {"input_size": (3, 224, 224), "batch_size": 64, "use_prefetcher": False, "num_workers": WORKERS}
+    options |= {"persistent_workers": True, "device": DEVICE}
+    train, val = (
+        create_loader(
+            create_dataset("", root / part), is_training=part == "train", no_aug=True, crop_pct=1.0, **options
+        )
+        for part in ("train", "val")
+    )
+    model = network(mode).to(DEVICE, memory_format=torch.channels_last)
+    optimizer = create_optimizer_v2(model, opt="adam", lr=1e-4, weight_decay=0.0)
+    cast = torch.autocast(DEVICE.type, torch.bfloat16) if BF16 else contextlib.nullcontext()
+    for _ in range(epochs):
+        losses, top1 = AverageMeter(), AverageMeter()
+        model.train()
+        for images, classes in train:
+            inputs, labels = images.to(DEVICE, memory_format=torch.channels_last), classes.to(DEVICE)
+            with cast:
+                loss = nn.functional.cross_entropy(model(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.update(loss.item(), len(labels))
+        model.eval()
+        with torch.no_grad():
+            for images, classes in val:
+                inputs, labels = images.to(DEVICE, memory_format=torch.channels_last), classes.to(DEVICE)
+                with cast:
+                    logits = model(inputs)
+                top1.update(accuracy(logits, labels)[0].item(), len(labels))
+
+
 if __name__ == "__main__":
     started = time.perf_counter()
-    {"trainer": trainer, "fastai": fastai}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    run = {"trainer": trainer, "fastai": fastai, "timm": timm}
+    run[sys.argv[1]](Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
     print(json.dumps({"seconds": [time.perf_counter() - started]}))

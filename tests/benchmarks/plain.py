@@ -1,7 +1,7 @@
-"""The plain loop that people write: ImageFolder, PIL, float32, the whole network in every epoch, validation each time.
+"""The loop of most tutorials: ImageFolder, Pillow, float32, the whole network in every epoch, validation after each.
 
-Run as a process of its own: python -m tests.benchmarks.plain ROOT MODE EPOCHS; prints seconds an epoch as JSON. It runs on
-a GPU where there is one.
+Run it as a separate process: python -m tests.benchmarks.plain ROOT MODE EPOCHS; it prints the seconds of each epoch as JSON.
+It uses a GPU if there is one.
 """
 
 import json
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, models, transforms
 
 WORKERS = max(2, len(os.sched_getaffinity(0)))
-"""One a core, two at least: as its users set it."""
+"""One per core, at least two."""
 
 
 def unfreeze(model: nn.Module, mode: str) -> None:

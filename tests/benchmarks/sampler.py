@@ -11,13 +11,11 @@ from collections.abc import Callable
 
 import numpy as np
 import optuna
+from inat_ft_sweeps.attempts import Trial, TrialState
+from inat_ft_sweeps.parsing import BUILT_IN, parse_spec
+from inat_ft_sweeps.sampler import distributions, propose
+from inat_ft_sweeps.space import Params, SweepSpec
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-
-from inat_ft.sweeps.attempts import Trial, TrialState
-from inat_ft.sweeps.defaults import BUILT_IN
-from inat_ft.sweeps.parsing import parse_spec
-from inat_ft.sweeps.sampler import distributions, propose
-from inat_ft.sweeps.space import Params, SweepSpec
 
 NOISE = 0.005
 NUM_TRIALS = 22

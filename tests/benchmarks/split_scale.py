@@ -17,8 +17,7 @@ from inat_ft.data.manifest import read_manifest, write_manifest
 from inat_ft.data.sources.base import ImageList
 from inat_ft.data.split import SplitOptions, make_manifest
 from inat_ft.images.scan import Scan
-from inat_ft.images.signatures import ImageSignatures
-from tests.benchmarks.told import tell
+from tests.benchmarks.reporting import report
 
 
 def peak_mib() -> float:
@@ -35,7 +34,7 @@ def split(rows: int, file: Path) -> None:
     images = ImageList(file.parent, "class folders")
     for path, label, group in zip(paths, labels, groups, strict=True):
         images.add(path, label, group=group)
-    scanned = Scan(hashes, [""] * rows, ImageSignatures.blank(0))
+    scanned = Scan(hashes, [""] * rows)
     print(f"{rows:,} rows generated, {peak_mib():,.0f} MiB", flush=True)
     started = time.perf_counter()
     manifest, _ = make_manifest(images, scanned, SplitOptions(test_fraction=0.1, near=False), file)
@@ -43,7 +42,7 @@ def split(rows: int, file: Path) -> None:
     write_manifest(manifest)
     done = time.perf_counter()
     print(f"divided in {divided - started:.1f} s, written in {done - divided:.1f} s, peak {peak_mib():,.0f} MiB")
-    tell(rows=rows, divide_s=divided - started, write_s=done - divided, peak_mib=peak_mib())
+    report(rows=rows, divide_s=divided - started, write_s=done - divided, peak_mib=peak_mib())
 
 
 def open_it(file: Path) -> None:
@@ -55,7 +54,7 @@ def open_it(file: Path) -> None:
         f"opened in {seconds:.1f} s, peak {peak_mib():,.0f} MiB, "
         f"{file.stat().st_size / 2**20:,.0f} MiB on disk, {counts}"
     )
-    tell(open_s=seconds, open_peak_mib=peak_mib())
+    report(open_s=seconds, open_peak_mib=peak_mib())
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from inat_ft_datasets.digits import write_digits
 from scipy.stats import t
 
 from inat_ft.data.split import SplitOptions, split_images
-from inat_ft.download.digits import write_digits
 from inat_ft.evaluation.predict import InferenceConfig, load_model, predict_subset
 from inat_ft.registry import STRATEGIES, plugins
 from inat_ft.settings import load_config

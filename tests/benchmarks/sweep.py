@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.sweep [--images 10000] [--image-size 224]
 
-ResNet50 with random weights. The features are extracted by a first run, whose time is told apart: they are all that the
-22 runs see.
+ResNet50 with random weights. A first run extracts the features; its time is printed separately. The 22 runs use the
+cached features.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.benchmarks.told import tell
+from tests.benchmarks.reporting import report
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,7 +83,7 @@ def main() -> None:
         print(f"22 runs of the sweep: {swept:.1f} s")
         children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         print(f"no process held more than {children:,.0f} MiB")
-    tell(
+    report(
         images=number,
         first_s=round(first, 1),
         first_peak_mib=memory,

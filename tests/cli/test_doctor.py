@@ -23,13 +23,13 @@ def test_a_folder_that_cannot_be_written_is_a_problem(cli, monkeypatch: pytest.M
     assert ran.code == 1 and "cannot be written" in ran.out and "--cache-dir" in ran.out
 
 
-def test_a_broken_plugin_is_a_problem(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_plugin_is_a_problem(process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "site" / "bad-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(STRATEGY)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
-    ran = cli("doctor")
+    ran = process("doctor")
     assert (
         ran.code == 1 and "'broken' of package 'bad' cannot be imported" in ran.out and "pip uninstall bad" in ran.out
     )

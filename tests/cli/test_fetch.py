@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inat_ft_datasets.datasets import INAT12K_CLASSES
 from PIL import Image
 
-from inat_ft.download.datasets import INAT12K_CLASSES
 from tests.data.serving import Server, serving
 
 

@@ -1,7 +1,9 @@
 import subprocess
 import sys
 
-ENTER = "import sys\nfrom inat_ft.cli.lazy_dynamo import defer_compiler\ndefer_compiler()\n"
+import pytest
+
+ENTER = "import sys\nfrom inat_ft_startup.startup import defer_imports\ndefer_imports()\n"
 LEARN = """
 import torch, torchvision.models
 layer = torch.nn.Linear(2, 1)
@@ -31,6 +33,41 @@ def test_the_compiler_is_not_loaded_for_learning_and_is_there_when_asked_for() -
     )
 
 
+@pytest.mark.slow
+def test_what_is_not_imported_at_first_is_there_when_asked_for() -> None:
+    python(
+        "import torch, torchvision.models\n"
+        "left_out = {'torch.onnx', 'torch.export.exported_program', 'torch.distributions.normal'}\n"
+        "left_out |= {'torchvision.datasets.mnist', 'torchvision.models.detection.faster_rcnn'}\n"
+        "assert not left_out & set(sys.modules), left_out & set(sys.modules)\n"
+        "torch.fx.symbolic_trace(torchvision.models.resnet18())\n"
+        "assert 'torch.export.exported_program' not in sys.modules\n"
+        "exported = torch.export.export(torch.nn.Linear(2, 1), (torch.ones(1, 2),))\n"
+        "assert exported.module()(torch.ones(1, 2)).shape == (1, 1)\n"
+        "from torch.export import Dim\n"
+        "assert torch.distributions.Normal(0.0, 1.0).mean == 0\n"
+        "assert issubclass(torchvision.datasets.ImageFolder, torch.utils.data.Dataset)\n"
+        "assert torchvision.models.detection.fasterrcnn_resnet50_fpn.__name__ in torchvision.models.list_models()\n"
+        "import torchvision.models.video.resnet\n"
+        "import torch.onnx.symbolic_opset11\n"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["torch.export.exported_program", "torch._dynamo.exc", "torchvision.models.video.resnet"]
+)
+def test_the_first_import_of_a_submodule_runs_it_once(name: str) -> None:
+    package, _, own = name.rpartition(".")
+    python(
+        "import importlib, torch, torchvision.models\n"
+        f"module = importlib.import_module({name!r})\n"
+        f"assert getattr(sys.modules[{package!r}], {own!r}) is module is sys.modules[{name!r}]\n"
+        f"assert module.__spec__.origin == module.__file__ and module.__spec__.name == {name!r}\n"
+    )
+
+
+@pytest.mark.slow
 def test_what_detection_asks_the_compiler_is_answered() -> None:
     python(
         "import torch, torchvision\n"
@@ -41,8 +78,9 @@ def test_what_detection_asks_the_compiler_is_answered() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_compiler_that_somebody_loaded_stays() -> None:
     code = "import torch._dynamo, sys\nreal = sys.modules['torch._dynamo']\n"
-    code += "from inat_ft.cli.lazy_dynamo import defer_compiler\n"
-    code += "defer_compiler()\nassert sys.modules['torch._dynamo'] is real"
+    code += "from inat_ft_startup.startup import defer_imports\n"
+    code += "defer_imports()\nassert sys.modules['torch._dynamo'] is real"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,9 +1,10 @@
+import os
 import subprocess
 import sys
 
 CODE = """
 import os, resource
-from inat_ft.cli.malloc import keep_memory
+from inat_ft_startup.startup import keep_memory
 if {kept}: keep_memory()
 import numpy as np
 def take():
@@ -17,8 +18,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(kept: bool, **environment: str) -> int:
-    code = CODE.format(kept=kept)
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    command = [sys.executable, "-c", CODE.format(kept=kept)]
+    environment = {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), **environment}
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return int(ran.stdout)
 
 

@@ -10,11 +10,7 @@ from tools import generate
 
 @pytest.mark.parametrize(
     ("file", "expected"),
-    [
-        (generate.FLAGS, generate.flags),
-        (generate.OPTIONS, generate.options),
-        (generate.REFERENCE, generate.reference),
-    ],
+    generate.FILES.items(),
     ids=lambda value: value.name if isinstance(value, Path) else "",
 )
 def test_generated_file_is_up_to_date(file: Path, expected: Callable[[], str]) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from inat_ft.cli import render
 from inat_ft.errors import InatFtError
+from inat_ft.tables import Table
 
 NAMES = ["Felis [/wild]", "[red] fox", "[bold]x", "a [link=http://x]y", ":cat:", "שלום", "狐", "\\[x]"]
 HIDDEN = [
@@ -21,7 +22,7 @@ HIDDEN = [
 
 @pytest.mark.parametrize(("name", "shown"), [*((name, name) for name in NAMES), *HIDDEN])
 def test_names_are_shown_as_they_are_in_every_place(capsys, name: str, shown: str) -> None:
-    render.table(f"title {name}", ("class", f"column {name}"), [[f"cell {name}", "1"]])
+    render.table(Table(("class", f"column {name}"), [[f"cell {name}", "1"]], f"title {name}"))
     render.echo(f"result {name}")
     render.info(f"remark {name}")
     render.warn(f"warning {name}")
@@ -53,7 +54,7 @@ ROWS = [["resnet50-head-with-a-long-name", "0.8123", "-0.0123 (-0.0200 to +0.010
 def test_a_narrow_terminal_drops_the_least_important_columns(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     for width, kept in ((200, COLUMNS), (95, COLUMNS[:4]), (80, COLUMNS[:3]), (50, COLUMNS[:3])):
         monkeypatch.setenv("COLUMNS", str(width))
-        render.table("", COLUMNS, ROWS, right=("time", "memory"), drop=("memory", "time"))
+        render.table(Table(COLUMNS, ROWS), drop=("memory", "time"))
         out, err = capsys.readouterr()
         head = out.splitlines()[1].split()
         assert head == list(kept)
@@ -65,7 +66,7 @@ def test_a_narrow_terminal_drops_the_least_important_columns(monkeypatch: pytest
 
 def test_without_a_terminal_no_column_is_lost(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    render.table("", COLUMNS, ROWS, drop=("memory", "time"))
+    render.table(Table(COLUMNS, ROWS), drop=("memory", "time"))
     assert capsys.readouterr().out.splitlines()[1].split() == list(COLUMNS)
 
 
@@ -78,10 +79,10 @@ def test_json_is_the_same_in_a_locale_that_is_not_utf_8(monkeypatch: pytest.Monk
         assert json.loads(raw.getvalue()) == value
 
 
-def test_results_are_shown_in_a_locale_that_is_not_utf_8(cli) -> None:
+def test_results_are_shown_in_a_locale_that_is_not_utf_8(process) -> None:
     for name, accuracy in (("Käfer [/b]", 0.5), ("b", 0.6)):
         text = json.dumps({"name": name, "test_accuracy": accuracy, "num_test": 100}, ensure_ascii=False)
         Path(f"{name[0]}.json").write_text(text, encoding="utf-8")
-    ran = cli("compare", "K.json", "b.json", PYTHONIOENCODING="ascii")
+    ran = process("compare", "K.json", "b.json", PYTHONIOENCODING="ascii")
     assert ran.code == 0, ran.err
     assert "K\\xe4fer [/b]" in ran.out

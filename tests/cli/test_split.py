@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from inat_ft_split_check.check import check_manifest
 
-from inat_ft.data.manifest import check_output, read_manifest
-from inat_ft.data.verify import check_manifest
+from inat_ft.data.manifest import read_manifest
 from inat_ft.errors import DataError, UsageError
+from inat_ft.paths import check_writable
 from tests.conftest import make_images
 
 
@@ -74,7 +75,7 @@ def test_unreadable_files_are_reported_as_missing(cli, tmp_path: Path) -> None:
             read_manifest(manifest.path)
         for place in ("x.csv", "photos.csv", "more/x.csv"):
             with pytest.raises(UsageError, match="is not writable"):
-                check_output(Path("splits") / place)
+                check_writable(Path("splits") / place)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +151,7 @@ def test_an_unwritable_cache_is_named_and_the_run_name_remains_free(cli, manifes
     assert once_more.code == 2 and "already exists" in once_more.err
 
 
+@pytest.mark.slow
 def test_the_second_process_that_starts_the_same_run_is_refused(manifest_file: Path) -> None:
     command = [sys.executable, "-m", "inat_ft", "train", "--split", str(manifest_file), "--backbone", "cnn"]
     command += ["--image-size", "32", "--epochs", "1", "--mode", "full", "--name", "one"]

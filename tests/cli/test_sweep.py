@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from inat_ft_sweeps.folder import create, only_sweep, open_sweep
+from inat_ft_sweeps.parsing import parse_spec
+from inat_ft_sweeps.worker import run_worker
 
 from inat_ft.cli import main
-from inat_ft.sweeps.folder import create, only_sweep, open_sweep
-from inat_ft.sweeps.parsing import parse_spec
-from inat_ft.sweeps.worker import run_worker
 
 SPEC = """
 method: bayes
@@ -52,8 +52,8 @@ def fixed(manifest_file: Path) -> list[str]:
     settings = {
         "data.split": str(manifest_file),
         "data.image_size": "32",
-        "model.backbone": "resnet18",
-        "model.weights": "none",
+        "model.backbone": "cnn",
+        "model.filters": "16",
         "mode": "head",
         "compute.precision": "fp32",
     }
@@ -161,13 +161,14 @@ def test_a_sweep_at_its_target_has_no_time_left_and_is_listed(cli) -> None:
 
 
 def test_what_the_network_or_the_disk_does_not_have_is_refused_at_once(cli, fixed) -> None:
-    (Path() / "sweep.yaml").write_text("method: grid\nparameters: {unfreeze_from: {values: [layer4, layer9]}}\n")
+    (Path() / "sweep.yaml").write_text("method: grid\nparameters: {unfreeze_from: {values: [block4, block9]}}\n")
     refused = cli("sweep", "create", "sweep.yaml", *fixed, "--set", "mode=partial", expect=2).stderr
-    assert "unknown stage 'layer9' for resnet18" in refused and "the trial: " in refused
+    assert "unknown stage 'block9' for cnn" in refused and "the trial: " in refused
     assert "no such split: nope.csv" in cli("sweep", "create", "--set", "data.split=nope.csv", expect=2).stderr
     assert not Path("sweeps").exists()
 
 
+@pytest.mark.slow
 def test_workers_share_the_trials_and_a_killed_one_is_replaced(cli, fixed, tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(SPEC.replace("run_cap: 3", "run_cap: 4"))
     cli("sweep", "create", "sweep.yaml", "--name", "pair", *fixed)

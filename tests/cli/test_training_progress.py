@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from inat_ft.cli import render
-from inat_ft.cli.training_progress import callbacks
+from inat_ft.cli.train import callbacks
 from inat_ft.records import Epoch
 from inat_ft.settings import load_config
 
@@ -27,4 +27,4 @@ def test_each_epoch_has_a_bar_that_is_removed_at_its_end(monkeypatch: pytest.Mon
     assert "loss 0.2500  accuracy 0.5000" in drawn.getvalue()
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
-    assert "val loss not finite accuracy 0.7500" in lines[0]
+    assert "val loss not finite acc 0.7500" in lines[0]

@@ -1,3 +1,4 @@
+import errno
 import os
 import resource
 import signal
@@ -10,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
+from inat_ft_doctor.stores import clear_store, list_stores
 
-from inat_ft.cache.array_store import clear_store, list_stores, open_store
+from inat_ft.cache import array_store
+from inat_ft.cache.array_store import open_store
 from inat_ft.errors import DataError
 
 HASHES = [f"{number:064x}" for number in range(40)]
@@ -71,7 +74,9 @@ def test_a_killed_process_is_resumed_and_nothing_is_wrong(tmp_path: Path) -> Non
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
+from inat_ft.cache import array_store
 from tests.data.test_array_store import HASHES, content, store
+array_store._FLUSH_SECONDS = 0
 def slow(missing):
     for place in missing:
         time.sleep(0.02)
@@ -132,8 +137,94 @@ def test_stores_are_listed_and_cleared(tmp_path: Path) -> None:
     store(tmp_path).ensure(HASHES, make, silent)
     (found,) = list_stores(tmp_path)
     assert (found.kind, found.rows, found.key) == ("packed", 40, {"size": 3})
+    other = tmp_path / "projects" / "server" / "key.json"  # of another program, if the folder is not that of the caches
+    other.parent.mkdir(parents=True)
+    other.write_text('{"key": {}}')
+    assert list_stores(tmp_path) == [found]
     clear_store(found)
     assert list_stores(tmp_path) == [] and len(store(tmp_path).missing(HASHES)) == 40
+
+
+def test_the_largest_store_is_listed_first_and_a_cleared_one_can_be_cleared(tmp_path: Path) -> None:
+    store(tmp_path).ensure(HASHES[:2], make, silent)
+    store(tmp_path, version=2).ensure(HASHES[:9], make, silent)
+    larger, smaller = list_stores(tmp_path)
+    assert (larger.rows, smaller.rows) == (9, 2) and larger.size > smaller.size
+    (smaller.folder / "index.bin").unlink()
+    assert [found.rows for found in list_stores(tmp_path)] == [9, 0]
+    clear_store(smaller)
+    clear_store(smaller)
+    assert [found.rows for found in list_stores(tmp_path)] == [9]
+
+
+def test_a_writer_waits_for_the_lock_and_closes_its_files(tmp_path: Path) -> None:
+    store(tmp_path).ensure(HASHES[:1], make, silent)
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(store(tmp_path).folder / "lock"):
+            building = pool.submit(store(tmp_path).ensure, HASHES[:9], make, silent)
+            time.sleep(0.2)
+            assert not building.done() and len(store(tmp_path).missing(HASHES[:9])) == 8
+        assert building.result() == 8
+    assert not before or len(os.listdir("/proc/self/fd")) == before
+
+
+def test_digests_without_rows_do_not_return_when_rows_are_added(tmp_path: Path) -> None:
+    store(tmp_path).ensure(HASHES[:2], make, silent)
+    index = store(tmp_path).folder / "index.bin"
+    with index.open("ab") as file:
+        file.write(b"".join(bytes.fromhex(name) for name in HASHES[20:30]))
+    assert store(tmp_path).missing(HASHES[20:30]) == list(range(10))
+    store(tmp_path).ensure(HASHES[:4], lambda missing: iter([content(missing)]), silent)
+    assert index.stat().st_size == 4 * 32 and store(tmp_path).missing(HASHES[20:30]) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [(errno.ENOSPC, "the disk is full"), (errno.EIO, "cannot write the cache to .*Input/output error")],
+)
+@pytest.mark.parametrize("failing", [1, 3])
+def test_no_row_after_a_failed_write_is_valid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, says: str, failing: int
+) -> None:
+    write, blocks = array_store._write, []
+
+    def fail_once(handle: int, data: memoryview) -> None:
+        if len(data) % 32:  # rows, not digests
+            blocks.append(len(data))
+            if len(blocks) == failing + 1:
+                raise OSError(number, os.strerror(number))
+        write(handle, data)
+
+    monkeypatch.setattr(array_store, "_write", fail_once)
+    with pytest.raises(DataError, match=says):
+        store(tmp_path).ensure(HASHES[:12], make, silent)
+    assert len(blocks) == failing + 1
+    assert len(store(tmp_path).missing(HASHES[:12])) == 12 - 3 * failing
+    assert (rows(tmp_path, HASHES[: 3 * failing]) == content(range(3 * failing))).all()
+    store(tmp_path).ensure(HASHES[:12], lambda missing: iter([content(missing)]), silent)
+    assert (rows(tmp_path, HASHES[:12]) == content(range(12))).all()
+
+
+@pytest.mark.parametrize(
+    ("flush_bytes", "flush_seconds", "flushes"), [(9, 1e9, 4), (10, 1e9, 2), (1000, 1e9, 1), (1000, 0.0, 4)]
+)
+def test_rows_become_valid_after_so_many_bytes_or_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flush_bytes: int, flush_seconds: float, flushes: int
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    monkeypatch.setattr(array_store, "_FLUSH_BYTES", flush_bytes)
+    monkeypatch.setattr(array_store, "_FLUSH_SECONDS", flush_seconds)
+    store(tmp_path).ensure(HASHES[:9], make, silent)  # three blocks of nine bytes, and a last flush
+    assert len(synced) == 1 + 2 * flushes  # key.json; rows and index
+
+
+def test_progress_ends_with_the_total_while_rows_are_still_being_written(tmp_path: Path, monkeypatch) -> None:
+    write, seen = array_store._write, []
+    monkeypatch.setattr(array_store, "_write", lambda handle, data: (time.sleep(0.05), write(handle, data)))
+    store(tmp_path).ensure(HASHES[:3], make, lambda done, total: seen.append((done, total)))
+    assert seen == [(0, 3), (3, 3)]
 
 
 def test_rows_that_take_the_place_of_cleared_ones_are_not_read_by_the_old_index(tmp_path: Path) -> None:
@@ -167,9 +258,13 @@ def test_a_waiting_process_goes_on_when_the_writer_is_killed(tmp_path: Path) -> 
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
+from inat_ft.cache import array_store
 from tests.data.test_array_store import HASHES, content, store
+array_store._FLUSH_SECONDS = 0
 def stuck(missing):
     yield content(missing[:1])
+    while store(Path({str(tmp_path)!r})).missing(HASHES[:1]):
+        time.sleep(0.01)
     print("holding", flush=True)
     time.sleep(60)
 store(Path({str(tmp_path)!r})).ensure(HASHES, stuck, lambda done, total: None)
@@ -178,3 +273,36 @@ store(Path({str(tmp_path)!r})).ensure(HASHES, stuck, lambda done, total: None)
         assert process.stdout.readline() == "holding\n"
         process.kill()
     assert store(tmp_path).ensure(HASHES, make, silent) == 39
+
+
+def test_a_hash_without_a_row_and_a_missing_store_are_reported(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="was cleared while it was being read"):
+        store(tmp_path).read(HASHES[:1])
+    store(tmp_path).ensure(HASHES[:3], make, silent)
+    with pytest.raises(DataError, match="was cleared while it was being read") as caught:
+        store(tmp_path).read(HASHES[2:4])
+    assert caught.value.hint == "run the same command again"
+
+
+def test_rows_that_another_process_adds_before_the_lock_is_free_are_not_made_again(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        store(tmp_path).ensure(HASHES[:1], make, silent)
+        with store(tmp_path).appending() as writer:
+            building = pool.submit(store(tmp_path).ensure, HASHES[:3], lambda missing: 1 / 0, silent)
+            time.sleep(0.2)
+            writer.digests += [bytes.fromhex(name) for name in HASHES[1:3]]
+            for block in make([1, 2]):
+                writer.write(block)
+            writer.flush()
+        assert building.result() == 0
+    assert store(tmp_path).missing(HASHES[:3]) == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": 3}', "\xff"])
+def test_a_store_with_a_damaged_description_is_listed_and_cleared(tmp_path: Path, text: str) -> None:
+    store(tmp_path).ensure(HASHES[:3], make, silent)
+    (store(tmp_path).folder / "key.json").write_text(text, encoding="latin-1")
+    (found,) = list_stores(tmp_path)
+    assert (found.rows, found.key) == (3, {})
+    clear_store(found)
+    assert list_stores(tmp_path) == []

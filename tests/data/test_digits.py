@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inat_ft_datasets.digits import is_complete, write_digits
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from inat_ft.download.digits import is_complete, write_digits
 from inat_ft.errors import DataError, UsageError
 
 
@@ -72,7 +72,7 @@ def test_other_files_are_not_touched(tmp_path: Path) -> None:
 
 
 def test_two_processes_can_write_at_once(tmp_path: Path) -> None:
-    code = "import pathlib; from inat_ft.download.digits import write_digits; write_digits(pathlib.Path('d'))"
+    code = "import pathlib; from inat_ft_datasets.digits import write_digits; write_digits(pathlib.Path('d'))"
     both = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [process.wait(120) for process in both] == [0, 0]
     assert is_complete(tmp_path / "d") and not (tmp_path / ".d.unfinished").exists()

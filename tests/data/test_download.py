@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inat_ft_datasets.http import download
 
-from inat_ft.download.http import download
 from inat_ft.errors import DataError, UsageError
 from tests.data.serving import Server, serving
 
 BODY = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
 IN_A_PROCESS = (
-    "import sys, pathlib; from inat_ft.download.http import download; download(sys.argv[1], pathlib.Path('f'))"
+    "import sys, pathlib; from inat_ft_datasets.http import download; download(sys.argv[1], pathlib.Path('f'))"
 )
 
 

@@ -122,18 +122,18 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 @pytest.mark.parametrize(
     "words", [("split", "photos"), ("predict", "runs/x", "photos"), ("train",), ("compare", "a", "b"), ("cache",)]
 )
-def test_every_command_requires_a_utf8_locale(cli, tmp_path: Path, words) -> None:
+def test_every_command_requires_a_utf8_locale(process, tmp_path: Path, words) -> None:
     data = make_images(tmp_path / "photos", classes=2, each=6)
     (data / "class0").rename(data / "Käfer")
-    ran = cli(*words, **ASCII)
+    ran = process(*words, **ASCII)
     assert ran.code == 2 and "ascii" in ran.err and "PYTHONUTF8=1" in ran.err and ran.out == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
 
 
-def test_help_works_in_any_locale_and_output_in_another_encoding_is_escaped(cli, tmp_path: Path) -> None:
-    assert cli("split", "--help", **ASCII).code == 0
+def test_help_works_in_any_locale_and_output_in_another_encoding_is_escaped(process, tmp_path: Path) -> None:
+    assert process("split", "--help", **ASCII).code == 0
     data = make_images(tmp_path / "photos", classes=2, each=6)
     (data / "class0").rename(data / "Käfer")
-    ran = cli("split", data, "--no-near", PYTHONIOENCODING="ascii")
+    ran = process("split", data, "--no-near", PYTHONIOENCODING="ascii")
     assert ran.code == 0 and r"K\xe4fer" in ran.out
-    assert "Käfer" in cli("split", data, "--no-near", "--json", PYTHONIOENCODING="ascii").json["classes"]
+    assert "Käfer" in process("split", data, "--no-near", "--json", PYTHONIOENCODING="ascii").json["classes"]

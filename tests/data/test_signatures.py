@@ -6,12 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inat_ft_near_duplicates.search import near_duplicates
+from inat_ft_near_duplicates.signatures import ImageSignatures, phash, thumbnail
 from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_images
-
-from inat_ft.images.near_duplicates import near_duplicates
-from inat_ft.images.signatures import ImageSignatures, phash, thumbnail
 
 
 @settings(max_examples=40, deadline=None)
@@ -31,7 +30,7 @@ def test_a_look_is_of_the_whole_picture_whatever_its_size() -> None:
     pictures = [torch.from_numpy(np.array(Image.fromarray(grey).convert("RGB").resize((w, h), 0))) for h, w in sizes]
     signatures.update(range(3), [thumbnail(picture.permute(2, 0, 1)) for picture in pictures])
     assert np.abs(signatures.thumbs.astype(int) - grey).max() <= 8  # a step of the ramp
-    assert np.abs(signatures.colours.astype(int) - signatures.colours[0]).max() <= 8
+    assert np.abs(signatures.colors.astype(int) - signatures.colors[0]).max() <= 8
 
 
 def looks_of(pictures: list[np.ndarray]) -> ImageSignatures:

@@ -4,15 +4,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from inat_ft_groups.assignment import assign_groups
+from inat_ft_image_folder.image_folder import ImageFolder
 
-from inat_ft.data.groups import assign_groups
 from inat_ft.data.manifest import read_manifest
 from inat_ft.data.sources import ImageList, Source
+from inat_ft.data.sources.base import ReadOptions, find_images
 from inat_ft.data.sources.csv_file import CsvFile
-from inat_ft.data.sources.find import find_images
-from inat_ft.data.sources.image_folder import ImageFolder
 from inat_ft.data.split import SplitOptions, make_manifest
-from inat_ft.errors import DataError
+from inat_ft.errors import DataError, PluginError, UsageError
 from inat_ft.images.scan import scan
 from inat_ft.testing import check_source
 from tests.conftest import make_images
@@ -76,7 +76,7 @@ def test_groups_are_matched_by_path_and_unknown_paths_are_reported(tmp_path: Pat
     rows = ["./class0/000.png,A", "class0/001.png,", "nope/x.png,A", "nope/y.png,B", "class0/000.png,A"]
     assign_groups(images, str(listed(images.root, rows, "path,group")), said.append)
     assert [row.group for row in images.rows] == ["A", "", ""]
-    assert len(said) == 1 and "lists 2 files that are not images of the split, such as nope/x.png" in said[0]
+    assert len(said) == 1 and "lists 2 files not among the images of the split, such as nope/x.png" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -192,3 +192,31 @@ def test_a_source_chosen_by_name_is_used_again_by_check(invoke, tmp_path: Path) 
     Path("list.txt").write_text("\n".join(["path,label", rows[0].replace("c0", "c1"), *rows[1:]]))
     ran = invoke("split", "--check", "splits/list.csv", "--json")
     assert ran.code == 1 and ran.json["changed"] == ["photos/class0/000.png"]
+
+
+def test_a_plugin_that_breaks_the_contract_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "list.csv").write_text("path,label\na.png,a\n")
+
+    def read_as(value: object) -> None:
+        monkeypatch.setattr(CsvFile, "read", lambda self, location, options: value)
+
+    read_as(["a.png"])
+    with pytest.raises(PluginError, match=r"read\(\) must return an ImageList, not \['a.png'\]"):
+        find_images(tmp_path / "list.csv")
+    twice = ImageList(tmp_path, "text list")
+    for label in "ab":
+        twice.add("a.png", label)
+    read_as(twice)
+    with pytest.raises(DataError, match=r"list\.csv lists a\.png twice"):
+        find_images(tmp_path / "list.csv")
+    monkeypatch.setattr(CsvFile, "supports_classes_from", False)
+    with pytest.raises(UsageError, match=r"--classes-from applies to folders, not to .*list"):
+        find_images(tmp_path / "list.csv", options=ReadOptions(classes_from="genus"))
+
+    def broken(self: CsvFile, location: Path) -> bool:
+        raise KeyError("format")
+
+    monkeypatch.setattr(CsvFile, "recognizes", broken)
+    with pytest.raises(UsageError, match=r"no data source recognizes .*list") as caught:
+        find_images(tmp_path / "list.csv")
+    assert "KeyError: 'format'" in caught.value.hint

@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inat_ft_groups.assignment import assign_groups
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
-from inat_ft.data.groups import assign_groups
 from inat_ft.data.manifest import Manifest, find_manifest, read_manifest, write_manifest
-from inat_ft.data.sources.base import ImageList, ReadOptions, Reason
-from inat_ft.data.sources.find import find_images
+from inat_ft.data.sources.base import ImageList, ReadOptions, Reason, find_images
 from inat_ft.data.split import SplitOptions, make_manifest
 from inat_ft.errors import DataError, UsageError
 from inat_ft.images.scan import Scan, scan
-from inat_ft.images.signatures import ImageSignatures
 from tests.conftest import make_images
 
 
@@ -26,8 +24,18 @@ def split(data: Path, options: SplitOptions | None = None, out: str = "m.csv", c
     images = find_images(data, options=ReadOptions(classes_from=classes_from))
     options = options or SplitOptions()
     scanned = scan(images.root, images.paths, 10**8, 2, options.near, lambda done, total: None)
-    assign_groups(images, options.group_by)
+    if options.group_by:
+        assign_groups(images, options.group_by)
     return make_manifest(images, scanned, options, Path(out))
+
+
+def make_empty(folder: Path, files: tuple[str, ...]) -> None:
+    """Empty files and folders: sources do not read the files."""
+    for name in files:
+        path = folder / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.touch()
 
 
 def unlike_images(labels: list[str], groups: list[str]) -> tuple[ImageList, Scan]:
@@ -36,7 +44,7 @@ def unlike_images(labels: list[str], groups: list[str]) -> tuple[ImageList, Scan
     for number, label in enumerate(labels):
         images.add(f"{label}/{number:06d}.jpg", label, group=groups[number] if groups else "")
     hashes = [f"{number:064x}" for number in range(len(labels))]
-    return images, Scan(hashes, [""] * len(labels), ImageSignatures.blank(0))
+    return images, Scan(hashes, [""] * len(labels))
 
 
 class TestStratification:
@@ -139,6 +147,7 @@ class TestManifest:
         ("change", "message"),
         [
             (lambda text: "", "is not a manifest"),
+            (lambda text: "# inat-ft manifest " + "[" * 100_000, "damaged"),
             (lambda text: text.replace(",val,", ",train,", 1), "edited or damaged"),
             (lambda text: text[: len(text) // 2], "damaged"),
             (lambda text: text.replace('"schema": 1', '"schema": 9'), "schema 9"),
@@ -271,6 +280,91 @@ class TestLayouts:
             Image.new("RGB", (8, 8)).save(data / "a.png")
         with pytest.raises((UsageError, DataError), match=str(data)):
             find_images(data)
+
+    @pytest.mark.parametrize(
+        ("files", "says"),
+        [
+            (("a/",), "d has no class folders that contain files"),
+            (("train/", "val/a/1.png"), "train has no class folders"),
+            (("train/a.png", "val/a/1.png"), "train has no class folders"),
+            (("val/a/1.png", "test/a/1.png"), "d has no train folder, only test and val"),
+            (("valid/a/1.png",), "d has no train folder, only valid"),
+            (("Train/a/1.png", "training/a/1.png"), "d has two folders for train: Train and training"),
+            (("set/train/a/1.png", "set/val/a/1.png"), "d contains a single data set: set"),
+        ],
+    )
+    def test_a_layout_without_training_classes_is_refused(
+        self, tmp_path: Path, files: tuple[str, ...], says: str
+    ) -> None:
+        make_empty(tmp_path / "d", files)
+        with pytest.raises((DataError, UsageError), match=f"{says}$") as caught:
+            find_images(tmp_path / "d")
+        assert caught.value.hint
+
+    def test_a_subset_folder_that_is_a_link_is_refused(self, tmp_path: Path) -> None:
+        make_empty(tmp_path / "d", ("train/a/1.png",))
+        make_empty(tmp_path / "other", ("a/1.png",))
+        (tmp_path / "d" / "val").symlink_to(tmp_path / "other")
+        with pytest.raises(DataError, match="val is a link out of the folder: links are not followed"):
+            find_images(tmp_path / "d")
+
+    @pytest.mark.parametrize(
+        ("files", "classes"),
+        [
+            (("train/1.png", "bus/1.png"), {"train", "bus"}),  # classes of vehicles
+            (("train/1.png",), {"train"}),
+            (("set/train/1.png", "set/bus/1.png"), {"set"}),
+            (("train/a/1.png",), {"a"}),
+        ],
+    )
+    def test_a_class_can_be_named_like_a_subset(
+        self, tmp_path: Path, files: tuple[str, ...], classes: set[str]
+    ) -> None:
+        make_empty(tmp_path / "d", files)
+        assert {row.label for row in find_images(tmp_path / "d").rows} == classes
+
+    def test_what_is_beside_the_classes_is_left_out_with_a_reason(self, tmp_path: Path) -> None:
+        make_empty(
+            tmp_path / "d", ("train/a/1.png", "val/a/1.png", "more/a/1.png", "2.png", "train/3.JPG", "notes.txt")
+        )
+        (tmp_path / "d" / "train" / "b").symlink_to(tmp_path / "d" / "train" / "a")
+        found = find_images(tmp_path / "d")
+        assert [(row.path, row.subset) for row in found.rows] == [("train/a/1.png", ""), ("val/a/1.png", "test")]
+        assert {left.path: left.text for left in found.left_out} == {
+            "2.png": "outside the class folders",
+            "more": "a folder beside train and val",
+            "train/3.JPG": "outside the class folders",
+            "train/b": "a link to a folder",
+        }
+
+    @pytest.mark.parametrize("link", [b"l\xff", "link"])
+    def test_links_and_names_that_are_not_utf8_are_left_out_inside_a_class(
+        self, tmp_path: Path, link: str | bytes
+    ) -> None:
+        make_empty(tmp_path / "d", ("a/1.png",))
+        try:
+            os.symlink(b"nowhere", os.fsencode(tmp_path / "d" / "a") + b"/" + os.fsencode(link))
+        except OSError:
+            pytest.skip("this file system has only UTF-8 names")
+        found = find_images(tmp_path / "d")
+        assert [row.path for row in found.rows] == ["a/1.png"]
+        assert [left.text for left in found.left_out] == [
+            "a broken link" if link == "link" else "the name is not UTF-8"
+        ]
+
+    def test_a_folder_that_cannot_be_listed_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(path: Path) -> None:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        (tmp_path / "d").mkdir()
+        monkeypatch.setattr(Path, "iterdir", refuse)
+        with pytest.raises(DataError, match=r"cannot read the folder .*/d: Permission denied"):
+            find_images(tmp_path / "d")
+
+    def test_taxa_that_are_not_in_the_folder_names_are_reported(self, tmp_path: Path) -> None:
+        make_empty(tmp_path / "d", ("a/1.png",))
+        with pytest.raises(DataError, match=r"--classes-from genus: no folder of a/1\.png is named like"):
+            find_images(tmp_path / "d", options=ReadOptions(classes_from="genus"))
 
     def test_links_out_of_the_folder_are_not_followed(self, tmp_path: Path) -> None:
         outside = make_images(tmp_path / "outside", classes=1, each=3)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inat_ft_datasets import unzip as archive
+from inat_ft_datasets.unzip import ArchiveError, unpack
 
-from inat_ft.download import unzip as archive
-from inat_ft.download.unzip import ArchiveError, unpack
 from inat_ft.errors import DataError
 
 Members = list[tuple[str, bytes]]
@@ -181,7 +181,7 @@ def test_a_damaged_archive_is_unpacked_completely_or_refused(
 
 def test_a_full_disk_is_reported_and_nothing_remains(tmp_path: Path, place: Path) -> None:
     (tmp_path / "a.zip").write_bytes(zipped([("d/small", b"1"), ("d/big", np.random.default_rng(0).bytes(300_000))]))
-    code = "import sys, pathlib; from inat_ft.download.unzip import unpack\n"
+    code = "import sys, pathlib; from inat_ft_datasets.unzip import unpack\n"
     code += "unpack(pathlib.Path('a.zip'), pathlib.Path('inside/d'), 'd', lambda done, total: None)"
     ran = subprocess.run(
         [sys.executable, "-B", "-c", code],

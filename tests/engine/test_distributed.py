@@ -53,13 +53,13 @@ def record(name: str) -> dict:
     ],
     ids=["head", "full", "cnn", "efficientnet", "swa", "accumulate", "weights", "blended"],
 )
-def test_two_processes_give_the_result_of_one_up_to_rounding(cli, manifest_file, mode: str, more) -> None:
+def test_two_processes_give_the_result_of_one_up_to_rounding(process, manifest_file, mode: str, more) -> None:
     arguments = ["--mode", mode, "--epochs", "1", "--batch-size", "36", *more]
-    process = torchrun(2, manifest_file, *arguments, "--name", "two", "--cache-dir", "other", "--json")
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
+    started = torchrun(2, manifest_file, *arguments, "--name", "two", "--cache-dir", "other", "--json")
+    out, err = started.communicate(timeout=240)
+    assert started.returncode == 0, err
     assert json.loads(out)["compute"]["processes"] == 2  # only the main process prints
-    alone = cli("train", "--split", manifest_file, *OPTIONS.split(), *arguments, "--name", "one")
+    alone = process("train", "--split", manifest_file, *OPTIONS.split(), *arguments, "--name", "one")
     assert alone.code == 0, alone.err
     one, two = record("one"), record("two")
     swa = "swa" in more  # many steps on few images amplify rounding errors
@@ -73,12 +73,12 @@ def test_two_processes_give_the_result_of_one_up_to_rounding(cli, manifest_file,
         assert rows[0] == rows[1] > 0
 
 
-def test_a_range_test_in_two_processes_gives_the_result_of_one(cli, manifest_file) -> None:
+def test_a_range_test_in_two_processes_gives_the_result_of_one(process, manifest_file) -> None:
     arguments = [*TINY, "--mode", "full", "--find-lr", "--accumulate", "2", "--mixup", "0.2", "--json"]
-    process = torchrun(2, manifest_file, *arguments, "--name", "two", "--cache-dir", "other")
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    alone = cli("train", "--split", manifest_file, *OPTIONS.split(), *arguments, "--name", "one")
+    started = torchrun(2, manifest_file, *arguments, "--name", "two", "--cache-dir", "other")
+    out, err = started.communicate(timeout=240)
+    assert started.returncode == 0, err
+    alone = process("train", "--split", manifest_file, *OPTIONS.split(), *arguments, "--name", "one")
     assert alone.code == 0, alone.err
     one, two = alone.json, json.loads(out)
     steps = 50  # before the loss explodes and amplifies rounding errors
@@ -100,17 +100,17 @@ def test_a_network_with_synchronized_layers_can_be_pickled() -> None:
     assert torch.equal(copy(images), net(images)) and torch.equal(net(images), before)
 
 
-def test_a_killed_process_ends_the_run_which_can_be_resumed(cli, manifest_file) -> None:
-    process = torchrun(2, manifest_file, "--mode", "full", "--epochs", "12", "--patience", "0", "--name", "broken")
+def test_a_killed_process_ends_the_run_which_can_be_resumed(process, manifest_file) -> None:
+    started = torchrun(2, manifest_file, "--mode", "full", "--epochs", "12", "--patience", "0", "--name", "broken")
     checkpoint, deadline = Path("runs/broken/resume.pt"), time.monotonic() + 120
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode != 0 and "inat-ft train --resume runs/broken" in err, err
+    _, err = started.communicate(timeout=120)
+    assert started.returncode != 0 and "inat-ft train --resume runs/broken" in err, err
     assert not Path("runs/broken/record.json").exists()
-    resumed = cli("train", "--resume", "runs/broken", "--json")
+    resumed = process("train", "--resume", "runs/broken", "--json")
     assert resumed.code == 0 and len(resumed.json["history"]) == 12
 
 

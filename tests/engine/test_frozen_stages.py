@@ -98,3 +98,18 @@ def test_frozen_prefix_and_its_last_trained_epoch() -> None:
     assert [plan.last_trained_epoch(whole, epoch) for epoch in range(5)] == [0, 0, 2, 2, 4]
     assert [plan.last_trained_epoch(middle, epoch) for epoch in range(5)] == [0, 0, 2, 2, 2]
     assert plan.last_trained_epoch(0, 4) == 0
+
+
+@pytest.mark.parametrize("damage", ["", "null", "\xff", '["a", 1, [2], true]'])
+def test_damaged_measurements_in_the_cache_folder_are_made_again(manifest_file: Path, cli, damage: str) -> None:
+    words = ["--split", manifest_file, "--backbone", "cnn", "--weights", "none", "--image-size", 32, "--epochs", 1]
+    words += ["--mode", "head", "--device", "cpu", "--precision", "fp32", "--runs-dir", "runs", "--cache-dir", "kept"]
+    first = cli("train", *words, "--json")
+    measurements = list(Path("kept", "checked").glob("*.json"))
+    assert measurements
+    for file in measurements:
+        file.write_text(damage, encoding="latin-1")
+    second = cli("train", *words, "--json")
+    assert (first.code, second.code) == (0, 0), second.err
+    assert second.json["history"][0]["val_loss"] == first.json["history"][0]["val_loss"]
+    assert all(file.read_text(encoding="utf-8") not in ("", damage) for file in measurements)

@@ -11,8 +11,7 @@ from inat_ft.config import OptimConfig
 from inat_ft.engine.optimizer import make_optimizer
 from inat_ft.engine.plan import make_plan
 from inat_ft.errors import ConfigError, InatFtError, PluginError
-from inat_ft.optim import Optimizer
-from inat_ft.optim.builtin import Adam, AdamW, Sgd
+from inat_ft.optim import Adam, AdamW, Optimizer, Sgd
 from inat_ft.registry import plugins
 from inat_ft.settings import load_config
 from inat_ft.strategies import Group, Strategy
@@ -73,7 +72,7 @@ def test_an_unknown_optimizer_is_an_error_with_a_suggestion() -> None:
 
 
 def test_options_of_a_plugin_are_validated_and_recorded(lion, config, directories) -> None:
-    settings = config(optim__optimizer="lion", optim__beta1=0.5, strategy__name="full")
+    settings = config(optim__optimizer="lion", optim__beta1=0.5, optim__lr=1e-4, strategy__name="full")
     assert settings.optim.options == {"beta1": 0.5, "beta2": 0.99}
     record, directory = train(settings, directories)
     assert record.config["optim"]["beta1"] == 0.5 and "beta1: 0.5" in (directory / "config.yaml").read_text()

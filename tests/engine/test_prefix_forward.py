@@ -18,6 +18,7 @@ needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_compiled_stages_give_the_same_features_for_batches_of_any_size() -> None:
     net = build_net(ModelConfig(backbone="resnet18", weights="none"), 3, 64, seed=0).eval()
     images = torch.randn(13, 3, 64, 64).contiguous(memory_format=torch.channels_last)
@@ -26,7 +27,7 @@ def test_compiled_stages_give_the_same_features_for_batches_of_any_size() -> Non
     with torch.inference_mode():
         wanted = exact_prefix(net, 3).build()(images)
         made = [compiled(part) for part in (images[:5], images[5:8], images[8:])]
-        assert compiled._run is not compiled.stages
+        assert compiled._run is not compiled.plain
         torch.testing.assert_close(torch.cat(made), wanted, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(compiled(images), wanted, rtol=1e-3, atol=1e-4)  # a larger batch
     assert logged == []
@@ -42,13 +43,14 @@ def test_stages_that_cannot_be_compiled_run_uncompiled(monkeypatch: pytest.Monke
     compiled = Compiled(nn.Conv2d(3, 4, 3), logged.append)
     images = torch.randn(2, 3, 8, 8)
     with torch.inference_mode():
-        assert torch.equal(compiled(images), compiled.stages(images))
-        assert torch.equal(compiled(images), compiled.stages(images))
+        assert torch.equal(compiled(images), compiled.plain(images))
+        assert torch.equal(compiled(images), compiled.plain(images))
     (line,) = logged
     assert "torch.compile failed" in line
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_the_prefix_is_compiled_for_many_images_and_recorded(
     config, directories, monkeypatch: pytest.MonkeyPatch
 ) -> None:

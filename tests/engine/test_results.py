@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from inat_ft_lr_finder.range_test import find_lr
 from safetensors.torch import load_file
 from torch import nn
 
@@ -18,13 +19,14 @@ from inat_ft.data.batches import Batches, ResidentRows
 from inat_ft.data.manifest import read_manifest, write_manifest
 from inat_ft.engine.advice import advise
 from inat_ft.engine.device import Compute, reproducible
-from inat_ft.engine.loops import Batch, Forward, StepConfig, evaluate, step
+from inat_ft.engine.forward import Forward, StepConfig, Tail
+from inat_ft.engine.loops import Batch, evaluate, step
 from inat_ft.engine.plan import make_plan
 from inat_ft.errors import UsageError
 from inat_ft.records import Advice, Epoch, read_record
 from inat_ft.strategies import Group, Strategy
 from inat_ft.testing import tiny_net
-from inat_ft.training import TrainCallbacks, find_lr, release_memory, train
+from inat_ft.training import TrainCallbacks, release_memory, train
 
 CPU = Compute(torch.device("cpu"), "fp32", forced=True)
 TINY = ["--backbone", "cnn", "--set", "model.filters=16", "--image-size", "32", "--precision", "fp32"]
@@ -73,10 +75,10 @@ class TestNotFinite:
         assert math.isnan(loss) and accuracy == 0
 
     def test_a_range_test_that_explodes_prints_json(self, invoke, manifest_file, monkeypatch) -> None:
-        from inat_ft.engine.lr_finder import LRFinderResult
+        from inat_ft_lr_finder.range_test import LRFinderResult
 
         found = LRFinderResult([1e-6, 1e-5, 1e-4], [1.0, math.inf, math.nan], [1.0, 2.0, 4.0], None)
-        monkeypatch.setattr("inat_ft.training.lr_range_test", lambda *given: found)
+        monkeypatch.setattr("inat_ft_lr_finder.range_test.lr_range_test", lambda *given: found)
         ran = invoke("train", "--split", manifest_file, *TINY, "--find-lr", "--json")
         assert ran.code == 0, ran.err
         assert strict(ran.out)["loss"] == [1.0, None, None]
@@ -121,9 +123,7 @@ class TestStopping:
 
         arguments = ["train", "--split", manifest_file, *TINY, "--epochs", 2, "--name", "n"]
         with monkeypatch.context() as patched:
-            patched.setattr(
-                "inat_ft.cli.training_progress.callbacks", lambda config: TrainCallbacks(on_epoch=interrupt)
-            )
+            patched.setattr("inat_ft.cli.train.callbacks", lambda config: TrainCallbacks(on_epoch=interrupt))
             ran = invoke(*arguments)
         assert ran.code == 130 and expected in ran.err and unexpected not in ran.err, ran.err
         again = invoke("train", "--resume", "runs/n") if epoch == 2 else invoke(*arguments)
@@ -172,7 +172,9 @@ class TestDeterministic:
         settings = config(compute__deterministic=True, strategy__name="full")
         runs = [train(settings, directories, TrainCallbacks(on_step=look)) for _ in range(2)]
         assert set(seen) == {(True, ":4096:8")}
-        assert not torch.are_deterministic_algorithms_enabled() and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+        assert (
+            not torch.are_deterministic_algorithms_enabled() and os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
+        )
         a, b = (load_file(directory / "model.safetensors") for _, directory in runs)
         assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -260,7 +262,7 @@ def test_class_weights_give_the_gradients_of_cross_entropy_loss(parts: int, smoo
     optimizers[0].step()
     config = OptimConfig(label_smoothing=smoothing)
     batches = Batches(ResidentRows(images), labels, 9, lambda rows, _: rows)
-    forward = Forward(nets[1], batches, len(nets[1].stages), CPU)
+    forward = Forward(nets[1], batches, len(nets[1].stages), CPU, Tail(nets[1], len(nets[1].stages), CPU))
     step_config = StepConfig(config, class_weights=weights, accumulation_steps=parts)
     step(forward, step_config, optimizers[1], Batch(9, images, labels, labels))
     for a, b in zip(nets[0].head.parameters(), nets[1].head.parameters(), strict=True):

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import nn
 
 from inat_ft.config import OptimConfig
 from inat_ft.engine.early_stopping import EarlyStopping
 from inat_ft.engine.optimizer import lr_factor, make_optimizer
-from inat_ft.engine.plan import make_plan
+from inat_ft.engine.plan import TrainingPlan, make_plan
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.models.net import make_net
 from inat_ft.records import Epoch, RunRecord, atomic_write, read_record
@@ -38,12 +41,11 @@ def assert_same(first: tuple[RunRecord, Path], second: tuple[RunRecord, Path]) -
     "settings",
     [
         {"strategy__name": "head"},
-        {"strategy__name": "partial", "strategy__unfreeze_from": "layer4"},
-        {"strategy__name": "partial", "strategy__unfreeze_from": "layer2"},
+        {"strategy__name": "partial", "model__backbone": "resnet18"},
+        {"strategy__name": "partial", "strategy__unfreeze_from": "block3"},
         {"strategy__name": "head", "data__augment": "flip"},
         {"strategy__name": "partial", "data__augment": "flip"},
         {"strategy__name": "head", "data__balance": "sampler"},
-        {"strategy__name": "head", "model__backbone": "cnn"},
         {"strategy__name": "partial", "model__backbone": "mobilenet_v2"},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
@@ -92,7 +94,9 @@ def test_training_the_head_does_not_change_the_backbone(config, directories) -> 
 
 
 def test_partial_training_changes_only_its_stages_and_their_statistics(config, directories) -> None:
-    settings = config(strategy__name="partial", strategy__unfreeze_from="layer4", compute__cache="none")
+    settings = config(
+        model__backbone="resnet18", strategy__name="partial", strategy__unfreeze_from="layer4", compute__cache="none"
+    )
     before = {name: tensor.clone() for name, tensor in prepare(settings).plan.net.original_state_dict().items()}
     after = load_file(train(settings, directories)[1] / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -257,6 +261,7 @@ def test_a_resumed_run_gives_the_same_numbers(config, directories, settings, sto
     assert (whole[1] / "predictions-val.csv").read_text() == (directory / "predictions-val.csv").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_process_can_be_resumed(config, directories, cli, manifest_file) -> None:
     arguments = ["train", "--split", manifest_file, "--backbone", "resnet18", "--weights", "none", "--mode", "full"]
     arguments += ["--image-size", 32, "--epochs", 4, "--patience", 0, "--precision", "fp32", "--batch-size", 8]
@@ -303,6 +308,47 @@ def test_a_damaged_checkpoint_is_refused(config, directories, left: bytes) -> No
     assert caught.value.hint == "start a new run with another --name" and not hasattr(caught.value, "__notes__")
 
 
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(config, directories) -> None:
+    def interrupt(epoch) -> None:
+        if epoch.epoch == 3:
+            raise Interrupted
+
+    settings = {"optim__epochs": 4, "stop__patience": 0, "strategy__name": "full"}
+    whole = train(config(name="whole", **settings), directories)
+    with pytest.raises(Interrupted):
+        train(config(name="a", **settings), directories, TrainCallbacks(on_epoch=interrupt))
+    run, lines = directories.runs / "a", []
+    newest, before = run / "resume.pt", run / "resume.previous.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit of a weight, which torch.load does not notice
+    newest.write_bytes(content)
+    left = run / ".resume.pt.0a1b2c3d.tmp"
+    left.write_bytes(b"of a killed process")
+    assert_same(train(config(name="a", **settings), directories, TrainCallbacks(log=lines.append), run), whole)
+    (line,) = (line for line in lines if "checkpoint" in line)
+    assert "the checksum of" in line and line.endswith("training resumes from the checkpoint before it, epoch 1")
+    assert newest.exists() and not before.exists() and not left.exists()
+    metrics = (run / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in metrics] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kept", ["previous", "neither"])
+def test_a_process_may_be_killed_between_the_two_checkpoints(config, directories, kept: str) -> None:
+    def interrupt(epoch) -> None:
+        if epoch.epoch == 3:
+            raise Interrupted
+
+    settings = {"optim__epochs": 3, "stop__patience": 0}
+    whole = train(config(name="whole", **settings), directories)
+    with pytest.raises(Interrupted):
+        train(config(name="a", **settings), directories, TrainCallbacks(on_epoch=interrupt))
+    run = directories.runs / "a"
+    (run / "resume.pt").unlink()
+    if kept == "neither":
+        (run / "resume.previous.pt").unlink()
+    assert_same(train(config(name="a", **settings), directories, resume=run), whole)
+
+
 def test_a_checkpoint_of_other_settings_is_refused(config, directories) -> None:
     def interrupt(epoch) -> None:
         raise Interrupted
@@ -323,7 +369,7 @@ def test_a_name_is_not_used_twice(config, directories) -> None:
     with pytest.raises(UsageError, match="already exists"):
         train(config(name="once"), directories)
     names = [train(config(), directories)[1].name for _ in range(2)]
-    assert names == ["resnet18-head-1", "resnet18-head-2"]
+    assert names == ["cnn-head-1", "cnn-head-2"]
 
 
 def test_a_diverged_loss_is_an_error_with_a_hint(config, directories) -> None:
@@ -338,7 +384,7 @@ def test_on_epoch_can_stop_training(config, directories) -> None:
 
 
 def test_the_optimizer_holds_trainable_parameters_and_does_not_decay_biases(config) -> None:
-    setup = prepare(config(strategy__name="partial", strategy__unfreeze_from="layer4"))
+    setup = prepare(config(model__backbone="resnet18", strategy__name="partial", strategy__unfreeze_from="layer4"))
     optimizer = make_optimizer(setup.plan.epochs[0], OptimConfig(weight_decay=0.1))
     held = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     learning = {
@@ -353,6 +399,15 @@ def test_the_optimizer_holds_trainable_parameters_and_does_not_decay_biases(conf
 class HeadThenAll(Strategy):
     def groups(self, net, epoch):
         return [Group(net.head.parameters())] if epoch < 2 else [Group(net.parameters(), lr_scale=0.1)]
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
+def test_a_prefix_thaws_in_the_first_epoch_with_a_shorter_one(prefixes: list[int]) -> None:
+    plan = TrainingPlan(nn.Module(), (None,) * len(prefixes))  # type: ignore[arg-type]  # only the prefixes are read
+    vars(plan)["_prefixes"] = prefixes
+    for epoch, prefix in enumerate(prefixes):
+        following = [number for number, other in enumerate(prefixes) if number > epoch and other < prefix]
+        assert plan.epochs_until_thaw(epoch) == min(following, default=len(prefixes)) - epoch
 
 
 def test_a_new_phase_keeps_the_optimizer_state() -> None:
@@ -377,7 +432,7 @@ def test_a_record_describes_the_environment_without_personal_data(config, direct
     record, directory = train(config(), directories)
     text = (directory / "record.json").read_text()
     assert record.environment["torch"] == torch.__version__ and record.split.fingerprint and record.seed == 0
-    assert record.parameters.trained == 3 * 512 + 3
+    assert record.parameters.trained == 3 * 128 + 3
     assert record.seconds["total"] > 0 and record.images_per_s > 0 and record.peak_memory_mib > 0
     assert os.uname().nodename not in text
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

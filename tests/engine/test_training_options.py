@@ -6,33 +6,33 @@ import shutil
 
 import pytest
 import torch
+from inat_ft_averaging.averages import make_average
+from inat_ft_cnn.cnn import Cnn
+from inat_ft_lr_finder.range_test import find_lr, steepest_descent_lr
 from safetensors.torch import load_file
 from torch import nn
-from torchvision.models import resnet18
 
 from inat_ft.config import OptimConfig
 from inat_ft.engine.device import Compute
 from inat_ft.engine.early_stopping import EarlyStopping
-from inat_ft.engine.fit import TrainState, fit
-from inat_ft.engine.loops import StepConfig
-from inat_ft.engine.lr_finder import steepest_descent_lr
+from inat_ft.engine.fit import TrainState, fit, run_tasks
+from inat_ft.engine.forward import StepConfig
 from inat_ft.engine.optimizer import lr_factor
 from inat_ft.engine.plan import make_plan
-from inat_ft.engine.weight_averaging import make_average
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.images.augment import blender
 from inat_ft.models.net import make_net
 from inat_ft.settings import load_config
 from inat_ft.strategies import Group, Strategy
 from inat_ft.testing import SyntheticData, tiny_net
-from inat_ft.training import TrainCallbacks, find_lr, prepare, train
+from inat_ft.training import TrainCallbacks, prepare, train
 
 
 @pytest.fixture
 def pretrained(config, tmp_path):
     """Like `config`, with pretrained weights, which l2-sp and wise-ft require."""
     torch.manual_seed(0)
-    torch.save(resnet18().state_dict(), tmp_path / "start.pth")
+    torch.save(Cnn(filters=16).build(3, 32, 0.0).state_dict(), tmp_path / "start.pth")
     return lambda **settings: config(**{"model__weights": str(tmp_path / "start.pth"), **settings})
 
 
@@ -44,7 +44,7 @@ def start(settings) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in prepare(settings).plan.net.original_state_dict().items()}
 
 
-def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], prefix: str = "layer") -> float:
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], prefix: str = "block") -> float:
     """Return the L2 distance of the parameters, without BatchNorm statistics."""
     names = [name for name in a if name.startswith(prefix) and name.endswith(("weight", "bias"))]
     return math.sqrt(sum(float((a[name] - b[name]).square().sum()) for name in names))
@@ -144,7 +144,7 @@ def test_wise_ft_interpolates_and_alpha_1_is_the_fine_tuned_network(pretrained, 
     settings = {"strategy__name": "partial", "optim__epochs": 1, "optim__average": "wise-ft"}
     begin = start(pretrained(**settings))
     runs = {alpha: weights(train(pretrained(**settings, optim__alpha=alpha), directories)) for alpha in (0.0, 0.5, 1.0)}
-    for name in ("layer4.0.conv1.weight", "layer4.1.bn2.running_mean"):
+    for name in ("block5.conv.weight", "block5.bn.running_mean"):
         assert torch.equal(runs[0.0][name], begin[name])
         assert torch.allclose(runs[0.5][name], (begin[name] + runs[1.0][name]) / 2, atol=1e-6)
     assert torch.equal(runs[0.0]["fc.weight"], runs[1.0]["fc.weight"])  # the new head is not averaged
@@ -208,15 +208,12 @@ class Greedy(nn.Module):
 
 @pytest.mark.parametrize("most", [3, 1])
 def test_a_batch_that_does_not_fit_into_memory_is_split_and_logged(config, directories, monkeypatch, most: int) -> None:
-    from torchvision.models import resnet18
-
     from inat_ft.models import build
 
     def greedy(*args, **kwargs):
         model = plain(*args, **kwargs)
-        classifier = resnet18(num_classes=10)
-        classifier.avgpool = nn.Sequential(classifier.avgpool, Greedy(most))
-        return dataclasses.replace(model, net=make_net("greedy", classifier, 3, 0.0))
+        layers = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Greedy(most), nn.Linear(8, 10))
+        return dataclasses.replace(model, net=make_net("greedy", nn.Sequential(*layers), 3, 0.0))
 
     plain = build.build_model
     monkeypatch.setattr("inat_ft.setup.build_model", greedy)
@@ -245,14 +242,26 @@ class TestRangeTest:
         assert steepest_descent_lr(lrs, [2.0, 2.0, 2.0, 2.0, 2.1, 3.0, 9.0]) is None
 
     def test_the_command_draws_a_figure(self, cli, manifest_file, tmp_path) -> None:
-        arguments = ["--split", manifest_file, "--backbone", "cnn", "--image-size", 32, "--batch-size", 8]
-        ran = cli("train", "--find-lr", *arguments, "--json")
+        arguments = [
+            "--split",
+            manifest_file,
+            "--backbone",
+            "cnn",
+            "--set",
+            "model.filters=16",
+            "--image-size",
+            32,
+            "--batch-size",
+            8,
+        ]
+        ran = cli("train", "--find-lr", *arguments, "--batch-size", 8, "--json")
         assert ran.code == 0, ran.err
         assert (tmp_path / ran.json["picture"]).read_bytes().startswith(b"\x89PNG")
         assert ran.json["suggestion"] in ran.json["lr"]
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+@pytest.mark.slow
 def test_compiled_training_gives_the_same_loss() -> None:
     losses = []
     for compiled in (False, True):
@@ -260,12 +269,16 @@ def test_compiled_training_gives_the_same_loss() -> None:
         plan, step_config = make_plan(All(), net, 1), StepConfig(OptimConfig(epochs=1, lr=1e-2), compile=compiled)
         exact = Compute(torch.device("cpu"), "fp32", forced=True)
         losses.append(
-            fit(SyntheticData(), plan, step_config, exact, TrainState(EarlyStopping(0))).history[0].train_loss
+            run_tasks(fit(SyntheticData(), plan, step_config, exact, TrainState(EarlyStopping(0))))
+            .history[0]
+            .train_loss
         )
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_compiling_without_a_compiler_is_a_usage_error(cli, manifest_file) -> None:
+def test_compiling_without_a_compiler_is_a_usage_error(cli, manifest_file, monkeypatch) -> None:
     arguments = ["--split", manifest_file, "--backbone", "cnn", "--image-size", 32, "--compile"]
-    ran = cli("train", *arguments, PATH="/nonexistent", CXX="")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setenv("CXX", "")
+    ran = cli("train", *arguments)
     assert ran.code == 2 and "C++ compiler" in ran.err

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from inat_ft_cam.cam import _cam_layer, _last_with_places, grad_cam
 from PIL import Image
 from torch import nn
 
 from inat_ft.config import ModelConfig
 from inat_ft.engine.device import choose_compute
 from inat_ft.errors import UsageError
-from inat_ft.evaluation.cam import _cam_layer, _last_with_places, grad_cam
 from inat_ft.evaluation.evaluate import evaluate_run
 from inat_ft.evaluation.predict import LoadedModel
 from inat_ft.models.base import Preprocess
@@ -91,6 +91,7 @@ def test_a_map_of_one_place_is_refused() -> None:
         _last_with_places(flat, torch.randn(2, 3, 2, 2))
 
 
+@pytest.mark.slow
 def test_eval_draws_overlays(config, directories, monkeypatch: pytest.MonkeyPatch) -> None:
     _, run = train(config(optim__epochs=1), directories)
     with monkeypatch.context() as without:
@@ -107,7 +108,7 @@ def test_eval_draws_overlays(config, directories, monkeypatch: pytest.MonkeyPatc
 
 def test_a_network_without_places_is_refused_before_the_test_set_is_looked_at(config, directories, monkeypatch) -> None:
     _, run = train(config(optim__epochs=1), directories)
-    monkeypatch.setattr("inat_ft.evaluation.cam._layout", lambda x, count: None)
+    monkeypatch.setattr("inat_ft_cam.cam._layout", lambda x, count: None)
     with pytest.raises(UsageError, match="distinguishes positions at 32 pixels"):
         evaluate_run(run, "test", cam=True)
     assert not (run / "predictions-test.csv").exists()

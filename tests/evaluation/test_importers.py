@@ -2,10 +2,12 @@ import json
 from pathlib import Path
 
 import pytest
+from inat_ft_importers.history import to_number
+from inat_ft_importers.huggingface import from_trainer_state
+from inat_ft_importers.wandb import from_wandb
 
 from inat_ft.errors import RecordError, UsageError
 from inat_ft.evaluation.compare import compare
-from inat_ft.evaluation.importers import from_trainer_state, from_wandb
 from inat_ft.evaluation.predictions import read_predictions
 from inat_ft.records import read_record
 
@@ -157,3 +159,11 @@ def test_a_record_cannot_show_what_is_in_another_file(tmp_path: Path) -> None:
     with pytest.raises(RecordError) as caught:
         read_predictions(tmp_path / "r" / ".." / "secret")
     assert "x:0:0" not in str(caught.value) and "hunter2" not in str(caught.value) + caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [(1, 1.0), ("0.5", 0.5), (None, None), (True, None), ("x", None), ([1], None), (10**400, None), ("nan", None)],
+)
+def test_only_finite_numbers_are_read(value: object, number: float | None) -> None:
+    assert to_number(value) == number

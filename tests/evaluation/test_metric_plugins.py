@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
-from inat_ft.evaluation.significance import paired
 from inat_ft.metrics import MeanMetric, Metric, Predictions, get_metric, installed_metrics
+from inat_ft.metrics.bounds import paired
 from inat_ft.testing import check_metric
 from tests.integration.conftest import ROOT
 
@@ -56,11 +56,13 @@ def test_the_example_keeps_the_contract_and_is_scikit_learns(monkeypatch: pytest
     assert Example().value(p) == pytest.approx(cohen_kappa_score(p.true, p.predicted))
 
 
+@pytest.mark.slow
 def test_a_metric_of_probabilities_keeps_the_contract() -> None:
     check_metric(Auc(), images=60)
 
 
 @pytest.mark.parametrize("accuracy", [0.25, 0.7, 0.97])
+@pytest.mark.slow
 def test_kappa_is_covered_and_equal_classifiers_are_seldom_called_different(accuracy: float) -> None:
     """Kappa of uniform classes and errors is (accuracy - 1/4) / (3/4); it is 0 for a classifier that guesses."""
     rng, trials, covered, rejected = np.random.default_rng(0), 200, 0, 0

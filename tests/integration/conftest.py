@@ -17,7 +17,7 @@ def plugin_environment(tmp_path_factory) -> Callable[..., Path]:
         home = tmp_path_factory.mktemp("venv")
         venv.create(home, with_pip=False, symlinks=True)
         site = next(home.glob("lib/python*/site-packages"))
-        here = [path for path in sys.path if path.endswith("site-packages")] + [str(ROOT)]
+        here = [path for path in sys.path if path.endswith("site-packages")] + [str(ROOT), str(ROOT / "plugins")]
         (site / "ours.pth").write_text("\n".join(here) + "\n")
         for name in names:
             command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]

@@ -8,13 +8,13 @@ import pytest
 
 from tests.conftest import make_images
 
-SMALL = ("--backbone", "resnet18", "--weights", "none", "--image-size", 32, "--epochs", 2, "--precision", "fp32")
+SMALL = ("--backbone", "cnn", "--set", "model.filters=16", "--image-size", 32, "--epochs", 2, "--precision", "fp32")
 
 
 def test_split_train_eval_compare(cli, tmp_path: Path) -> None:
     data = make_images(tmp_path / "photos")
     assert cli("split", data, "--test-fraction", "0.25").code == 0
-    part_a = cli("train", "--backbone", "cnn", "--image-size", 32, "--epochs", 4, "--lr", "1e-3", "--name", "part-a")
+    part_a = cli("train", *SMALL, "--epochs", 4, "--lr", "1e-3", "--mode", "full", "--name", "part-a")
     assert part_a.code == 0 and "run:  runs/part-a" in part_a.out and "epoch 1/4" in part_a.err
     part_b = cli("train", *SMALL, "--mode", "head", "--dropout", "0.3", "--name", "part-b", "--json")
     assert part_b.json["config"]["model"]["dropout"] == 0.3 and part_b.json["directory"] == "runs/part-b"
@@ -94,7 +94,7 @@ def test_the_dry_run_shows_what_would_learn_and_trains_nothing(cli, manifest_fil
         (["--set", "model.droput=0.3"], "unknown key 'droput' in model: did you mean 'dropout'?"),
         (["--mode", "heat"], "unknown strategy 'heat': did you mean 'head'?"),
         (["--backbone", "resnet5O", "--weights", "none"], "unknown backbone 'resnet5O'"),
-        (["--unfreeze-from", "layer9", "--mode", "partial", *SMALL], "unknown stage 'layer9' for resnet18"),
+        (["--unfreeze-from", "layer9", "--mode", "partial", *SMALL], "unknown stage 'layer9' for cnn"),
         (["--device", "cuda:7"], "CUDA device"),
         (["--lr", "fast"], "(got 'fast')"),
         (["--augment", "much"], "data.augment: 'much' is not one of none, flip, standard"),

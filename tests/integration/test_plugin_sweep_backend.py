@@ -5,10 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from inat_ft_sweeps.base import SweepBackend, SweepState, SweepStatus
 
 from inat_ft.errors import PluginError
-from inat_ft.sweeps import SweepBackend, SweepState, SweepStatus
-from inat_ft.sweeps.local import Local
 from inat_ft.testing import check_sweep_backend
 from tests.integration.conftest import ROOT
 
@@ -30,7 +29,7 @@ def test_the_example_and_the_built_in_backend_keep_the_contract(monkeypatch: pyt
     from halton_search import Halton
 
     check_sweep_backend(Halton())
-    check_sweep_backend(Local())
+    check_sweep_backend(SweepBackend())
 
 
 def test_the_check_names_what_a_backend_breaks() -> None:

@@ -14,7 +14,7 @@ EXACT = ("--image-size", 32, "--epochs", 1, "--precision", "fp32")
 CNN = ("--backbone", "cnn", "--set", "model.filters=16")
 
 
-def test_every_command_works_in_a_process_of_its_own(cli, tmp_path: Path) -> None:
+def test_every_command_works_in_a_process_of_its_own(process, tmp_path: Path) -> None:
     make_images(tmp_path / "photos")
     Path("sweep.yaml").write_text(
         yaml.safe_dump({"method": "grid", "parameters": {"lr": {"values": [1e-2, 1e-3]}, "epochs": {"value": 1}}})
@@ -48,7 +48,7 @@ def test_every_command_works_in_a_process_of_its_own(cli, tmp_path: Path) -> Non
         ("cache",),
         ("doctor",),
     ):
-        ran = cli(*words)
+        ran = process(*words)
         assert ran.code == 0, f"{words}: {ran.err}"
     assert Path("report.html").stat().st_size > 10_000 and Path("runs/part-b/model.onnx").exists()
 
@@ -66,18 +66,18 @@ def test_every_command_works_in_a_process_of_its_own(cli, tmp_path: Path) -> Non
     ],
     ids=lambda words: f"{words[1]}-{words[-1]}",
 )
-def test_export_works_in_a_process_that_has_run_nothing_else(cli, manifest_file: Path, network) -> None:
-    trained = cli("train", "--split", manifest_file, *network, *EXACT, "--name", "net")
+def test_export_works_in_a_process_that_has_run_nothing_else(process, manifest_file: Path, network) -> None:
+    trained = process("train", "--split", manifest_file, *network, *EXACT, "--name", "net")
     assert trained.code == 0, trained.err
-    ran = cli("export", "runs/net", "--json")
+    ran = process("export", "runs/net", "--json")
     assert ran.code == 0, ran.err
     assert ran.json["largest_difference"] < 1e-4 and Path(ran.json["file"]).exists()
 
 
-def test_a_network_with_nan_weights_is_refused_before_the_evaluation_counts(cli, manifest_file: Path) -> None:
+def test_a_network_with_nan_weights_is_refused_before_the_evaluation_counts(process, manifest_file: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    assert cli("train", "--split", manifest_file, *CNN, *EXACT, "--name", "net").code == 0
+    assert process("train", "--split", manifest_file, *CNN, *EXACT, "--name", "net").code == 0
     file, record = Path("runs/net/model.safetensors"), Path("runs/net/record.json")
     from safetensors import safe_open
 
@@ -89,9 +89,9 @@ def test_a_network_with_nan_weights_is_refused_before_the_evaluation_counts(cli,
     save_file(state, file, metadata)
     before, ledger = record.read_text(), manifest_file.with_name(f"{manifest_file.name}.looks.jsonl")
     pluralize = ledger.read_text() if ledger.exists() else ""
-    ran = cli("eval", "runs/net")
+    ran = process("eval", "runs/net")
     assert ran.code == 1 and "not finite" in ran.err and "Traceback" not in ran.err
     assert record.read_text() == before and (ledger.read_text() if ledger.exists() else "") == pluralize
     assert not Path("runs/net/predictions-test.csv").exists()
-    assert cli("predict", "runs/net", manifest_file.parent / "photos").code == 1
+    assert process("predict", "runs/net", manifest_file.parent / "photos").code == 1
     json.loads(before)

@@ -15,8 +15,8 @@ from inat_ft.cache.packed_images import Pixels
 from inat_ft.config import build_strategy
 from inat_ft.engine.device import Compute
 from inat_ft.engine.early_stopping import EarlyStopping
-from inat_ft.engine.fit import TrainState, fit
-from inat_ft.engine.loops import StepConfig
+from inat_ft.engine.fit import TrainState, fit, run_tasks
+from inat_ft.engine.forward import StepConfig
 from inat_ft.engine.plan import TrainingPlan, make_plan
 from inat_ft.images.decode import sha256_of
 from inat_ft.models.base import Preprocess
@@ -55,7 +55,7 @@ def run(net: Net, plan: TrainingPlan, images: Path, cache: Path, mode: str) -> d
         overrides = [(f"optim.{key}", value) for key, value in settings.items()]
         config = load_config(None, [*overrides, ("compute.cache", mode)])
         loaders = EpochLoaders(plan, pixels, pixels, PrefixCache(net, preprocess, CPU, cache), config)
-        fit(loaders, plan, StepConfig(config.optim), CPU, TrainState(EarlyStopping(0)))
+        run_tasks(fit(loaders, plan, StepConfig(config.optim), CPU, TrainState(EarlyStopping(0))))
     return {name: tensor.clone() for name, tensor in net.original_state_dict().items()}
 
 

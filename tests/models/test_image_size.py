@@ -11,8 +11,7 @@ from inat_ft.errors import ConfigError, WeightsError
 from inat_ft.evaluation.evaluate import evaluate_run
 from inat_ft.evaluation.predict import InferenceConfig
 from inat_ft.evaluation.predictions import read_predictions
-from inat_ft.models.build import build_model
-from inat_ft.models.pos_embed import fit_positions
+from inat_ft.models.build import build_model, fit_positions
 from inat_ft.models.torchvision import Torchvision
 from inat_ft.models.weights import read_metadata
 from inat_ft.settings import load_config
@@ -99,14 +98,15 @@ def test_weights_with_gaps_are_refused(tmp_path) -> None:
         build_model(model_config("resnet18", str(tmp_path / "w.pth")), 3, 0, 32)
 
 
+@pytest.mark.slow
 def test_validation_at_another_size_is_trained_cached_recorded_and_evaluated_so(
     config, directories, monkeypatch
 ) -> None:
-    monkeypatch.setattr("inat_ft.evaluation.evaluate.draw_plots", lambda *what: [])
-    settings = {"data__eval_image_size": 48, "optim__epochs": 2}
+    monkeypatch.setattr("inat_ft_figures.figures.draw_plots", lambda *what: [])
+    settings = {"model__backbone": "resnet18", "data__eval_image_size": 48, "optim__epochs": 2}
     record, run = train(config(**settings, compute__cache="none"), directories)
     cached, _ = train(config(**settings, compute__cache="prefix"), directories)
-    same_size, _ = train(config(optim__epochs=2, compute__cache="prefix"), directories)
+    same_size, _ = train(config(**settings | {"data__eval_image_size": None}, compute__cache="prefix"), directories)
     losses = [[(epoch.train_loss, epoch.val_loss) for epoch in each.history] for each in (record, cached, same_size)]
     assert losses[0] == losses[1], "caches keep sizes apart"
     assert [train for train, _ in losses[0]] == [train for train, _ in losses[2]]

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 import torchvision
+from inat_ft_strategies.lora import Lora
 from torch import nn
 
 from inat_ft.config import OptimConfig
@@ -13,7 +14,6 @@ from inat_ft.engine.plan import make_plan
 from inat_ft.models.layers import layer_ids
 from inat_ft.models.net import make_net
 from inat_ft.strategies import Group, Strategy
-from inat_ft.strategies.lora import Lora
 
 timm = pytest.importorskip("timm")
 optim = pytest.importorskip("timm.optim")

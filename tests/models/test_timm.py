@@ -57,7 +57,7 @@ def test_missing_weights_are_named_with_where_they_belong(tmp_path, monkeypatch)
     def unreachable(url, to, **options):
         raise DataError(f"no way to {url}")
 
-    monkeypatch.setattr("inat_ft.download.http.download", unreachable)
+    monkeypatch.setattr("inat_ft_datasets.http.download", unreachable)
     with pytest.raises(
         WeightsError, match=r"timm-resnet10t.c3_in1k-model.safetensors are not in .*torch/hub"
     ) as caught:

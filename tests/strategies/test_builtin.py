@@ -192,7 +192,9 @@ def photographs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name in ("partial", "lora") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_a_real_pretrained_network_changes_just_where_the_strategy_says(name: str, photographs, tmp_path, cli) -> None:
     from safetensors.torch import load_file
 

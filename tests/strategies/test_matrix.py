@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from inat_ft_strategies.gradients import relative_gradient_norms
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from inat_ft.config import build_strategy
 from inat_ft.engine.device import Compute
-from inat_ft.engine.gradients import relative_gradient_norms
 from inat_ft.engine.plan import TrainingPlan, make_plan
 from inat_ft.errors import ConfigError
 from inat_ft.models.base import Preprocess
@@ -21,7 +21,7 @@ from inat_ft.models.net import Net, make_net
 from inat_ft.registry import STRATEGIES, plugins
 from inat_ft.settings import load_config
 from inat_ft.strategies import Strategy
-from inat_ft.testing import write_images
+from tests.conftest import make_images
 from tests.strategies.small import FAMILIES, SIZE, classifier, small_net
 
 pytestmark = pytest.mark.slow
@@ -252,8 +252,7 @@ def test_no_layer_keeps_what_it_computed_from_weights_that_have_changed() -> Non
 
 
 def test_gradients_are_measured_over_several_batches_on_a_layer_that_keeps_tensors(tmp_path: Path) -> None:
-    write_images(tmp_path, 12)
-    paths = sorted(tmp_path.rglob("*.png"))
+    paths = sorted(make_images(tmp_path / "photos", each=12, size=SIZE).rglob("*.png"))
     net, labels = small_net("timm:tiny_vit"), torch.arange(len(paths)) % 3
     compute = Compute(torch.device("cpu"), "fp32", forced=True)
     ratios = relative_gradient_norms(net, paths, labels, Preprocess(image_size=SIZE), compute)

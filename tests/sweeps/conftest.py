@@ -6,8 +6,8 @@ import pytest
 WORKER = """
 import os, sys, time
 from pathlib import Path
-from inat_ft.sweeps.folder import open_sweep
-from inat_ft.sweeps.worker import run_worker
+from inat_ft_sweeps.folder import open_sweep
+from inat_ft_sweeps.worker import run_worker
 
 id, folder, storage, seconds = sys.argv[1:]
 log = Path(folder) / "log"

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from inat_ft_sweeps.folder import create
+from inat_ft_sweeps.objective import TrainingObjective
+from inat_ft_sweeps.parsing import parse_spec
+from inat_ft_sweeps.worker import run_worker
 
 from inat_ft.models import build
 from inat_ft.models.net import Net
-from inat_ft.sweeps.folder import create
-from inat_ft.sweeps.parsing import parse_spec
-from inat_ft.sweeps.worker import run_worker, training_objective
 from inat_ft.training import TrainCallbacks
 
 
+@pytest.mark.slow
 def test_the_network_of_a_trial_is_gone_before_the_next_one_is_built(
     manifest_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,7 +45,7 @@ def test_the_network_of_a_trial_is_gone_before_the_next_one_is_built(
     try:
         run_worker(
             sweep,
-            training_objective("val_accuracy", tmp_path / "cache", lambda config: TrainCallbacks()),
+            TrainingObjective("val_accuracy", tmp_path / "cache", lambda config: TrainCallbacks()),
             log=lambda line: None,
         )
     finally:

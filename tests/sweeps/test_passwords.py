@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from inat_ft.sweeps.postgres import without_password
+from inat_ft_sweeps.storage import without_password
 
 
 @pytest.mark.parametrize(
@@ -37,18 +36,18 @@ def test_a_refused_storage_shows_no_password(invoke, manifest_file: Path, url: s
 
 
 def test_workers_do_not_get_the_storage_on_their_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from inat_ft.cli import sweep as command
-    from inat_ft.sweeps import worker
-    from inat_ft.sweeps.base import SweepState, SweepStatus
-    from inat_ft.sweeps.local import Local
+    from inat_ft_sweeps import command, worker
+    from inat_ft_sweeps.base import SweepBackend, SweepState, SweepStatus
 
     seen: list[list[str]] = []
 
     class Sweep:
-        id, backend = "s", Local()
-        spec = type("Spec", (), {"num_trials": 2, "overrides": lambda self, point: [("data.split", "x")]})()
+        id, backend = "s", SweepBackend()
+        spec = type("Spec", (), {"num_trials": 2})()
 
         def resume(self) -> None: ...
+
+        def pin_split(self) -> None: ...
 
         def status(self) -> SweepStatus:
             return SweepStatus(SweepState.FINISHED)

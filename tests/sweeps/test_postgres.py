@@ -12,12 +12,12 @@ from pathlib import Path
 
 import optuna
 import pytest
+from inat_ft_sweeps import storage
+from inat_ft_sweeps.folder import create, open_sweep
+from inat_ft_sweeps.parsing import parse_spec
+from inat_ft_sweeps.worker import run_worker
 
 from inat_ft.errors import InatFtError, StorageError
-from inat_ft.sweeps import storage
-from inat_ft.sweeps.folder import create, open_sweep
-from inat_ft.sweeps.parsing import parse_spec
-from inat_ft.sweeps.worker import run_worker
 
 from .test_study import SMALL
 
@@ -90,6 +90,7 @@ def _wait_for(port: int) -> None:
     raise TimeoutError("PostgreSQL does not start")
 
 
+@pytest.mark.slow
 def test_many_workers_and_a_killed_one(database: str, tmp_path: Path, worker_command) -> None:
     here = create(parse_spec({**SMALL, "method": "bayes"}), tmp_path, "shared", storage=database)
     workers = [subprocess.Popen(worker_command("shared", 0.5, database), stdout=subprocess.DEVNULL) for _ in range(3)]
@@ -123,6 +124,7 @@ def test_a_server_that_is_down_is_named_without_the_password(tmp_path: Path) -> 
     assert "secret" not in caught.value.message
 
 
+@pytest.mark.slow
 def test_a_restart_and_idle_timeouts_cost_no_running_trial(server: Server, tmp_path: Path, worker_command) -> None:
     spec = {"method": "grid", "parameters": {"epochs": {"values": [1, 2]}, "dropout": {"value": 0.0}}}
     here = create(parse_spec(spec), tmp_path, "restarted", storage=server.url)
@@ -160,6 +162,7 @@ def test_a_trial_taken_for_dead_still_records_its_value(database: str, tmp_path:
     assert (trial.state, trial.value, trial.run) == ("complete", 0.75, claimed.run)
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_down_ends_a_trial_in_one_sentence(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,11 +3,10 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inat_ft_sweeps.attempts import Trial, TrialState
+from inat_ft_sweeps.parsing import BUILT_IN, parse_spec
+from inat_ft_sweeps.sampler import propose
 
-from inat_ft.sweeps.attempts import Trial, TrialState
-from inat_ft.sweeps.defaults import BUILT_IN
-from inat_ft.sweeps.parsing import parse_spec
-from inat_ft.sweeps.sampler import propose
 from tests.benchmarks.sampler import SEARCHES, measure
 
 PARAMETERS = {

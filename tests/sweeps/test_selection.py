@@ -9,20 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inat_ft_sweep_best.command import show_selection
+from inat_ft_sweep_best.replication import replicate, replication
+from inat_ft_sweep_report.report import write_report
+from inat_ft_sweep_report.statistics import columns, correlations, importances
+from inat_ft_sweeps.attempts import Trial, TrialState
+from inat_ft_sweeps.base import TrialJob
+from inat_ft_sweeps.folder import create, open_sweep
+from inat_ft_sweeps.objective import metric_of
+from inat_ft_sweeps.parsing import parse_spec
+from inat_ft_sweeps.selection import Standing, choose, holm_against_first
+from inat_ft_sweeps.worker import run_worker
 
-from inat_ft.cli.sweep_render import show_selection
 from inat_ft.errors import RecordError
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.metrics import Contributions
 from inat_ft.records import Epoch, RunRecord, SplitInfo, write_record
-from inat_ft.sweeps.attempts import Trial, TrialState
-from inat_ft.sweeps.base import TrialJob
-from inat_ft.sweeps.folder import create, open_sweep
-from inat_ft.sweeps.parsing import parse_spec
-from inat_ft.sweeps.report import write_report
-from inat_ft.sweeps.selection import Standing, choose, holm_against_first, replicate, replication
-from inat_ft.sweeps.statistics import correlations, importances, means_by_value
-from inat_ft.sweeps.worker import metric_of, run_worker
 
 NUM_IMAGES = 400
 EVIL = "<script>alert(1)</script> $x_1$ & 'q'"
@@ -151,13 +153,11 @@ def test_correlations_take_the_logarithm_of_decades_and_levels_of_words() -> Non
     assert rows["mode = a"].r == pytest.approx(0.0, abs=1e-9)
 
 
-def test_mean_and_best_by_value() -> None:
-    rows = means_by_value(_trials(lambda point: float(point["batch_size"])), maximize=True)
+def test_the_trials_are_grouped_by_value() -> None:
+    column = columns(_trials(lambda point: float(point["batch_size"])))[1]
 
-    assert [(r.name, r.value, r.number, r.mean) for r in rows if r.name == "batch_size"] == [
-        ("batch_size", "32", 6, 32.0),
-        ("batch_size", "64", 6, 64.0),
-    ]
+    assert (column.name, column.names) == ("batch_size", ["32", "64"])
+    assert [column.y[column.level == place].tolist() for place in (0, 1)] == [[32.0] * 6, [64.0] * 6]
 
 
 class _Page(HTMLParser):
@@ -183,6 +183,8 @@ def test_the_report_is_one_page_without_network_or_scripts_and_escapes_names(tmp
     assert "&lt;script&gt;alert(1)" in text
     assert all(source.startswith(("data:", "#")) for source in parsed.sources)
     assert "The best of 3 complete trials is trial 1 with val accuracy 0.7550" in re.sub(r"\s+", " ", text)
+    assert '<th scope="row">dropout</th><td>0.1</td><td class="n">1</td><td class="n">0.7550</td>' in text
+    assert "The trials took 30.0 s in total, 10.0 s each (median)" in text
     assert [png.name for png in pngs] == ["trials.png", "parallel.png", "importance.png", "values.png"]
     assert all(png.read_bytes().startswith(b"\x89PNG") for png in pngs)
 
@@ -232,18 +234,18 @@ def test_a_parameter_is_weighed_over_the_trials_that_have_it() -> None:
         for place, (point, value) in enumerate(zip(points, values, strict=True))
     ]
 
-    assert [(level.name, level.value, level.number, level.best) for level in means_by_value(trials, True)][2:] == [
-        ("strategy.rank", "4", 3, 0.5),
-        ("strategy.rank", "16", 3, 0.9),
-    ]
+    column = columns(trials)[1]
+    assert (column.name, column.names, column.level.tolist()) == ("strategy.rank", ["4", "16"], [0, 1] * 3)
+    assert column.y.tolist() == values[4:]
     rank = next(weight for weight in importances(trials) if weight.name == "strategy.rank")
     assert rank.share == pytest.approx(1.0)
     assert [weight.name for weight in importances(trials[:8])] == ["mode"]  # two values each say nothing
 
 
+@pytest.mark.slow
 def test_among_equally_good_trials_few_sweeps_call_one_worse() -> None:
     """The best is chosen on the images that test it: corrected for the pairs with the best alone, 23 % of sweeps would."""
-    rng, trials, images, sweeps = np.random.default_rng(0), 22, 2000, 60
+    rng, trials, images, sweeps = np.random.default_rng(0), 22, 1000, 30
     wrong = 0
     for _ in range(sweeps):
         shared = rng.random(images)

@@ -5,6 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from inat_ft_soup.soup import make_soup
+from inat_ft_sweeps.folder import create
+from inat_ft_sweeps.objective import TrainingObjective
+from inat_ft_sweeps.parsing import parse_spec
+from inat_ft_sweeps.study import Sweep
+from inat_ft_sweeps.worker import run_worker
 from safetensors.torch import load_file
 
 from inat_ft.errors import RecordError, UsageError
@@ -12,16 +18,12 @@ from inat_ft.evaluation.compare import compare
 from inat_ft.evaluation.evaluate import evaluate_run
 from inat_ft.evaluation.predictions import read_predictions
 from inat_ft.records import read_record
-from inat_ft.sweeps.folder import create
-from inat_ft.sweeps.parsing import parse_spec
-from inat_ft.sweeps.soup import make_soup
-from inat_ft.sweeps.study import Sweep
-from inat_ft.sweeps.worker import run_worker, training_objective
 from inat_ft.training import TrainCallbacks
 
 FIXED = {
     "data.image_size": 32,
-    "model.backbone": "resnet18",
+    "model.backbone": "cnn",
+    "model.filters": 16,
     "model.weights": "none",
     "compute.precision": "fp32",
     "compute.device": "cpu",
@@ -36,12 +38,13 @@ def trained(manifest: Path, folder: Path, **parameters: list[object]) -> Sweep:
     sweep = create(parse_spec({"method": "grid", "parameters": fixed | varying}), folder / "sweeps", "mix")
     run_worker(
         sweep,
-        training_objective("val_accuracy", folder / "cache", lambda config: TrainCallbacks()),
+        TrainingObjective("val_accuracy", folder / "cache", lambda config: TrainCallbacks()),
         log=lambda line: None,
     )
     return sweep
 
 
+@pytest.mark.slow
 def test_a_soup_is_the_mean_of_runs_with_one_start_and_a_run_itself(manifest_file: Path, tmp_path: Path) -> None:
     sweep = trained(manifest_file, tmp_path, seed=[0, 1], lr=[1e-5, 1.02e-5])  # so near that their mean is as good
 
@@ -77,6 +80,7 @@ def test_a_soup_is_the_mean_of_runs_with_one_start_and_a_run_itself(manifest_fil
         make_soup(sweep, tmp_path / "runs", tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_runs_from_different_heads_make_no_soup(manifest_file: Path, tmp_path: Path) -> None:
     sweep = trained(manifest_file, tmp_path, seed=[0, 1])
 

@@ -5,14 +5,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from inat_ft_sweeps.parameter import Parameter
+from inat_ft_sweeps.parsing import check_models, check_values, parse_spec, read_spec, strategy_sweep
+from inat_ft_sweeps.space import SweepSpec
 
 from inat_ft.errors import ConfigError, UsageError
 from inat_ft.registry import STRATEGIES, plugins
-from inat_ft.sweeps.defaults import strategy_sweep
-from inat_ft.sweeps.parameter import Parameter
-from inat_ft.sweeps.parsing import check_values, parse_spec, read_spec
-from inat_ft.sweeps.preflight import check_models
-from inat_ft.sweeps.space import SweepSpec
 
 
 def spec_with(parameters, **more):
@@ -89,9 +87,11 @@ def test_whole_number_ranges_include_both_ends(low: int, width: int) -> None:
         ({"parameters": {"lr": {"distribution": "normal", "mu": 0}}}, "distribution 'normal' is not supported"),
         ({"parameters": {"lr": {"distribution": "unifrom", "min": 0.1, "max": 1}}}, "'unifrom' is unknown"),
         ({"parameters": {"lr": {"distribution": "q_log_uniform", "min": 0, "max": 1}}}, "use q_log_uniform_values"),
-        ({"parameters": {"lr": {"distribution": "log_uniform", "min": 1e-4, "max": 0.1}}}, "which is 1 to 1.105"),
+        ({"parameters": {"lr": {"distribution": "log_uniform", "min": 1e-4, "max": 0.1}}}, "mean e^0.0001 to e^0.1"),
         ({"parameters": {"lr": {"distribution": "log_uniform", "min": 1, "max": 1e5}}}, "exponents of e: 1 and 100000 mean"),
         ({"parameters": {"lr": {"distribution": "log_uniform_values", "min": -9, "max": 1}}}, "for exponents of e"),
+        ({"parameters": {"lr": {"min": 1, "max": 10**400}}}, "parameters.lr: min and max must be numbers up to 1e+15"),
+        ({"parameters": {"lr": {"values": list(range(20_000))}}}, "parameters.lr: values: at most 2,000 (got 20,000)"),
         ({"parameters": {"lr": {"min": 1, "max": 9, "q": 2}}}, "q is for distributions that round"),
         ({"parameters": {"lr": {"values": [0.1, [0.2]]}}}, "expected a number, a string, true, false or null (got [0.2])"),
         ({"parameters": {"lr": {"min": "a", "max": 1}}}, "parameters.lr: min must be a number (got 'a')"),
@@ -103,11 +103,18 @@ def test_whole_number_ranges_include_both_ends(low: int, width: int) -> None:
         ({"run_cap": 0}, "run_cap"),
         ({"method": "baes"}, "method: 'baes' is not one of bayes, random, grid: did you mean 'bayes'?"),
         ({"method": "bayes", "metric": None}, "metric"),
-        ({"metric": {"name": "test_loss"}}, "does not use the test set"),
+        ({"metric": {"name": "test_loss"}}, "metric.name: 'test_loss' is not one of val_accuracy"),
         ({"metric": {"name": "val_accuracy"}}, "without a goal W&B minimizes the accuracy"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 1, "strict": True}}, "hyperband's 'strict' is not supported"),
         ({"method": "grid", "parameters": {"lr": {"min": 0.1, "max": 1.0}}}, "lr has more than 2,000"),
         ({"early_terminate": {"type": "hyperband"}}, "min_iter"),
+        ({"parameters": {"lr": {"distribution": "int_uniform", "min": 0.5, "max": 4}}}, "must be integers (got 0.5 and 4)"),
+        ({"parameters": {"lr": {"distribution": "uniform", "values": [1]}}}, "'uniform' cannot be combined with values"),
+        ({"parameters": {"lr": {"distribution": "constant", "min": 1, "max": 2}}}, "cannot be combined with min and max"),
+        ({"parameters": {"lr": {"values": [1, 2], "probabilities": [0.1, 0.9]}}}, "'probabilities' is not supported"),
+        ({"parameters": {"lr": 3}}, "expected value, values, or min and max (got 3)"),
+        ({"parameters": {"data.split": {"values": ["a.csv", "b.csv"]}}}, "a sweep cannot vary data.split"),
+        ({"parameters": {"name": {"value": "a"}}}, "parameters.name: a sweep cannot vary name"),
         ({"controller": {"type": "local"}}, "'controller' is only for W&B's own schedulers"),
         ({"foo": 1}, "unknown key 'foo'"),
     ],
@@ -263,3 +270,26 @@ def test_a_value_that_is_too_large_for_log_uniform_is_explained() -> None:
         "min and max of log_uniform (dropout) are exponents of e; for values use log_uniform_values"
         in caught.value.hint
     )
+
+
+@pytest.mark.parametrize(
+    ("point", "says"),
+    [
+        ({}, "expected values for lr, epochs (got none)"),
+        ({"lr": 0.1, "epochs": 3, "dropout": 0}, "expected values for lr, epochs (got lr, epochs, dropout)"),
+        ({"lr": 0.5, "epochs": 3}, "lr=0.5 is not a possible value"),
+        ({"lr": 0.1, "epochs": 9}, "epochs=9 is not a possible value"),
+    ],
+)
+def test_a_point_outside_the_space_is_refused(point, says) -> None:
+    spec = spec_with({"lr": {"values": [0.1, 0.2]}, "epochs": {"min": 1, "max": 8}})
+    spec.check_point({"lr": 0.1, "epochs": 8})
+    with pytest.raises(ValueError) as caught:
+        spec.check_point(point)
+    assert str(caught.value) == says
+
+
+def test_a_grid_of_too_many_points_has_none() -> None:
+    values = {"values": list(range(1, 60))}
+    spec = spec_with({"epochs": values, "batch_size": values}, run_cap=5)
+    assert spec.points() is None and spec.num_trials == 5

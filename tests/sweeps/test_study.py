@@ -9,17 +9,18 @@ import time
 from pathlib import Path
 
 import pytest
+from inat_ft_sweeps import worker
+from inat_ft_sweeps.base import TrialJob
+from inat_ft_sweeps.folder import create, list_sweeps, only_sweep, open_sweep
+from inat_ft_sweeps.objective import TrainingObjective, metric_of
+from inat_ft_sweeps.parsing import parse_spec, read_spec
+from inat_ft_sweeps.selection import choose
+from inat_ft_sweeps.worker import run_worker
 from sklearn.metrics import log_loss
 
 from inat_ft.errors import BusyError, ConfigError, DataError, InatFtError, RecordError, UsageError
 from inat_ft.evaluation.predictions import read_predictions
 from inat_ft.records import Epoch, RunRecord, read_record
-from inat_ft.sweeps import worker
-from inat_ft.sweeps.base import TrialJob
-from inat_ft.sweeps.folder import create, list_sweeps, only_sweep, open_sweep
-from inat_ft.sweeps.parsing import parse_spec, read_spec
-from inat_ft.sweeps.selection import choose
-from inat_ft.sweeps.worker import metric_of, run_worker, training_objective
 from inat_ft.training import TrainCallbacks
 
 SMALL = {
@@ -73,7 +74,7 @@ def test_a_trial_keeps_the_epoch_that_is_best_by_the_metric_of_its_sweep(tmp_pat
     parameters = {**{name: {"value": value} for name, value in fixed.items()}, "dropout": {"values": [0.0, 0.1]}}
     sweep = small(tmp_path, metric={"name": "val_loss", "goal": "minimize"}, parameters=parameters)
     assert "--set stop.monitor=val_loss" in sweep.command({"dropout": 0.1})
-    objective = training_objective("val_loss", tmp_path / "cache", lambda config: TrainCallbacks())
+    objective = TrainingObjective("val_loss", tmp_path / "cache", lambda config: TrainCallbacks())
     assert run_worker(sweep, objective, 1, quiet)[0] == "waiting"
     (trial,) = sweep.trials()
     record, _ = read_record(sweep.runs / trial.run)
@@ -177,6 +178,23 @@ def test_missing_data_ends_the_first_trial_and_costs_nothing(tmp_path: Path) -> 
         run_worker(sweep, objective, log=quiet)
     assert [(trial.state, trial.reason) for trial in sweep.trials()] == [("interrupted", "could not run: no images")]
     assert run_worker(sweep, accuracy, log=quiet)[0] == "finished"
+    assert [trial.state for trial in sweep.trials()] == ["complete"] * 6
+
+
+def test_a_disk_that_fills_in_the_middle_of_a_sweep_uses_up_no_point(tmp_path: Path) -> None:
+    sweep = small(tmp_path, method="grid")
+
+    def objective(job: TrialJob) -> float:
+        if job.name != "small-00":
+            Path("/dev/full").write_text("weights")
+        return accuracy(job)
+
+    for _ in range(4):  # more often than a trial may fail
+        with pytest.raises(OSError, match="No space left"):
+            run_worker(sweep, objective, log=quiet)
+    assert [trial.state for trial in sweep.trials()] == ["complete", "interrupted"]
+    assert "No space left" in sweep.trials()[1].reason
+    assert run_worker(sweep, accuracy, log=quiet) == ("finished", "all 6 points have been tried")
     assert [trial.state for trial in sweep.trials()] == ["complete"] * 6
 
 

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from inat_ft_sweeps.folder import create, open_sweep
+from inat_ft_sweeps.parsing import read_spec
 
-from inat_ft.sweeps.folder import create, open_sweep
-from inat_ft.sweeps.parsing import read_spec
 from tests.fake_wandb import FakeWandb
 from tests.tracking.test_wandb import environment
 
@@ -18,9 +18,10 @@ from pathlib import Path
 import wandb.agents.pyagent
 from inat_ft.records import Epoch, RunRecord
 from inat_ft.settings import load_config
-from inat_ft.sweeps.folder import create
-from inat_ft.sweeps.parsing import read_spec
-from inat_ft.sweeps.wandb import Wandb, adopt_sweep
+from inat_ft_sweeps.folder import create
+from inat_ft_sweeps.parsing import read_spec
+from inat_ft_sweeps.render import open_sweep
+from inat_ft_wandb.sweep_backend import Wandb
 from inat_ft.errors import InatFtError
 from inat_ft.tracking import make_trackers
 
@@ -46,7 +47,7 @@ def objective(job):
     return 0.5 + config.optim.lr
 
 if "/" in what:
-    sweep = adopt_sweep(what, folder)
+    sweep = open_sweep(what, folder, None, adopt=True)
 else:
     spec = read_spec(None)
     address = Wandb().create(spec, "proj", None)
@@ -68,7 +69,7 @@ def test_a_sweep_made_here(tmp_path: Path) -> None:
         {"learning_rate": "1e-4", "epochs": 10},
     ]
     with FakeWandb(points) as fake:
-        out, errors = run_agent(tmp_path, "new", 3, fake).communicate(timeout=90)
+        out, errors = run_agent(tmp_path, "new", 3, fake).communicate(timeout=240)
     assert "3 runs done, as requested by --count" in out, errors
 
     assert fake.sweeps["sweep1"]["parameters"]["lr"] == {"values": [1e-3, 1e-4]}
@@ -90,13 +91,14 @@ def test_a_sweep_made_here(tmp_path: Path) -> None:
 
 def test_a_sweep_made_elsewhere(tmp_path: Path) -> None:
     with FakeWandb([{"optim": {"lr": 0.01}}]) as fake:
-        out, errors = run_agent(tmp_path, "them/theirs/abc", 1, fake).communicate(timeout=60)
+        out, errors = run_agent(tmp_path, "them/theirs/abc", 1, fake).communicate(timeout=240)
     assert "1 run done" in out, errors
 
     (trial,) = open_sweep("abc", tmp_path).trials()
     assert (trial.params, trial.value) == ({"optim.lr": 0.01}, 0.51)
 
 
+@pytest.mark.slow
 def test_an_agent_that_is_killed_costs_no_finished_run(tmp_path: Path) -> None:
     with FakeWandb([{"lr": 1e-3}, {"lr": 1e-4}, {"lr": 1e-2}]) as fake:
         agent = run_agent(tmp_path, "me/proj/abc", 3, fake)
@@ -108,6 +110,7 @@ def test_an_agent_that_is_killed_costs_no_finished_run(tmp_path: Path) -> None:
         assert [row["val_accuracy"] for row in fake.runs["run1"]["history"]] == [0.501, 0.501]
 
 
+@pytest.mark.slow
 def test_a_server_lost_in_the_middle_costs_no_run(tmp_path: Path) -> None:
     with FakeWandb([{"lr": 1e-3}, {"lr": 1e-4}]) as fake:
         impatient = {
@@ -120,18 +123,19 @@ def test_a_server_lost_in_the_middle_costs_no_run(tmp_path: Path) -> None:
             assert agent.poll() is None, agent.communicate()[1]
             os.sched_yield()
         fake.down = True
-        _, errors = agent.communicate(timeout=120)
+        _, errors = agent.communicate(timeout=240)
 
     assert "assigns no more runs" in errors
     (trial,) = open_sweep("sweep1", tmp_path).trials()
     assert (trial.state, trial.value) == ("complete", 0.501)
 
 
+@pytest.mark.slow
 def test_stop_ends_the_sweep_at_wandb_and_says_when_that_fails(tmp_path: Path) -> None:
     def sweep(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "inat_ft", "sweep", *words]
         env = environment(tmp_path, fake.url, WANDB_DIR=str(tmp_path))
-        return subprocess.run(command, check=False, env=env, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+        return subprocess.run(command, check=False, env=env, capture_output=True, text=True, cwd=tmp_path, timeout=240)
 
     create(read_spec(None), tmp_path / "sweeps", "sweep1", backend="wandb", address="me/proj/sweep1")
     with FakeWandb() as fake:
@@ -145,6 +149,7 @@ def test_stop_ends_the_sweep_at_wandb_and_says_when_that_fails(tmp_path: Path) -
     assert "not found" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_run_stopped_from_the_page_ends_in_one_sentence(tmp_path: Path) -> None:
     with FakeWandb([{"lr": 1e-3}]) as fake:
         agent = run_agent(tmp_path, "me/proj/slow", 1, fake)
@@ -152,7 +157,7 @@ def test_a_run_stopped_from_the_page_ends_in_one_sentence(tmp_path: Path) -> Non
             assert agent.poll() is None, agent.communicate()[1]
             os.sched_yield()
         fake.stop = "run1"
-        out, errors = agent.communicate(timeout=90)
+        out, errors = agent.communicate(timeout=240)
 
     assert "1 run done" in out, errors
     assert "run run1 was stopped from W&B's page" in errors

@@ -81,10 +81,9 @@ def test_a_training_continues_when_its_tracker_fails(config, directories, monkey
 
 
 def test_options_select_and_remove_trackers() -> None:
-    assert load_config(None, [("track.wandb", {}), ("track.project", "birds")]).track.trackers == {
-        "wandb": {"mode": "online", "project": "birds", "entity": None}
-    }
-    assert not TrackConfig.model_validate({"mlflow": None}).trackers
+    chosen = load_config(None, [("track.wandb", {}), ("track.project", "birds"), ("track.files", False)])
+    assert chosen.track.trackers == {"wandb": {"mode": "online", "project": "birds", "entity": None}}
+    assert not TrackConfig.model_validate({"mlflow": None, "files": False}).trackers
     for track, message in (
         ({"projct": "birds"}, "unknown key 'projct' in track: did you mean 'project'?"),
         ({"wandbb": {}}, "unknown tracker 'wandbb': did you mean 'wandb'?"),

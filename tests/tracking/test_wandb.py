@@ -1,17 +1,20 @@
 """W&B's real client against a loopback server: what a run leaves there, and what happens when it is not there."""
 
 import os
+import re
+import shlex
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from inat_ft_wandb.tracker import WandbTracker, require_server
 
 from inat_ft.config import TrackConfig
 from inat_ft.errors import InatFtError, UsageError
+from inat_ft.records import read_record
 from inat_ft.settings import load_config
-from inat_ft.tracking.wandb import WandbTracker, require_server
 from inat_ft.training import train
 from tests.fake_wandb import KEY, FakeWandb
 
@@ -57,7 +60,7 @@ def environment(tmp_path: Path, url: str, **more: str) -> dict[str, str]:
 def log_run(tmp_path: Path, mode: str, url: str, epochs: str = "1-3", **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", RUN, mode, str(tmp_path), epochs]
     return subprocess.run(
-        command, check=False, env=environment(tmp_path, url, **more), capture_output=True, text=True, timeout=60
+        command, check=False, env=environment(tmp_path, url, **more), capture_output=True, text=True, timeout=240
     )
 
 
@@ -86,6 +89,7 @@ def test_a_resumed_run_is_continued_without_a_step_twice_or_missing(tmp_path: Pa
         assert run["exit"] == 0
 
 
+@pytest.mark.slow
 def test_a_training_that_starts_again_is_another_run(tmp_path: Path) -> None:
     with FakeWandb() as fake:
         for _ in range(2):  # as after a training that was killed in its first epoch, under the same name
@@ -93,6 +97,7 @@ def test_a_training_that_starts_again_is_another_run(tmp_path: Path) -> None:
         assert [len(run["history"]) for run in fake.runs.values()] == [1, 1]
 
 
+@pytest.mark.slow
 def test_epochs_that_wandb_has_are_not_logged_again(tmp_path: Path) -> None:
     with FakeWandb() as fake:
         for epochs in ("1-2", "2-3"):  # as after a training that was killed before it saved its second epoch
@@ -109,7 +114,7 @@ def test_a_run_that_is_stopped_on_its_page_says_so_and_can_be_resumed(tmp_path: 
         fake.stop_after = 2
         env = environment(tmp_path, fake.url)
         command = [sys.executable, "-c", POLL_OFTEN, *train]
-        ended = subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=120)
+        ended = subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 130 and "the run was stopped on its W&B page" in ended.stderr
     assert "--resume runs/mine" in ended.stderr and "Traceback" not in ended.stderr
     (run,) = fake.runs.values()
@@ -121,11 +126,12 @@ def test_a_run_that_is_stopped_on_its_page_says_so_and_can_be_resumed(tmp_path: 
         fake.stop_after = len(epochs) + 2
         command = [sys.executable, "-c", POLL_OFTEN, "train", "--resume", "mine"]
         env = environment(tmp_path, fake.url)
-        subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=120)
+        subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=240)
     epochs = [row["epoch"] for row in run["history"]]
     assert epochs == list(range(1, len(epochs) + 1)) and len(epochs) >= fake.stop_after
 
 
+@pytest.mark.slow
 def test_an_offline_run_asks_nobody_and_can_be_sent_later(tmp_path: Path) -> None:
     ended = log_run(tmp_path, "offline", "http://127.0.0.1:9", WANDB_API_KEY="")
     assert ended.stdout == "done\n", ended.stderr
@@ -147,7 +153,7 @@ def test_a_run_that_wandb_refuses_leaves_no_folder(config, directories, at) -> N
 
 
 def test_off_is_silent() -> None:
-    assert not TrackConfig().trackers
+    assert TrackConfig().trackers == {"files": {}}
     assert load_config().track.wandb == "off"
 
 
@@ -220,3 +226,68 @@ def test_an_unknown_mode_is_refused_before_a_run_folder_is_made(invoke, manifest
     words = ("--split", manifest_file, "--backbone", "cnn", "--image-size", 32, "--set", "model.filters=16")
     ran = invoke("train", *words, "--epochs", 1, "--wandb", "online")
     assert ran.code == 2 and "WANDB_MODE=bogus is unknown" in ran.err and not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_a_run_has_data_parameters_and_results_and_its_evaluation_is_added(tmp_path: Path, manifest_file: Path) -> None:
+    words = ["train", "--split", str(manifest_file), "--backbone", "cnn", "--image-size", "32", "--epochs", "2"]
+    words += ["--set", "model.filters=16", "--name", "mine", "--tracker", "wandb"]
+
+    def inat_ft(*words: str) -> str:
+        command = [sys.executable, "-m", "inat_ft", *words]
+        env = environment(tmp_path, fake.url)
+        return subprocess.run(command, check=True, env=env, capture_output=True, text=True, timeout=240).stderr
+
+    with FakeWandb() as fake:
+        inat_ft(*words)
+        (run,) = fake.runs.values()
+        record = read_record(Path("runs/mine"))[0]
+        summary = run["summary"]
+        assert (
+            summary["manifest_fingerprint"]
+            == record.split.fingerprint
+            == run["config"]["manifest_fingerprint"]["value"]
+        )
+        assert summary["parameters/trained"] == record.parameters.trained
+        assert summary["val/accuracy"] == pytest.approx(record.val_accuracy) and summary["val/accuracy_low"] < 1
+        for key, kind in (("val/confusion", "image-file"), ("val/per_class", "html-file")):
+            assert summary[key]["_type"] == kind
+            assert summary[key]["path"] in run["files"]
+        assert b"class0" in run["files"][summary["val/per_class"]["path"]]
+
+        assert "warning" not in inat_ft("eval", "runs/mine")
+        record = read_record(Path("runs/mine"))[0]
+        assert len(fake.runs) == 1 and [row["epoch"] for row in run["history"]] == [1, 2]
+        assert run["summary"]["test/accuracy"] == pytest.approx(record.test.metrics["accuracy"].value)
+        assert run["summary"]["test/confusion"]["path"] in run["files"] and run["summary"]["best_epoch"]
+
+        fake.down = True
+        assert "the evaluation continues" in inat_ft("eval", "runs/mine")
+
+
+OUTAGE = RUN.replace("trackers.log(epoch)", "trackers.log(epoch)\n    print('logged', flush=True)\n    input()")
+
+
+@pytest.mark.slow
+def test_the_command_that_a_lost_server_leads_to_sends_the_run(tmp_path: Path) -> None:
+    env = environment(tmp_path, "", WANDB_FINISH_TIMEOUT="3", WANDB_X_FILE_STREAM_RETRY_MAX="1")
+    with FakeWandb() as fake:
+        env["WANDB_BASE_URL"] = fake.url
+        command = [sys.executable, "-c", OUTAGE, "online", str(tmp_path), "1-3"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, env=env, text=True, **pipes) as training:
+            for number in range(3):
+                assert training.stdout.readline() == "logged\n"
+                fake.down = number == 0 or fake.down
+                print(file=training.stdin, flush=True)
+            warned = training.stderr.read()
+        assert training.returncode == 0 and warned.count("\nwarning: ") == 1, warned
+        sync = re.search(r"wandb (sync .+)", warned).group(1)
+
+        fake.down = False
+        fake.runs.clear()
+        command = [sys.executable, "-m", "wandb", *shlex.split(sync), "--yes"]
+        ran = subprocess.run(command, check=False, env=env, capture_output=True, text=True, cwd=tmp_path, timeout=240)
+        assert ran.returncode == 0, ran.stderr
+        (run,) = fake.runs.values()
+        assert [row["epoch"] for row in run["history"]] == [1, 2, 3] and run["summary"]["best_epoch"] == 2

@@ -1,8 +1,7 @@
 """An exporter in a package of its own: ONNX for images as OpenCV reads them, with the channels in reverse order."""
 
+from inat_ft_exporters.onnx import Onnx
 from torch import nn
-
-from inat_ft.exporters.onnx import Onnx
 
 
 class FromBgr(nn.Module):

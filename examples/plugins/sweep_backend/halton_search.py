@@ -1,6 +1,6 @@
 """A sweep backend in a package of its own: quasi-random search, which covers a space more evenly than random search."""
 
-from inat_ft.sweeps import SweepBackend
+from inat_ft import SweepBackend
 
 
 class Halton(SweepBackend):

@@ -1,4 +1,4 @@
-"""The base class of data sources, and the list of image files that a source returns."""
+"""The base class of data sources, the list of image files that a source returns, and the choice of the source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from inat_ft.errors import DataError
+from inat_ft.errors import DataError, PluginError, UsageError
+from inat_ft.images.boxes import file_of
+from inat_ft.registry import SOURCES, Plugin, call_plugin, get, plugin_label, plugins
 from inat_ft.text import escape_unprintable
 
 _IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"}
@@ -27,6 +29,7 @@ class Reason(StrEnum):
     LABEL_CONFLICT = "label_conflict"  # equal files have several labels
     PLACE = "place"  # outside the class folders, or a link that is not followed
     NAME = "name"  # not UTF-8
+    CORRECTED = "corrected"  # `--corrections` drops it
     EXCLUDED = "excluded"  # it matches a pattern of `--exclude`
 
 
@@ -34,12 +37,11 @@ NOT_UTF8 = ("the name is not UTF-8", Reason.NAME)
 
 
 class LeftOut(NamedTuple):
-    """A file or folder that is not part of a manifest."""
+    """A file or folder that is not part of a manifest; text: the reason as a user reads it."""
 
     path: str
     text: str
-    """The reason as a user reads it."""
-    reason: Reason | None
+    reason: Reason | None = None
     """None in a manifest that stores the text alone."""
 
 
@@ -70,24 +72,18 @@ class Exclusions:
         parts = path.split("/") if self.patterns else []
         return any(self("/".join(parts[: end + 1])) for end in range(len(parts)))
 
-    def unused(self) -> list[str]:
-        """Return the patterns that match nothing."""
-        return [pattern for pattern in self.patterns if pattern not in self.found.values()]
-
 
 @dataclass(slots=True)
 class ImageRow:
-    """One image file."""
+    """One image file; path: relative to the root, with forward slashes; sha256: of its content, in hex, once it was read."""
 
     path: str
-    """Relative to the root, with forward slashes."""
     label: str
     subset: str = ""
     """train, val or test; "" for an image that `split` assigns to a subset."""
     group: str = ""
     """Images with the same group stay in one subset; "" for none."""
     sha256: str = ""
-    """Of the file's content, in hex, once it has been read."""
 
 
 @dataclass
@@ -184,3 +180,70 @@ def is_text(name: str) -> bool:
 def is_ignored(name: str) -> bool:
     """Return whether a file is hidden or created by a file manager."""
     return name.startswith(".") or name.lower() in _IGNORED
+
+
+def find_images(location: Path, source: str | None = None, options: ReadOptions | None = None) -> ImageList:
+    """Return the images of a location, sorted by path.
+
+    source: name of the source; by default the first that recognizes the location, the built-in ones before plugins. Raises
+    UsageError, DataError or PluginError.
+    """
+    if not location.exists():
+        raise UsageError(f"no such file or folder: {location}", "pass a folder of class folders or a CSV (path,label)")
+    options = options or ReadOptions()
+    plugin, chosen = _create(get(SOURCES, source)) if source else _recognizing(location)
+    if options.classes_from and not chosen.supports_classes_from:
+        raise UsageError(f"--classes-from applies to folders, not to {location}", "remove --classes-from")
+    images = call_plugin(chosen.read, location, options)
+    if not isinstance(images, ImageList):
+        raise PluginError(f"{plugin_label(SOURCES, type(chosen))}: read() must return an ImageList, not {images!r}")
+    images.source = "" if plugin.is_builtin and chosen.recognizes(location) else plugin.name
+    if images.listing:
+        _leave_out_unusable_paths(images, options)
+    if not images.rows:
+        raise DataError(f"{location} lists no images", "add at least one image with a label for each class")
+    for path, pattern in options.exclude.found.items():
+        images.leave_out(path, f"excluded: it matches {pattern}", Reason.EXCLUDED)
+    images.rows.sort(key=lambda row: row.path)
+    images.left_out.sort()
+    for before, row in zip(images.rows, images.rows[1:], strict=False):
+        if before.path == row.path:
+            raise DataError(f"{location} lists {row.path} twice", "remove one of the two entries")
+    return images
+
+
+def _create(plugin: Plugin) -> tuple[Plugin, Source]:
+    return plugin, call_plugin(plugin.load())
+
+
+def _recognizing(location: Path) -> tuple[Plugin, Source]:
+    """Return the first source that recognizes a location. A plugin that fails is reported only if no other one does."""
+    hints = [f"pass a folder of class folders or a CSV (path,label); installed sources: {', '.join(plugins(SOURCES))}"]
+    found = [plugin for claims in plugins(SOURCES).values() for plugin in claims]
+    for plugin in sorted(found, key=lambda plugin: not plugin.is_builtin):
+        try:
+            source = _create(plugin)[1]
+            if call_plugin(source.recognizes, location):
+                return plugin, source
+        except PluginError as error:
+            hints.append(error.message)
+    raise UsageError(f"no data source recognizes {location}", "\n".join(hints))
+
+
+def _leave_out_unusable_paths(images: ImageList, options: ReadOptions) -> None:
+    """Leave out excluded paths, names that are not UTF-8, and links out of the root."""
+    root, inside = images.root.resolve(), dict[str, bool]()
+    rows = [row for row in images.rows if not options.exclude.contains(file_of(row.path))]
+    images.rows, images.classes = [], {row.label for row in rows}
+    for row in rows:
+        whole = os.path.join(root, file_of(row.path))
+        folder = os.path.dirname(whole)
+        if not is_text(row.path):
+            images.leave_out(row.path, *NOT_UTF8)
+            continue
+        if folder not in inside:  # each folder is checked once
+            inside[folder] = real_path(folder).is_relative_to(root)
+        if inside[folder] and not (os.path.islink(whole) and not real_path(whole).is_relative_to(root)):
+            images.rows.append(row)
+        else:
+            images.leave_out(row.path, "a link out of the folder")

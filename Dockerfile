@@ -1,0 +1,14 @@
+# CPU:          docker build -t inat-ft .
+# NVIDIA GPUs:  docker build -t inat-ft --build-arg TORCH=cu128 .
+FROM python:3.12-slim
+ARG TORCH=cpu
+RUN apt-get update && apt-get install -y --no-install-recommends g++ git make && rm -rf /var/lib/apt/lists/*
+RUN pip install --no-cache-dir torch torchvision --index-url https://download.pytorch.org/whl/${TORCH}
+COPY . /src
+RUN pip install --no-cache-dir '/src[demo,onnx]'
+RUN useradd --create-home --home-dir /data user
+USER user
+WORKDIR /data
+RUN inat-ft doctor
+ENTRYPOINT ["inat-ft"]
+CMD ["--help"]

@@ -1,1 +1,0 @@
-"""Downloads that resume, safe extraction, and the named data sets."""

@@ -1,0 +1,1 @@
+"""Averages of weights: the option `--average` of `inat-ft train`."""

@@ -1,0 +1,1 @@
+"""Grad-CAM maps of `inat-ft eval --cam`."""

@@ -1,0 +1,1 @@
+"""Decode JPEG files on a CUDA GPU: `train --decode cuda`."""

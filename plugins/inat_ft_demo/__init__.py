@@ -1,0 +1,1 @@
+"""The command `inat-ft demo`, and the small pretrained network that it trains."""

@@ -1,0 +1,1 @@
+"""The command `inat-ft doctor`: check the installation, the device and the plugins."""

@@ -1,0 +1,1 @@
+"""The export formats `onnx`, `torch-export`, `openvino`, `safetensors`, `timm` and `hub-folder`."""

@@ -1,0 +1,1 @@
+"""Cross-validation: `inat-ft train --folds`, and the comparison of cross-validations."""

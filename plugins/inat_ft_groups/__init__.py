@@ -1,0 +1,1 @@
+"""Results by group of images, such as a sequence of a camera trap or a site."""

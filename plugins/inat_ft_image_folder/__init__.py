@@ -1,0 +1,1 @@
+"""The data source `image-folder`."""

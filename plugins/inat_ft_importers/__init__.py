@@ -1,0 +1,1 @@
+"""The commands `inat-ft record wandb` and `inat-ft record huggingface`."""

@@ -1,0 +1,1 @@
+"""Answers from frozen features: `inat-ft audit`, `inat-ft learning-curve` and `inat-ft suggest`."""

@@ -1,0 +1,1 @@
+"""Metrics that average over classes, and metrics of the probabilities."""

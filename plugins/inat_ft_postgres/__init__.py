@@ -1,0 +1,1 @@
+"""Sweeps in PostgreSQL, for workers on several machines."""

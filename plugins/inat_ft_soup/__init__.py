@@ -1,0 +1,1 @@
+"""The command `inat-ft sweep soup`: average the weights of several runs."""

@@ -1,0 +1,1 @@
+"""Comparison of images with their manifest: `inat-ft split --check`."""

@@ -1,0 +1,1 @@
+"""What a command does first: it defers imports, and keeps freed memory."""

@@ -1,0 +1,109 @@
+"""What a command does first to be faster: defer imports, keep freed memory, and limit spinning."""
+
+import os
+import sys
+from functools import partial
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+_PACKAGE, _UTILS = "torch._dynamo", "torch._dynamo.utils"
+_EXPORT, _ONNX = "torch.export", "torchvision.ops._register_onnx_ops"
+_TASKS = ("detection", "optical_flow", "segmentation", "video")
+_UNUSED = ("torch.distributions", "torchvision.datasets", *(f"torchvision.models.{task}" for task in _TASKS))
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
+
+
+class _StandIn(ModuleType):
+    """A module that is replaced by the real one when it lacks an attribute."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and not (name == "__path__" and self.__name__ not in (_UTILS, _ONNX)):
+            raise AttributeError(name)  # inspect looks them up in all modules; imports of submodules use __path__
+        return getattr(_real(self.__name__), name)
+
+
+class _Loaded(MetaPathFinder, Loader):
+    """Finds submodules that a package has imported while it took the place of its stand-in: they are not run again."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name in sys.modules and target is None else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        spec.loader_state = sys.modules[spec.name].__spec__
+        return sys.modules[spec.name]
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = module.__spec__ and module.__spec__.loader_state
+
+
+def _real(name: str) -> ModuleType:
+    for known in (_PACKAGE, _UTILS) if name in (_PACKAGE, _UTILS) else (name,):
+        if isinstance(sys.modules.get(known), _StandIn):
+            del sys.modules[known]
+    return import_module(name)
+
+
+def _call(module: str, function: str, *arguments: Any, **settings: Any) -> Any:
+    return getattr(_real(module), function)(*arguments, **settings)
+
+
+def defer_imports() -> None:
+    """Replace modules that training does not use by stand-ins. Their import takes as long as the rest of a short run.
+
+    torch imports its exporter and its distributions; torchvision imports data sets, detection and `torch.onnx`; optimizers
+    import `torch._dynamo` to exclude methods from tracing. The stand-ins provide the few functions that these imports and
+    torch.fx use. Any other attribute imports the real module.
+    """
+    if _PACKAGE in sys.modules:
+        return
+    names = [_PACKAGE, _UTILS] if "torch" in sys.modules else [_PACKAGE, _UTILS, _EXPORT, _ONNX, *_UNUSED]
+    stand_ins = {name: _StandIn(name) for name in names}
+    provided: dict[str, dict[str, Any]] = {
+        _PACKAGE: {
+            "disable": lambda function=None, *_, **__: function or (lambda other: other),
+            "graph_break": lambda *_, **__: None,
+        },
+        _UTILS: {"is_compile_supported": partial(_call, _UTILS, "is_compile_supported")},
+        _EXPORT: {name: partial(_call, _EXPORT, name) for name in ("export", "load", "register_dataclass", "save")},
+        _ONNX: {"_register_custom_op": lambda: None},
+    }
+    for name, stand_in in stand_ins.items():
+        vars(stand_in).update(provided.get(name, {}))
+    sys.modules |= stand_ins
+    sys.meta_path.insert(0, _Loaded())
+
+
+def prepare_process() -> None:
+    """Do all of this."""
+    keep_memory()
+    limit_spinning()
+    defer_imports()
+
+
+def keep_memory() -> None:
+    """Make glibc reuse freed memory instead of returning it to the system, unless the user has set its parameters.
+
+    Every training step frees and allocates hundreds of MiB. The system clears each page before it is used again, which takes
+    a quarter of the time of full fine-tuning on a CPU.
+    """
+    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_TRIM_THRESHOLD, 2**30)
+        mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25)  # the limit of old versions
+
+
+def limit_spinning() -> None:
+    """Make OpenMP threads sleep after a short wait, unless the user has set the policy. Call it before torch is imported.
+
+    By default they spin for about 5 ms at each barrier. If another process uses the cores, the threads that have work wait
+    for those that spin, and small networks become tens of times slower.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")

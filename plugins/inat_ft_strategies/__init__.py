@@ -1,0 +1,1 @@
+"""Further strategies: schedules, parameter subsets, surgical fine-tuning and LoRA."""

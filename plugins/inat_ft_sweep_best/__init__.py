@@ -1,0 +1,1 @@
+"""The command `inat-ft sweep best`: the best trial, and training it again with other seeds."""

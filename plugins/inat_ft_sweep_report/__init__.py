@@ -1,0 +1,1 @@
+"""The command `inat-ft sweep report`: an HTML page and figures of a sweep."""

@@ -1,0 +1,1 @@
+"""Sweeps: a search over settings, described by a file in the format of W&B."""

@@ -1,0 +1,1 @@
+"""Classes by taxonomic rank: `inat-ft split --classes-from`."""

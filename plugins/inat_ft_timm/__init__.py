@@ -1,0 +1,1 @@
+"""The backbone group `timm:NAME`: every image classifier of timm."""

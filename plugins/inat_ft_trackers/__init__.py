@@ -1,0 +1,1 @@
+"""The trackers `tensorboard`, `mlflow` and `trackio`."""

@@ -1,0 +1,1 @@
+"""Weights & Biases: the tracker `wandb` and the sweep backend `wandb`."""
