@@ -1,16 +1,21 @@
 """Workers: what they do about their parents, other workers, errors that concern every trial, and processes and GPUs."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from inat_ft_sweeps import worker
+from inat_ft_sweeps.base import SweepBackend
+from inat_ft_sweeps.folder import open_sweep
+from inat_ft_sweeps.storage import Journal
 from inat_ft_sweeps.study import Claimed
 from inat_ft_sweeps.worker import describe_error, run_worker, run_workers
 
-from inat_ft.errors import ConfigError, InatFtError, StorageError, UsageError
+from inat_ft.errors import ConfigError, InatFtError, PluginError, StorageError, UsageError
 from tests.sweeps.finished import run, sweep_over
 
 
@@ -165,3 +170,89 @@ def test_the_gpus_are_those_named_or_all(monkeypatch, named: str | None, install
     monkeypatch.setattr(worker.shutil, "which", lambda program: "/bin/nvidia-smi" if installed else None)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     assert worker._gpus() == expected
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "journal.log")
+
+
+def test_a_result_that_cannot_be_recorded_is_named_and_its_trial_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = sweep_over([0.0])
+
+    with monkeypatch.context() as patched:
+
+        def objective(job, dropout: float) -> float:
+            patched.setattr(Journal, "append_logs", full)
+            return 0.75
+
+        said = r"cannot record the result of trial 0, val_accuracy 0\.7500: cannot write journal\.log: No space left"
+        with pytest.raises(StorageError, match=said) as caught:
+            run(sweep, objective)
+    assert "its run is complete: sweeps/s/runs/s-00" in caught.value.hint and "sweep run s" in caught.value.hint
+    again = open_sweep("s", Path("sweeps"))
+    run(again, lambda job, dropout: 0.75)
+    assert [(trial.state, trial.value) for trial in again.trials()] == [("complete", 0.75)]
+
+
+def test_a_trial_continues_while_its_epochs_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = sweep_over([0.0], early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2})
+    answers = []
+
+    def objective(job) -> float:
+        with monkeypatch.context() as patched:
+            patched.setattr(Journal, "append_logs", full)
+            answers.append(job.report(1, 0.1))
+        answers.append(job.report(2, 0.1))
+        return 0.5
+
+    run_worker(sweep, objective, log=lambda line: None)
+    assert answers == [False, False] and [trial.value for trial in sweep.trials()] == [0.5]
+
+
+class Three(SweepBackend):
+    """Proposes three points, the last of which is not possible."""
+
+    def ask(self, spec, trials, seed):
+        return [{"dropout": 0.1}, None, {"dropout": 7.0}][len(trials)]
+
+
+def test_a_backend_ends_the_search_and_its_invalid_points_are_refused() -> None:
+    sweep = sweep_over([0.0, 0.1, 0.2])
+    sweep.__dict__["backend"] = Three()
+    status = run_worker(sweep, lambda job: 0.5, log=lambda line: None)
+    assert status == ("finished", "the search is over") and [trial.params for trial in sweep.trials()] == [
+        {"dropout": 0.1}
+    ]
+    sweep.import_trial(1, {"dropout": 0.2}, 0.5, "s-01", 1.0)
+    sweep.resume()
+    sweep.note("exhausted", False)
+    with pytest.raises(PluginError, match=r"ask\(\) returned an invalid point: dropout=7\.0 is not a possible value"):
+        run_worker(sweep, lambda job: 0.5, log=lambda line: None)
+
+
+def test_a_sweep_that_fails_ten_times_says_how_to_run_it_again() -> None:
+    sweep = sweep_over([number / 100 for number in range(12)])
+
+    def objective(job, dropout: float) -> float:
+        raise InatFtError("the loss is nan")
+
+    run(sweep, objective)
+    with pytest.raises(
+        InatFtError, match="the sweep stopped: 10 failures in a row, the last one: the loss is nan"
+    ) as caught:
+        sweep.require_success(sweep.status(), "--cache-dir x")
+    assert caught.value.hint == "fix the cause, then run: inat-ft sweep run s --cache-dir x"
+
+
+def test_a_sweep_without_a_split_uses_the_newest_for_all_of_its_trials(manifest_file: Path) -> None:
+    sweep = sweep_over([0.0, 0.1])
+    with pytest.raises(UsageError, match="no manifest in splits"):
+        sweep.pin_split()
+    Path("splits").mkdir()
+    shutil.copy(manifest_file, "splits/first.csv")
+    sweep.pin_split()
+    shutil.copy(manifest_file, "splits/second.csv")
+    sweep.pin_split()
+    assert sweep.command({"dropout": 0.1}) == (
+        "inat-ft train --set data.split=splits/first.csv --set model.dropout=0.1"
+    )

@@ -1,15 +1,22 @@
 """What a search chooses, and what it does with its time, with runs whose seconds and results are known."""
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from inat_ft_tune.candidates import chosen_strategies
+from inat_ft_tune.measure import NO_TIME, Measured
+from inat_ft_tune.planner import Cost
 from inat_ft_tune.session import Session
 from inat_ft_tune.stages import confirm, run_stages, sweep_heads, train_choice
 from inat_ft_tune.state import FILE, Trial, read_state, write_state
 
+import inat_ft
 from inat_ft.config import RunConfig
 from inat_ft.errors import ConfigError, DataError, UsageError
+from inat_ft.locks import FileLock
 from inat_ft.records import read_record
+from inat_ft.registry import STRATEGIES, Plugin, plugins
 from tests.tune.world import World
 
 BEST = {"full": 0.9, "partial": 0.8, "lora": 0.6, "head": 0.5}
@@ -225,3 +232,80 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(world: World, cli) -> None:
     assert ran.code == 0 and not ran.out and "plan for 60 s" in ran.err
     assert "successive halving" in ran.err and not world.epochs and not Path("t/runs").exists()
     assert read_state(Path("t")).spent_s == 0.0
+
+
+def test_the_python_function_continues_a_search(world: World) -> None:
+    Path("photos.csv").touch()
+    write_state(world.search(60.0).state, Path("t"))
+    found = inat_ft.tune(None, None, out="t", log=world.lines.append)
+    assert found.summary.startswith("The choice is full") and found.run.directory == Path("runs/tune-t")
+    assert any(line.startswith("plan for 60 s") for line in world.lines)
+    again = inat_ft.tune(None, "90s", out="t")
+    assert again.summary == found.summary and again.details["budget_s"] == 90 and len(again.table) == len(found.table)
+
+
+def test_an_interrupted_search_says_how_much_time_is_left(world: World) -> None:
+    Path("photos.csv").touch()
+    session = world.search(60.0)
+    session.state.finished = ["heads"]
+    head = session.trial("head-1", "heads", "head", {"optim.lr": 1e-3}, 0)
+    head.status, head.value = "done", 0.5
+    write_state(session.state, Path("t"))
+    inat_ft.tune(None, None, out="t", log=world.lines.append)
+    assert "continuing, 57.0 s left: t" in world.lines
+
+
+def test_a_search_in_use_is_left_alone(world: World, cli) -> None:
+    write_state(world.search(60.0).state, Path("t"))
+    before = Path("t", FILE).read_bytes()
+    with FileLock(Path("t/.lock")):
+        ran = cli("tune", "--resume", "t")
+    assert ran.code == 2 and "another process is using t" in ran.err and Path("t", FILE).read_bytes() == before
+
+
+def test_a_budget_into_which_no_head_fits_is_refused_with_the_one_that_is_needed(world: World) -> None:
+    with pytest.raises(UsageError, match=r"a budget of 60\.0 s is too short: 0\.0 s are used") as caught:
+        world.search(60.0, head=(500.0, 1.0, 1.0)).plan()
+    assert "use --budget 9m" in caught.value.hint
+    plan = world.search(60.0, head=(100.0, 1.0, 1.0)).plan()  # may be measured too high: it is tried
+    assert (plan.heads.runs, plan.heads.epochs, plan.skipped) == (1, 1, ("all strategies",))
+
+
+def test_strategies_that_were_not_measured_are_tried_last_and_broken_ones_never(
+    world: World, cli, manifest_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = {"full": Cost(0.0, 0.1, 1.0), "partial": Cost(0.0, 0.1, 30.0)}
+    skipped = {"lora": NO_TIME, "bn-only": "the network has no BatchNorm"}
+    monkeypatch.setattr(
+        "inat_ft_tune.session.measure_costs", lambda *given: Measured(Cost(1.0, 0.1, 0.1), costs, skipped)
+    )
+    names = [word for name in (*costs, *skipped) for word in ("--strategy", name)]
+    ran = cli("tune", manifest_file, "--budget", "60s", *names, "--set", "model.backbone=cnn", "--dry-run", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["skipped"] == {"bn-only": "the network has no BatchNorm"}
+    assert ran.json["costs"]["lora"] == ran.json["costs"]["partial"] and "bn-only" not in ran.json["costs"]
+    assert "skipped: bn-only: the network has no BatchNorm" in ran.err and "measuring a few batches" in ran.err
+    assert "only if there is time left: " in ran.err
+
+
+def test_a_strategy_that_cannot_be_imported_is_left_out_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("broken", "nowhere:Broken", STRATEGIES)
+    monkeypatch.setitem(plugins(STRATEGIES), "broken", [Plugin(STRATEGIES, "broken", "pack", "nowhere:Broken", entry)])
+    lines: list[str] = []
+    found = chosen_strategies((), lines.append)
+    assert "full" in found and "broken" not in found
+    assert len(lines) == 1 and lines[0].startswith("warning: strategy 'broken' of package 'pack' cannot be imported")
+
+
+def test_busy_cores_are_said_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, chosen = world.search(), iter([1, 4])
+    session._most_threads = 4
+    threads = [4, 1]
+    monkeypatch.setattr("inat_ft_tune.session.choose_threads", lambda most: next(chosen))
+    monkeypatch.setattr("inat_ft_tune.session.torch.get_num_threads", lambda: threads.pop(0))
+    session.use_fastest_threads()
+    session.use_fastest_threads()
+    assert world.lines == [
+        "1 thread of 4: other programs use the cores",
+        "4 threads of 4: the cores are free again",
+    ]
