@@ -157,7 +157,14 @@ def ultralytics(root: Path, mode: str, epochs: int) -> None:
         unfreeze(trainer.model, mode)
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"data": str(root), "project": folder, "epochs": epochs, "imgsz": 224, "batch": 64, "workers": WORKERS}
+        settings = {
+            "data": str(root),
+            "project": folder,
+            "epochs": epochs,
+            "imgsz": 224,
+            "batch": 64,
+            "workers": WORKERS,
+        }
         settings |= {"model": "resnet50", "pretrained": False, "optimizer": "Adam", "lr0": 1e-4, "dropout": 0.3}
         trainer = ClassificationTrainer(overrides={**settings, "plots": False, "verbose": False})
         trainer.add_callback("on_pretrain_routine_end", freeze)
