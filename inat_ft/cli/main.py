@@ -49,6 +49,7 @@ class _Commands(TyperGroup):
                 inner.params += [copy.copy(option) for option in self.params if option.name in _GLOBAL]
                 for option in _without_types(inner.get_params(ctx)):
                     option.hidden |= option.name in _GLOBAL
+                inner.help = commands.WRAPPED.sub(" ", inner.help or "")
                 known = {name for option in inner.params for name in option.opts}
                 inner.callback = inner.callback and partial(_call, inner.callback, known)
         return super().resolve_command(ctx, args)

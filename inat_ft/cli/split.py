@@ -95,7 +95,7 @@ def split(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Split images into train, validation and test, and write a manifest.
+    """Split images into training, validation and test sets, and write a manifest.
 
     Each image is decoded once. Files that are not images are left out, and duplicates stay in one subset. If the data has no
     test set, 20% of each class is reserved for it.

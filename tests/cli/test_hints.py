@@ -55,7 +55,7 @@ def test_a_cache_that_cannot_be_written(name, cli, images: Path, manifest_file: 
     [
         (("train", "--device", "cuda:99"), "--device cuda:99"),
         (("audit", "SPLIT", "--set", "compute.device=cuda:99"), "--set compute.device=cuda:99"),
-        (("learning-curve", "--split", "SPLIT", "--set", "data.image_size=16"), "--set"),
+        (("audit", "SPLIT", *SMALL, "--set", "data.image_size=16"), "use --set data.image_size=32 or more"),
     ],
 )
 def test_a_flag_of_train_in_another_command_is_a_setting(words, said, cli, manifest_file: Path) -> None:
