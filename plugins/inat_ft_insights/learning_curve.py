@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,11 +92,12 @@ class LearningCurve(Tabular):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as a dictionary. None stands for more images than can be named."""
-        needed = self.needed and {
+        sizes = self.needed and {
             "images_per_class": self.needed.value,
             "low": self.needed.low,
             "high": self.needed.high,
         }
+        needed = sizes and {name: size if math.isfinite(size) else None for name, size in sizes.items()}
         return {
             "manifest": self.manifest.as_posix(),
             "backbone": self.backbone,

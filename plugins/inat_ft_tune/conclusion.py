@@ -92,7 +92,8 @@ def summarize(state: State, found: Sequence[Standing]) -> str:
         parts[0] = parts[0].replace(f"The choice is {choice.settings}", f"The run is {run.settings}", 1)
         parts.append(f"there was no time for a complete run of {choice.settings}, which was ahead")
     elif len(found) > 1 and found[0].trial.name == state.chosen:
-        seeds = f"{pluralize(len(found[0].values), 'new seed')} after {pluralize(choice.epochs, 'epoch')}"
+        epochs = max(each.epochs for each in state.repetitions(choice.name))  # the choice may have been trained longer
+        seeds = f"{pluralize(len(found[0].values), 'new seed')} after {pluralize(epochs, 'epoch')}"
         parts.append(f"its mean with {seeds} is {found[0].mean:.4f}, {_others(found)}")
     elif num_tried(state) > 1 and choice.strategy != "head":
         parts.append("there was no time to repeat the leaders with new seeds")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
@@ -35,7 +36,14 @@ def make_split(session: Session) -> None:
     else:
         session.log(f"split: checking the images of {data}; the manifest is {out}")
         started = time.monotonic()
-        found = split_images(data, out, SplitOptions(), log=session.log, warn=session.warn, progress=session.progress)
+        options = {"log": session.log, "warn": session.warn, "progress": session.progress}
+        try:
+            found = split_images(data, out, SplitOptions(), **options)
+        except UsageError as error:
+            if not out.exists():
+                raise
+            hint = f"split into another file, and tune that one: inat-ft split {shlex.quote(str(data))} --out FILE"
+            raise UsageError(error.message, hint) from None
         state.split = found.path.as_posix()
         session.log(f"split: done in {format_seconds(time.monotonic() - started)}")
     session.save()

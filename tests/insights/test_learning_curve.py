@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inat_ft_insights.learning_curve import summarize
+from inat_ft_insights.learning_curve import LearningCurve, summarize
 from inat_ft_insights.power_law import fit_power_law
 from inat_ft_insights.subsets import nested_subsets, num_images, subset_counts
 
@@ -45,6 +45,8 @@ def test_the_law_of_the_measurements_is_found() -> None:
 def test_an_accuracy_above_the_floor_is_never_reached() -> None:
     needed = law_of(0.3 + 0.5 * SIZES**-1.0).size_for(0.9)
     assert math.isinf(needed.value) and math.isinf(needed.high)
+    curve = LearningCurve(Path("splits/a.csv"), "resnet18", "head", 5, 3, [], None, 0.9, needed)
+    assert curve.to_dict()["needed"]["high"] is None and curve.to_dict()["needed"]["images_per_class"] is None
 
 
 def test_subsets_are_stratified() -> None:
@@ -132,6 +134,7 @@ def test_a_strategy_is_trained_for_each_draw_and_size_and_continues_after_an_int
 
     curve = inat_ft.learning_curve(**chosen, callbacks=inat_ft.TrainCallbacks(log=lines.append))
 
+    assert lines[-1].startswith("warning: fewer than four sizes") and curve.law is None
     assert lines[0] == "2 trainings with 45 images in total, 1.2 times all 39; 2 are finished already"
     assert all(file.read_text() == text for file, text in kept.items())
     assert [point.images for point in curve.points] == [6, 39] and curve.mode == "full" and curve.draws == 2
@@ -150,13 +153,24 @@ def test_a_folder_that_cannot_be_created_is_named(manifest_file: Path, tmp_path:
         inat_ft.learning_curve(split=manifest_file, mode="full", out=tmp_path / "file", **TINY)
 
 
-def test_values_that_cannot_be_used_are_refused() -> None:
+def test_values_that_cannot_be_used_are_refused(cli) -> None:
+    Path("config.yaml").write_text("seed: 1\n")  # of another run
     for options, message in (
         ({"draws": 1}, "draws 1 is not from 2 to 1,000"),
         ({"sizes": 99}, "sizes 99 is not from 2 to 20"),
         ({"target": 95}, "target 95 is not between 0 and 1"),
         ({"mode": "ful"}, "did you mean 'full'"),
         ({"run": "runs/a", "config": "b.yaml"}, "both give the settings"),
+        ({"run": "missing"}, "run not found: missing"),
+        ({"settings": {"strategy.name": "full"}}, "strategy.name is 'full', but mode is 'head'"),
+        ({"mode": "lora", "settings": {"strategy.rank": 2}, "split": "missing.csv"}, "no such manifest: missing.csv"),
     ):
         with pytest.raises(inat_ft.UsageError, match=message):
             inat_ft.learning_curve(**options)
+    for words, message in (
+        (("missing",), "run not found: missing"),
+        (("--set", "strategy.name=full"), "strategy.name is 'full', but mode is 'head'"),
+        (("--mode", "lora", "--set", "strategy.rank=2", "--split", "missing.csv"), "no such manifest: missing.csv"),
+    ):
+        ran = cli("learning-curve", *words)
+        assert ran.code == 2 and message in ran.err, ran.err

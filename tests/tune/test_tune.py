@@ -245,6 +245,8 @@ def test_a_small_difference_is_called_not_significant() -> None:
     assert "optimistically biased" in text and "among 2 settings" in text
     assert "its mean with 1 new seed after 2 epochs is 0.9000, not significantly different from" in text
     assert "different from partial, lr 0.001 (0.8800, p = 0.5)" in text
+    state.trial("full").epochs = 9  # its run of the search was continued as the final run
+    assert "its mean with 1 new seed after 2 epochs is 0.9000" in summarize(state, found)
 
 
 def test_a_large_difference_is_called_better_and_corrected() -> None:
@@ -352,6 +354,7 @@ def test_bad_arguments_are_refused(cli, tmp_path: Path) -> None:
         (("missing",), "no such folder or manifest: missing"),
         (("--resume", "tunes/x"), "nothing to resume in tunes/x"),
         (("photos", "--resume", "tunes/x"), "--resume takes the data and the settings from the folder"),
+        (("--seed", "3", "--resume", "tunes/x"), "--resume takes the data and the settings from the folder"),
         (("photos", "--budget", "soon"), "cannot read the budget 'soon'"),
         (("photos", "--out", "other.csv"), "--out other.csv is a file"),
         (("photos", "--out", "other.csv/x"), "other.csv is not a folder"),
@@ -440,7 +443,8 @@ def test_from_a_folder_to_a_model(cli, images: Path) -> None:
     assert "The choice is" in report and "<svg" in report and "inat-ft eval" in report
     before = Path("tunes/photos", FILE).read_bytes()
     again = cli("tune", images, "--strategy", "full", "--strategy", "partial", *WORDS, "--eval")
-    assert again.code == 0 and found["summary"] in again.out
+    assert again.code == 0 and found["summary"] in again.out and "tunes/photos is finished" in again.err
+    assert found["report"] == "tunes/photos/report.html"
     assert Path("tunes/photos", FILE).read_bytes() == before, "nothing is trained again"
     assert "test accuracy: " in again.out and inat_ft.Run.open(found["run"]).test_accuracy is not None
     other = cli("tune", images, *WORDS)
@@ -583,5 +587,50 @@ def test_an_existing_split_of_the_folder_is_used(images: Path, tmp_path: Path) -
     make_split(tuning)
     assert tuning.state.split == "splits/photos.csv" and Path("splits/photos.csv").read_bytes() == before
     other = open_session(Request(make_images(tmp_path / "x" / "photos"), 60.0, tmp_path / "u"), time.monotonic())
-    with pytest.raises(inat_ft.UsageError, match="already contains a different split"):
+    with pytest.raises(inat_ft.UsageError, match="already contains a different split") as caught:
         make_split(other)
+    assert caught.value.hint.startswith("split into another file, and tune that one: inat-ft split ")
+
+
+def test_the_name_of_the_final_run_is_valid_whatever_that_of_the_folder(session, tmp_path: Path) -> None:
+    tuning = session()
+    for folder, name in (("my photos", "tune-my-photos"), ("Vögel (2024)", "tune-V-gel-2024"), ("写真", "tune-")):
+        tuning.folder = tmp_path / folder
+        assert tuning.free_name() == name
+        assert tuning.config(name, []).name == name
+    (tuning.runs / "tune-").mkdir(parents=True)
+    assert tuning.free_name() == "tune--2"
+    tuning.folder = tmp_path / ("x" * 200)
+    assert len(tuning.config(tuning.free_name(), []).name or "") == 85
+
+
+def test_an_evaluation_without_test_images_is_refused_before_the_search(images: Path, cli) -> None:
+    inat_ft.split(images, "splits/none.csv", test_fraction=0, near=False)
+    ran = cli("tune", "splits/none.csv", "--budget", "60s", *WORDS, "--eval")
+    assert ran.code == 2 and "splits/none.csv has no test images for --eval" in ran.err
+    assert not Path("runs").exists()
+
+
+def test_a_search_keeps_its_folder_of_runs_and_its_budget(manifest_file: Path, tmp_path: Path) -> None:
+    def opened(**more: Any) -> Session:
+        return open_session(Request(manifest_file, out=tmp_path / "t", **more), time.monotonic())
+
+    first = opened(budget_s=7200.0)
+    first.folder.mkdir()
+    first.save()
+    with pytest.raises(inat_ft.UsageError, match="contains a search with other data or settings"):
+        opened(runs=Path("other"))
+    assert opened().state.budget_s == 7200
+    first.state.data = str(tmp_path / "gone.csv")
+    first.save()
+    with pytest.raises(inat_ft.UsageError, match="no such folder or manifest"):
+        inat_ft.tune(out=first.folder)
+    assert read_state(first.folder).budget_s == 7200
+    assert opened_again(first.folder, 9000.0).state.budget_s == 9000
+    first.state.finished = ["final"]
+    first.save()
+    assert opened_again(first.folder, 90.0).state.budget_s == 7200  # that of the result
+
+
+def opened_again(folder: Path, budget: float) -> Session:
+    return open_session(Request(None, budget, folder), time.monotonic())
