@@ -152,19 +152,25 @@ def curve_of_features(
                 row.append(head.probabilities(val.values).argmax(1) != val.labels)
             progress(done := done + 1, len(subsets) * total)
         wrong.append(np.stack(row))
-    return make_curve(np.stack(wrong), subsets, train.manifest, train.config, "head", target)
+    return make_curve(np.stack(wrong), subsets, val.groups, train.manifest, train.config, "head", target)
 
 
 def make_curve(
-    wrong: NDArray[np.bool_], subsets: Ints, manifest: Manifest, config: RunConfig, mode: str, target: float | None
+    wrong: NDArray[np.bool_],
+    subsets: Ints,
+    val_groups: Ints,
+    manifest: Manifest,
+    config: RunConfig,
+    mode: str,
+    target: float | None,
 ) -> LearningCurve:
     """Return the learning curve from the validation images that are wrong, `[draws, S, M]`, and extrapolate it.
 
-    subsets: as `nested_subsets` returns them.
+    subsets: as `nested_subsets` returns them; val_groups: `[M]`, equal for validation images that are not independent.
     """
     classes, seed = len(manifest.classes), config.seed
     sizes = num_images(subsets).mean(0) / classes
-    errors, covariance, noise = summarize(wrong, sizes, seed)
+    errors, covariance, noise = summarize(wrong, sizes, val_groups, seed)
     deviations = np.sqrt(np.diag(covariance))
     points = [
         Point("measured", round(size * classes), size, _normal(1 - error, deviation))
@@ -182,15 +188,20 @@ def make_curve(
     return LearningCurve(manifest.path, backbone, mode, draws, classes, points, law, target, needed)
 
 
-def summarize(wrong: NDArray[np.bool_], sizes: Floats, seed: int = 0) -> tuple[Floats, Floats, float]:
+def summarize(
+    wrong: NDArray[np.bool_], sizes: Floats, val_groups: Ints, seed: int = 0
+) -> tuple[Floats, Floats, float]:
     """Return mean errors `[S]`, their covariance `[S, S]`, and the deviation over training sets of the largest size.
 
-    The covariance has two parts: draws and validation images, by a bootstrap over both, and the choice of the training images
-    that all draws share. Large subsets of the same images differ little, so the variance over independent training sets is
+    The covariance has two parts: draws and groups of validation images, by a bootstrap over both, and the choice of the
+    training images that all draws share. Large subsets of the same images differ little, so the variance over independent training sets is
     estimated from the small ones, as inversely proportional to the size.
     """
-    rng, (draws, _, images) = np.random.default_rng(seed), wrong.shape
-    by_image = rng.multinomial(images, np.full(images, 1 / images), _BOOTSTRAPS) / images
+    rng, draws = np.random.default_rng(seed), len(wrong)
+    member = np.unique(val_groups, return_inverse=True)[1]
+    groups = int(member.max()) + 1
+    by_group = rng.multinomial(groups, np.full(groups, 1 / groups), _BOOTSTRAPS)
+    by_image = by_group[:, member] / (by_group @ np.bincount(member))[:, None]
     by_draw = rng.multinomial(draws, np.full(draws, 1 / draws), _BOOTSTRAPS) / draws
     means = np.einsum("rsm,bm->brs", wrong.astype(np.float32), by_image.astype(np.float32), optimize=True)
     covariance = np.cov(np.einsum("brs,br->bs", means, by_draw).T)
@@ -198,7 +209,7 @@ def summarize(wrong: NDArray[np.bool_], sizes: Floats, seed: int = 0) -> tuple[F
     spread = wrong.mean(2).var(0, ddof=1)[:-1] / (1 - share[:-1]) if draws > 1 else np.zeros(len(sizes) - 1)
     variances = float((spread * sizes[:-1]).mean()) / sizes
     shared = np.sqrt(variances * share)
-    covariance = covariance + np.outer(shared, shared) + np.eye(len(sizes)) * (0.5 / images) ** 2
+    covariance = covariance + np.outer(shared, shared) + np.eye(len(sizes)) * (0.5 / groups) ** 2
     return wrong.mean((0, 2)), covariance, float(np.sqrt(variances[-1]))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from inat_ft import __version__
 from inat_ft.records import write_text
-from inat_ft_tune.conclusion import Standing, delivered, interval
+from inat_ft_tune.conclusion import Standing
 from inat_ft_tune.planner import format_seconds
 from inat_ft_tune.session import Session
 from inat_ft_tune.state import State, Trial
@@ -32,11 +32,8 @@ def write_report(session: Session, found: Sequence[Standing]) -> Path:
     loader = ChoiceLoader([PackageLoader("inat_ft_tune"), PackageLoader("inat_ft_report")])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     state = session.state
-    run = delivered(state)
     page = environment.get_template("tune.html").render(
         state=state,
-        run=run,
-        value=interval(state, run),
         standings=found,
         titles=_TITLES,
         trials=sorted(state.trials, key=lambda trial: -(trial.value or 0.0)),

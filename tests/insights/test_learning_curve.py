@@ -82,11 +82,15 @@ def test_the_deviation_covers_the_choice_of_validation_images() -> None:
     rng = np.random.default_rng(0)
     hard = rng.uniform(0, 1, 400) < 0.3  # the same images are wrong in all draws and sizes
     wrong = np.broadcast_to(hard, (5, 4, 400))
-    errors, covariance, noise = summarize(wrong, np.array([1.0, 2, 4, 8]))
+    errors, covariance, noise = summarize(wrong, np.array([1.0, 2, 4, 8]), np.arange(400))
     assert np.allclose(errors, hard.mean())
     assert np.allclose(np.sqrt(np.diag(covariance)), np.sqrt(0.3 * 0.7 / 400), rtol=0.15)
     assert covariance[0, 3] / covariance[0, 0] > 0.95
     assert noise == 0
+    grouped = np.broadcast_to(hard[np.repeat(np.arange(100), 4)], (5, 4, 400))  # 100 groups of 4 equal images
+    _, wider, _ = summarize(grouped, np.array([1.0, 2, 4, 8]), np.repeat(np.arange(100), 4))
+    _, narrow, _ = summarize(grouped, np.array([1.0, 2, 4, 8]), np.arange(400))
+    assert np.allclose(np.diag(wider) / np.diag(narrow), 4, rtol=0.3)
 
 
 def test_the_command_writes_points_and_a_picture(tmp_path: Path, invoke) -> None:

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from inat_ft_tune.candidates import LADDER, chosen_strategies, common_settings, head_params, strategy_params
-from inat_ft_tune.conclusion import standings, summarize
+from inat_ft_tune.conclusion import interval, standings, summarize
 from inat_ft_tune.measure import extrapolate, measure_costs, sample
 from inat_ft_tune.report import _steps
 from inat_ft_tune.session import Session
@@ -28,7 +28,7 @@ from inat_ft_tune.trainer import Gate, Paused, limited, train_trial
 from inat_ft_tune.tune import Request, open_session, parse_duration, tune_session
 
 import inat_ft
-from inat_ft.data.manifest import SUBSETS, Manifest
+from inat_ft.data.manifest import SUBSETS, Manifest, write_manifest
 from inat_ft.evaluation.predictions import write_predictions
 from inat_ft.metrics import Predictions
 from inat_ft.progress import ignore_log, no_progress
@@ -254,6 +254,22 @@ def test_a_large_difference_is_called_better_and_corrected() -> None:
     assert [each.trial.name for each in found] == ["full", "partial", "lora"]
     assert found[1].p == pytest.approx(2 * 2**-10)  # McNemar's exact p is 2 / 2^10; Holm: the largest is not multiplied
     assert "better than partial, lr 0.001" in summarize(state, found)
+
+
+def test_images_of_one_group_count_together(tmp_path: Path) -> None:
+    state = tuned({"full": [90], "partial": [80]})
+    before, alone = standings(state)[1].p, interval(state, state.trial("full-seed1"))
+    names, groups = [str(place) for place in range(100)], [f"g{place // 10}" for place in range(100)]
+    labels, subsets = np.zeros(100, np.int64), np.ones(100, np.uint8)
+    file = tmp_path / "grouped.csv"
+    made = {"group_by": "list.csv"}
+    write_manifest(Manifest(file, tmp_path, ("a", "b"), names, labels, subsets, names, groups, made=made))
+    state.split = str(file)
+    after, together = standings(state)[1].p, interval(state, state.trial("full-seed1"))
+    assert before < 0.01 and after > 0.05  # all images that only one has right are of one group
+    assert together.value == alone.value == 0.9 and together.high - together.low > 1.5 * (alone.high - alone.low)
+    (Path(state.trial("full-seed1").directory) / "predictions-val.csv").unlink()
+    assert interval(state, state.trial("full-seed1")) == alone
 
 
 def test_several_seeds_use_the_test_with_their_variance() -> None:
