@@ -22,7 +22,11 @@ _TITLES = {
     "final": "training of the choice",
 }
 _WIDTH, _HEIGHT, _LEFT, _TOP = 480, 280, 52, 14
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+_COLORS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#882255", "#999933", "#8B4513", "#332288",
+    "#44AA99",
+)  # fmt: skip
+"""One for each built-in strategy."""
 
 
 def write_report(session: Session, found: Sequence[Standing]) -> Path:
@@ -84,7 +88,7 @@ def chart(state: State) -> dict[str, Any] | None:
             for t in trials
         ],
         "legend": [{"name": name, "color": _COLORS[place % len(_COLORS)]} for place, name in enumerate(names)],
-        "ticks_y": [{"y": y(v), "text": f"{v:.2f}"} for v in _steps(bottom, 1.0)],
+        "ticks_y": [{"y": y(v), "text": f"{v:.3g}"} for v in _steps(bottom, 1.0)],
         "ticks_x": [{"x": x(v), "text": f"{v:.3g}"} for v in _steps(0.0, most)],
         "left": _LEFT,
         "bottom": _HEIGHT - 40,

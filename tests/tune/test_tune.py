@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from inat_ft_tune.candidates import LADDER, chosen_strategies, common_settings, head_params, strategy_params
 from inat_ft_tune.conclusion import interval, standings, summarize
 from inat_ft_tune.measure import extrapolate, measure_costs, sample
-from inat_ft_tune.report import _steps
+from inat_ft_tune.report import _steps, chart
 from inat_ft_tune.session import Session
 from inat_ft_tune.splitting import make_split
 from inat_ft_tune.stages import confirm
@@ -116,6 +116,22 @@ def test_ticks_are_round_and_inside() -> None:
     for low, high in ((0.0, 24.6), (0.1, 1.0), (0.93, 1.0), (0.0, 9.9), (0.5, 0.5)):
         ticks = _steps(low, high)
         assert len(ticks) <= 7 and all(low - 1e-9 <= tick <= high + 1e-9 for tick in ticks)
+    state = tuned({"full": [100], "partial": [99]})
+    for each in state.trials:
+        each.seconds = 1.0
+    drawn = chart(state)
+    assert drawn is not None
+    labels = [tick["text"] for tick in drawn["ticks_y"]]
+    assert labels == ["0.97", "0.975", "0.98", "0.985", "0.99", "0.995", "1"]
+
+
+def test_each_strategy_has_a_color_of_its_own() -> None:
+    strategies = ["head", *chosen_strategies((), ignore_log)]
+    state = tuned({name: [90] for name in strategies})
+    for each in state.trials:
+        each.seconds = 1.0
+    colors = [entry["color"] for entry in (chart(state) or {})["legend"]]
+    assert len(set(colors)) == len(colors) == len({trial.strategy for trial in state.of_stage("halving")})
 
 
 def epoch(number: int, seconds: float = 0.0) -> Epoch:
