@@ -92,12 +92,8 @@ class LearningCurve(Tabular):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as a dictionary. None stands for more images than can be named."""
-        sizes = self.needed and {
-            "images_per_class": self.needed.value,
-            "low": self.needed.low,
-            "high": self.needed.high,
-        }
-        needed = sizes and {name: size if math.isfinite(size) else None for name, size in sizes.items()}
+        sizes = (self.needed.value, self.needed.low, self.needed.high) if self.needed else ()
+        named = [size if math.isfinite(size) else None for size in sizes]
         return {
             "manifest": self.manifest.as_posix(),
             "backbone": self.backbone,
@@ -105,7 +101,7 @@ class LearningCurve(Tabular):
             "draws": self.draws,
             "points": [point.to_dict() for point in self.points],
             "target": self.target,
-            "needed": needed,
+            "needed": dict(zip(("images_per_class", "low", "high"), named, strict=True)) if named else None,
         }
 
 
@@ -188,14 +184,12 @@ def make_curve(
     return LearningCurve(manifest.path, backbone, mode, draws, classes, points, law, target, needed)
 
 
-def summarize(
-    wrong: NDArray[np.bool_], sizes: Floats, val_groups: Ints, seed: int = 0
-) -> tuple[Floats, Floats, float]:
+def summarize(wrong: NDArray[np.bool_], sizes: Floats, val_groups: Ints, seed: int = 0) -> tuple[Floats, Floats, float]:
     """Return mean errors `[S]`, their covariance `[S, S]`, and the deviation over training sets of the largest size.
 
     The covariance has two parts: draws and groups of validation images, by a bootstrap over both, and the choice of the
-    training images that all draws share. Large subsets of the same images differ little, so the variance over independent training sets is
-    estimated from the small ones, as inversely proportional to the size.
+    training images that all draws share. Large subsets of the same images differ little, so the variance over independent
+    training sets is estimated from the small ones, as inversely proportional to the size.
     """
     rng, draws = np.random.default_rng(seed), len(wrong)
     member = np.unique(val_groups, return_inverse=True)[1]

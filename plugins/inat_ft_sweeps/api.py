@@ -162,8 +162,8 @@ def tune(data: Any = None, budget: str | float | None = None, **options: Any) ->
 
     Args:
         data: folder of images, or a manifest; None continues the search in the folder `out`.
-        budget: time for everything, such as `90s`, `30m` or `1h30m`, or a number of seconds. Default: `30m`; for a search that
-            continues, its budget.
+        budget: time for everything, such as `90s`, `30m` or `1h30m`, or a number of seconds. Default: `30m`, or the budget
+            of the search that continues.
         **options: `strategies`, `out`, `config`, `settings`, `seed`, `runs_dir`, `cache_dir`, `log`, and those of `train`.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from functools import partial
 from pathlib import Path
 
 from inat_ft.data.manifest import read_manifest
@@ -36,9 +37,9 @@ def make_split(session: Session) -> None:
     else:
         session.log(f"split: checking the images of {data}; the manifest is {out}")
         started = time.monotonic()
-        options = {"log": session.log, "warn": session.warn, "progress": session.progress}
+        split = partial(split_images, log=session.log, warn=session.warn, progress=session.progress)
         try:
-            found = split_images(data, out, SplitOptions(), **options)
+            found = split(data, out, SplitOptions())
         except UsageError as error:
             if not out.exists():
                 raise

@@ -167,7 +167,9 @@ def test_a_metric_that_is_not_finite_is_left_out(config: Make, monkeypatch) -> N
     monkeypatch.setattr(MacroF1, "value", lambda self, predictions: math.nan)
     lines: list[str] = []
     found = inat_ft.train(config(), folds=2, name="cv", callbacks=TrainCallbacks(log=lines.append))
-    assert "macro_f1" not in found.summary.metrics and any("returned nan, which is not finite" in each for each in lines)
+    assert "macro_f1" not in found.summary.metrics and any(
+        "returned nan, which is not finite" in each for each in lines
+    )
     assert CrossValidation.open(Path("runs/cv")).summary == found.summary
 
 
