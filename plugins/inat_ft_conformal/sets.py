@@ -63,7 +63,7 @@ def fit_thresholds(p: Floats, true: NDArray[np.int64], coverage: float, by_class
 def in_set(p: Floats, thresholds: Floats) -> NDArray[np.bool_]:
     """Return whether each class is in the set of each image, `[N, C]`.
 
-    A class at the threshold is in the set, also if rounding has changed its last digits: probabilities of the calibration come
-    from a CSV file with nine digits.
+    A class at the threshold is in the set, also if rounding has changed its last digits: the calibration reads probabilities
+    with nine digits from a CSV file.
     """
     return np.asarray(conformity(p) >= thresholds - _ROUNDING * np.abs(thresholds))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from inat_ft.config import RunConfig
 from inat_ft.data.manifest import Manifest
+from inat_ft.metrics.builtin import proportion
 from inat_ft.progress import ProgressBar, ProgressFn, ignore_progress, no_progress
 from inat_ft.tables import Table, Tabular
 from inat_ft_insights.classifier import choose_strength, fit_head
@@ -51,8 +52,9 @@ class Point:
 class LearningCurve(Tabular):
     """A learning curve on the validation images.
 
-    mode: the strategy; points: measured, then extrapolated; needed: images per class for the accuracy `target`, None without
-    a target or a law; law: the extrapolation over images per class, None if fewer than four sizes are above chance.
+    mode: the strategy; points: measured, then extrapolated; needed: images per class for the accuracy `target`, at least the
+    smallest measured number, None without a target or a law; law: the extrapolation over images per class, None if fewer than
+    four sizes are above chance.
     """
 
     manifest: Path
@@ -77,7 +79,8 @@ class LearningCurve(Tabular):
         if ahead := [point for point in self.points if point.kind == "extrapolated"][:1]:
             lines.append(f"with {_per_class(ahead[0])}, extrapolated: accuracy {_text(ahead[0].accuracy)}")
         if self.needed is not None:
-            least, middle, most = (_size(each) for each in (self.needed.low, self.needed.value, self.needed.high))
+            smallest, sizes = self.points[0].images_per_class, (self.needed.low, self.needed.value, self.needed.high)
+            least, middle, most = (_size(each, smallest) for each in sizes)
             lines.append(
                 f"accuracy {self.target:g}: {middle} training images per class (95% interval {least} to {most}); "
                 f"the split has {self.measured.images_per_class:,.0f}"
@@ -167,9 +170,9 @@ def make_curve(
     classes, seed = len(manifest.classes), config.seed
     sizes = num_images(subsets).mean(0) / classes
     errors, covariance, noise = summarize(wrong, sizes, val_groups, seed)
-    deviations = np.sqrt(np.diag(covariance))
+    deviations, groups = np.sqrt(np.diag(covariance)), len(np.unique(val_groups))
     points = [
-        Point("measured", round(size * classes), size, _normal(1 - error, deviation))
+        Point("measured", round(size * classes), size, _interval(1 - error, deviation, groups))
         for size, error, deviation in zip(sizes.tolist(), errors.tolist(), deviations.tolist(), strict=True)
     ]
     used = np.flatnonzero(errors < _NEAR_CHANCE * (1 - 1 / classes))
@@ -179,7 +182,7 @@ def make_curve(
         for factor in _AHEAD:
             size = float(sizes[-1]) * factor
             points.append(Point("extrapolated", round(size * classes), size, law.accuracy(size)))
-    needed = law.size_for(target) if law and target is not None else None
+    needed = law.size_for(target).at_least(float(sizes[0])) if law and target is not None else None
     backbone, draws = config.model.backbone, len(wrong)
     return LearningCurve(manifest.path, backbone, mode, draws, classes, points, law, target, needed)
 
@@ -207,8 +210,11 @@ def summarize(wrong: NDArray[np.bool_], sizes: Floats, val_groups: Ints, seed: i
     return wrong.mean((0, 2)), covariance, float(np.sqrt(variances[-1]))
 
 
-def _normal(value: float, deviation: float) -> Estimate:
-    return Estimate(value, max(value - 1.96 * deviation, 0.0), min(value + 1.96 * deviation, 1.0))
+def _interval(value: float, deviation: float, groups: int) -> Estimate:
+    """Return the normal interval, extended to that of one image per group: with few errors, the normal one is too short."""
+    exact = proportion(round(value * groups), groups)
+    low, high = min(value - 1.96 * deviation, exact.low or 0.0), max(value + 1.96 * deviation, exact.high or 1.0)
+    return Estimate(value, max(low, 0.0), min(high, 1.0))
 
 
 def _per_class(point: Point) -> str:
@@ -219,5 +225,6 @@ def _text(found: Estimate) -> str:
     return f"{found.value:.4f} (95% interval {found.low:.4f} to {found.high:.4f})"
 
 
-def _size(images: float) -> str:
-    return "more than a million" if images > 1e6 else f"{images:,.0f}"
+def _size(images: float, smallest: float) -> str:
+    most = "at most " if images <= smallest else ""  # fewer were not measured
+    return "more than a million" if images > 1e6 else f"{most}{images:,.0f}"

@@ -152,11 +152,10 @@ def test_a_full_disk_before_the_first_fold_leaves_no_folder(config: Make, monkey
     def full(*given: object) -> None:
         raise StorageError("cannot write: No space left on device")
 
-    monkeypatch.setattr("inat_ft_folds.training.write_summary", full)
-    with pytest.raises(StorageError):
+    with monkeypatch.context() as patched, pytest.raises(StorageError):
+        patched.setattr("inat_ft_folds.training.write_summary", full)
         inat_ft.train(config(), folds=3, name="cv")
     assert not Path("runs/cv").exists()
-    monkeypatch.undo()
     monkeypatch.setattr("inat_ft_folds.training.write_predictions", full)
     with pytest.raises(StorageError) as stopped:
         inat_ft.train(config(), folds=2, name="cv")
@@ -194,9 +193,16 @@ def test_commands_for_single_runs_name_the_folds(cli, config: Make) -> None:
     found = inat_ft.train(config(), folds=2, name="cv")
     ran = cli("eval", "runs/cv")
     assert ran.code == 2 and "runs/cv is a cross-validation, not a single run" in ran.err
-    for words in (("predict", "runs/cv", "."), ("export", "runs/cv")):
+    for words in (
+        ("predict", "runs/cv", "."),
+        ("export", "runs/cv"),
+        ("eval", "runs/cv/cross-validation.json"),
+        ("runs", "show", "cv"),
+    ):
         ran = cli(*words)
         assert ran.code == 2 and "runs/cv is a cross-validation, not a single run" in ran.err
+    ran = cli("eval", found.runs[0].directory)
+    assert ran.code == 2 and "fold-1.csv has no test images" in ran.err and "train once without --folds" in ran.err
     ran = cli("train", "--folds", 2, "--resume", found.runs[0].directory)
     assert ran.code == 2 and "is a single run" in ran.err
     ran = cli("runs")

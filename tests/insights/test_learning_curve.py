@@ -4,13 +4,14 @@ import csv
 import math
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inat_ft_insights.learning_curve import LearningCurve, summarize
-from inat_ft_insights.power_law import fit_power_law
+from inat_ft_insights.learning_curve import LearningCurve, Point, make_curve, summarize
+from inat_ft_insights.power_law import Estimate, fit_power_law
 from inat_ft_insights.subsets import nested_subsets, num_images, subset_counts
 
 import inat_ft
@@ -47,6 +48,24 @@ def test_an_accuracy_above_the_floor_is_never_reached() -> None:
     assert math.isinf(needed.value) and math.isinf(needed.high)
     curve = LearningCurve(Path("splits/a.csv"), "resnet18", "head", 5, 3, [], None, 0.9, needed)
     assert curve.to_dict()["needed"]["high"] is None and curve.to_dict()["needed"]["images_per_class"] is None
+
+
+def test_a_target_below_all_measurements_has_the_smallest_size_as_its_limit() -> None:
+    needed = law_of(0.3 * SIZES**-0.5).size_for(0.2).at_least(5.0)
+    assert (needed.low, needed.value, needed.high) == (5, 5, 5)
+    first = Point("measured", 15, 5.0, Estimate(0.9, 0.8, 1.0))
+    curve = LearningCurve(Path("splits/a.csv"), "resnet18", "head", 5, 3, [first], None, 0.2, needed)
+    assert "accuracy 0.2: at most 5 training images per class (95% interval at most 5 to at most 5)" in curve.summary
+
+
+@pytest.mark.parametrize(("wrong", "low", "high"), [(0, 0.9179, 1.0), (2, 0.842, 0.9943)])
+def test_the_interval_of_few_wrong_images_is_at_least_the_exact_one(wrong: int, low: float, high: float) -> None:
+    mistakes = np.broadcast_to(np.arange(43) < wrong, (3, 2, 43))
+    subsets = np.array([[0, 0, 0, 1, 1, 1]] * 3)
+    manifest = SimpleNamespace(classes=("a", "b"), path=Path("splits/a.csv"))
+    config = SimpleNamespace(seed=0, model=SimpleNamespace(backbone="cnn"))
+    curve = make_curve(mistakes, subsets, np.arange(43), manifest, config, "head", None)
+    assert curve.measured.accuracy.low <= low + 1e-3 and curve.measured.accuracy.high >= high - 1e-3
 
 
 def test_subsets_are_stratified() -> None:
