@@ -14,7 +14,7 @@ from inat_ft_sweeps.api import TuneResult
 
 from inat_ft.api.train import Run, as_overrides
 from inat_ft.config import RunConfig
-from inat_ft.errors import UsageError
+from inat_ft.errors import InatFtError, UsageError
 from inat_ft.paths import cache_folder
 from inat_ft.progress import Log, ProgressBar, ignore_log, no_progress
 from inat_ft.settings import Override, load_config
@@ -176,7 +176,11 @@ def tune_session(session: Session) -> TuneResult:
         session.log(f"continuing, {format_seconds(max(0.0, session.left))} left: {session.folder}")
     else:
         session.log(f"{session.folder} is finished; to search again, choose another folder with --out")
-    run_stages(session)
+    try:
+        run_stages(session)
+    except InatFtError as error:
+        error.__notes__ = [f"to continue: inat-ft tune --resume {session.folder}"]  # not that of a single run
+        raise
     state = session.state
     found = standings(state)
     state.summary = summarize(state, found)

@@ -664,5 +664,19 @@ def test_a_search_keeps_its_folder_of_runs_and_its_budget(manifest_file: Path, t
     assert opened_again(first.folder, 90.0).state.budget_s == 7200  # that of the result
 
 
+def test_an_error_says_how_the_search_continues(session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tuning: Session) -> None:
+        error = inat_ft.StorageError("cannot write: No space left on device")
+        error.add_note("resume: inat-ft train --resume t/runs/head-1")
+        raise error
+
+    tuning = session()
+    tuning.state.finished = ["heads", "halving", "confirmation"]
+    monkeypatch.setattr("inat_ft_tune.stages.STAGES", {"final": full})
+    with pytest.raises(inat_ft.StorageError) as stopped:
+        tune_session(tuning)
+    assert stopped.value.__notes__ == [f"to continue: inat-ft tune --resume {tuning.folder}"]
+
+
 def opened_again(folder: Path, budget: float) -> Session:
     return open_session(Request(None, budget, folder), time.monotonic())
