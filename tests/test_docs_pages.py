@@ -85,7 +85,9 @@ def test_the_module_on_a_plugin_page_is_that_of_the_example_package() -> None:
 
 def test_the_console_of_the_readme_shows_commands_of_the_demo() -> None:
     shown = re.findall(r"(?m)^ *\$ inat-ft (.*)$", (ROOT / "README.md").read_text())
-    assert shown and set(shown) <= {command.line for chapter in story.CHAPTERS for command in chapter.commands}
+    assert shown and set(shown) <= {
+        command.line for chapter in story.chapters(story.PACKAGED) for command in chapter.commands
+    }
 
 
 def test_every_guide_and_explanation_is_run() -> None:
@@ -222,7 +224,7 @@ def test_the_blocks_and_commands_of_a_plugin_page_run(
     register(installed, package["name"], "\n".join(lines) + "\n")
     monkeypatch.syspath_prepend(str(installed))
     monkeypatch.syspath_prepend(str(example(name)))
-    registry.plugins.cache_clear()
+    registry.all_plugins.cache_clear()
     write_annotations(Path())
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -237,6 +239,6 @@ def test_the_blocks_and_commands_of_a_plugin_page_run(
     finally:
         server.shutdown()
         server.server_close()
-        registry.plugins.cache_clear()
+        registry.all_plugins.cache_clear()
         for module in example(name).glob("*.py"):
             sys.modules.pop(module.stem, None)
