@@ -105,6 +105,13 @@ def chapters(network: Network) -> tuple[Chapter, ...]:
             "The same images and number of epochs, but the last third of the network is trained too.",
             (Command(f"train --mode partial {options} {_TRAINING} --name {PARTIAL}"),),
         ),
+        *_selection(network),
+    )
+
+
+def _selection(network: Network) -> tuple[Chapter, ...]:
+    """Return the chapters after the training: the sweep and the comparison."""
+    return (
         Chapter(
             "A small sweep",
             "Does another learning rate help the head? The file sweep.yaml lists four. The features are cached already.",

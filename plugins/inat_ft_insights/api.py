@@ -111,7 +111,7 @@ def audit(
         out: folder for the files. Default: `insights/audit-NAME`.
         config: a YAML file of settings, or a RunConfig. Options and settings override it.
         settings: further keys, by their dotted names, such as `{"data.image_size": 160}`.
-        cache_dir: folder of the caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
+        cache_dir: folder for caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
         callbacks: functions that receive messages and progress.
         **options: the options of `inat-ft train` with underscores, such as `backbone`, which choose the features.
 
@@ -120,8 +120,13 @@ def audit(
         DataError: an image is missing or has changed since the split.
         WeightsError: pretrained weights cannot be loaded.
     """
+    subsets = (subsets,) if isinstance(subsets, str) else subsets
     if unknown := [subset for subset in subsets if subset not in _SUBSETS]:
         raise UsageError(f"unknown subset '{unknown[0]}'", "choose train, val or test")
+    if not subsets:
+        raise UsageError("no subset to audit", "use the default: leave out subsets")
+    if limit < 1:
+        raise UsageError(f"limit {limit} is not positive", "use the default: leave out limit")
     heard, folder = callbacks or TrainCallbacks(), _folder(out, f"audit-{Path(split).stem}")
     resolved = _resolve(config, [("data.split", os.fspath(split))], options, settings)
     found = auditing.audit(resolved, cache_folder(cache_dir), subsets, heard.progress)
@@ -159,14 +164,14 @@ def learning_curve(
     Args:
         run: a run whose network, images and settings are used. Its trained weights are not used.
         mode: the strategy. `head` fits heads to frozen features, which takes seconds. Any other strategy is trained once for
-            each draw and size; finished trainings are kept in the folder, and the same call continues.
+            each draw and size; finished runs are kept in the folder, and the same call continues.
         target: accuracy, 0 to 1, whose number of images per class is estimated.
         draws: number of random draws of the training subsets, at least 2. Default: 10; 3 for other strategies than `head`.
         sizes: number of sizes of the subsets, 2 to 20. Default: 9; 5 for other strategies than `head`.
         out: folder for the files. Default: `insights/learning-curve-NAME`, followed by the strategy unless it is `head`.
         config: a YAML file of settings, or a RunConfig. Options and settings override it.
         settings: further keys, by their dotted names, such as `{"data.image_size": 160}`.
-        cache_dir: folder of the caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
+        cache_dir: folder for caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
         callbacks: functions that receive messages, progress and epochs.
         **options: the options of `inat-ft train` with underscores, such as `split`, `backbone` and `epochs`.
 
@@ -182,7 +187,8 @@ def learning_curve(
     chosen_sizes = _number("sizes", sizes, defaults[1], 20)
     if target is not None and not 0 < target < 1:
         raise UsageError(f"target {target:g} is not between 0 and 1", "for 95%, pass 0.95")
-    resolved = load_config(_resolve(run_settings(run, config), [], options, settings), [("strategy.name", mode)])
+    resolved = _resolve(run_settings(run, config), [("strategy.name", mode)], options, settings)
+    require_mode(resolved, mode)
     split = resolved.data.split or find_manifest().as_posix()
     resolved = load_config(resolved, [("data.split", split)])
     folder = _folder(out, f"learning-curve-{Path(split).stem}" + (f"-{mode}" if mode != "head" else ""))
@@ -190,6 +196,8 @@ def learning_curve(
         found = head_curve(resolved, cache, chosen_draws, chosen_sizes, target, heard.progress)
     else:
         found = trained_curve(resolved, folder, cache, chosen_draws, chosen_sizes, target, heard)
+    if found.law is None:
+        heard.log("warning: fewer than four sizes are clearly better than chance, so the curve is not extrapolated")
     points = folder / "learning-curve.csv"
     write_points(found, points)
     return LearningCurveResult(**vars(found), csv=points, picture=draw_curve(found, folder / "learning-curve"))
@@ -204,7 +212,7 @@ def suggest(
     cache_dir: PathLike | None = None,
     callbacks: TrainCallbacks | None = None,
 ) -> SuggestResult:
-    """Choose unlabelled photographs to label next, and write them as a page and a CSV.
+    """Choose unlabeled photographs to label next, and write them as a page and a CSV.
 
         found = inat_ft.suggest("runs/resnet50-head-1", "new-photos", count=50)
         print(found.summary)
@@ -214,7 +222,7 @@ def suggest(
         photos: folder of photographs. Those that are already in the split are skipped.
         count: number of photographs to choose.
         out: folder for the files. Default: `insights/suggest-NAME`.
-        cache_dir: folder of the caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
+        cache_dir: folder for caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
         callbacks: functions that receive messages and progress.
 
     Raises:
@@ -243,10 +251,18 @@ def run_settings(run: RunLike | None, config: PathLike | RunConfig | None) -> Pa
     if config is not None:
         raise UsageError("a run and --config both give the settings", "remove one of them")
     path = Path(run)
+    if not path.exists():
+        raise UsageError(f"run not found: {path}", "pass the folder of a run, such as runs/NAME")
     file = (path if path.is_dir() else path.parent) / "config.yaml"
     if not file.is_file():
         raise UsageError(f"{path} is not a run: it has no config.yaml", "pass the folder of a run, such as runs/NAME")
     return file
+
+
+def require_mode(config: RunConfig, mode: str) -> None:
+    """Raise UsageError if the settings name another strategy than `mode`."""
+    if config.strategy.name != mode:
+        raise UsageError(f"strategy.name is '{config.strategy.name}', but mode is '{mode}'", "pass mode (--mode) only")
 
 
 def _resolve(

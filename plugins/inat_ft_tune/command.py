@@ -44,7 +44,7 @@ def tune(
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", "-s", metavar="KEY=VALUE", help="Fix any key, such as data.image_size=160. Can be repeated."
+            "--set", "-s", metavar="KEY=VALUE", help="Fix a setting, such as data.image_size=160. Can be repeated."
         ),
     ] = None,
     seed: options.Seed = 0,
@@ -55,7 +55,7 @@ def tune(
     """Choose and train a model in a given time.
 
     Splits the images if necessary, measures how long each part takes, shows the plan, searches heads and strategies, repeats
-    the best with new seeds, and trains the choice. If it is interrupted, the same command continues.
+    the best with new seeds, and trains the choice. After an interruption, the same command continues.
 
     [dim]inat-ft tune photos --budget 30m[/dim]
     [dim]inat-ft tune splits/photos.csv --budget 2h --backbone convnext_tiny[/dim]
@@ -66,7 +66,7 @@ def tune(
     from inat_ft.settings import parse_override
     from inat_ft_tune.tune import Request, open_session, parse_duration
 
-    if resume is not None and (data or out or config or backbone or set_ or strategy):
+    if resume is not None and (data or out or config or backbone or set_ or strategy or seed):
         problem = "--resume takes the data and the settings from the folder"
         raise UsageError(problem, f"run: inat-ft tune --resume {resume}")
     given: list[tuple[str, Any]] = [("model.backbone", backbone)] if backbone else []
@@ -87,9 +87,11 @@ def tune(
 
 
 def _run(session: "Session", dry_run: bool, evaluate: bool, json: bool) -> None:
-    from inat_ft_tune.tune import plan_dict, prepare_plan, tune_session
+    from inat_ft_tune.tune import plan_dict, prepare_plan, require_test_images, tune_session
 
     try:
+        if evaluate:
+            require_test_images(session)
         if dry_run:
             plan = prepare_plan(session)
             session.save(is_counted=False)
