@@ -22,7 +22,7 @@ SCRATCH, HEAD, TUNED, PARTIAL = "part-a", "part-b-head", "efficientnet_lite0-hea
 _NETWORK = "--backbone efficientnet_lite0 --image-size 64"
 _TRAINING = "--epochs 10 --batch-size 32 --lr 1e-3"
 _WIDTH = 80
-_COMPARED = r"^ name|^ \S+ +0\.|^[^ ].*(best|better|differ|report)"
+_COMPARED = r"^ name|^ \S+ +0\.\d{4} |^[^ ].*(best|better|different|report)"
 _ACCURACY = "^ metric|^ accuracy  "
 
 SWEEP = """\

@@ -16,7 +16,7 @@ from inat_ft_run_files.results import Results
 _SUBSETS = {"val": "validation", "test": "test"}
 _TYPES = {"accuracy": "accuracy", "macro_f1": "f1", "balanced_accuracy": "balanced_accuracy"}
 """Metrics in the YAML header, with their types on the Hub."""
-_SHOWN = {
+SHOWN = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
@@ -135,11 +135,11 @@ def _results(results: Sequence[Results]) -> Iterator[str]:
     yield "\n## Results\n"
     yield "| subset | images | metric | value | 95% interval |\n|---|---:|---|---:|---|"
     for each in results:
-        for name in (name for name in _SHOWN if name in each.metrics):
+        for name in (name for name in SHOWN if name in each.metrics):
             metric = each.metrics[name]
             interval = "" if metric.low is None or metric.high is None else f"{metric.low:.4f} to {metric.high:.4f}"
             place = f"| {_SUBSETS[each.subset]} | {each.num_images:,} |"
-            yield f"{place} {_SHOWN[name]} | {metric.value:.4f} | {interval} |"
+            yield f"{place} {SHOWN[name]} | {metric.value:.4f} | {interval} |"
     yield "\nSee `curves.png` for loss and accuracy by epoch, and `confusion-*.png` for the confusion matrices."
 
 
