@@ -81,13 +81,26 @@ class Plugin:
 
 
 @cache
+def all_plugins() -> dict[str, dict[str, list[Plugin]]]:
+    """Return the plugins of all groups. Tests that install one call `all_plugins.cache_clear()`."""
+    found: dict[str, dict[str, set[Plugin]]] = {group: {} for group in GROUPS}
+    packages: dict[int, str] = {}  # reading the name of a package takes a millisecond
+    entries = entry_points()
+    for group, names in found.items():
+        for entry in entries.select(group=group):
+            if id(entry.dist) not in packages:
+                packages[id(entry.dist)] = entry.dist.name if entry.dist else "unknown package"
+            plugin = Plugin(group, entry.name, packages[id(entry.dist)], entry.value, entry)
+            names.setdefault(entry.name, set()).add(plugin)
+    return {
+        group: {name: sorted(names[name], key=lambda plugin: (plugin.package, plugin.target)) for name in sorted(names)}
+        for group, names in found.items()
+    }
+
+
 def plugins(group: str) -> dict[str, list[Plugin]]:
     """Return the plugins of a group by name, sorted. `get` reports a name with several plugins as a conflict."""
-    found: dict[str, set[Plugin]] = {}
-    for entry in entry_points(group=group):
-        package = entry.dist.name if entry.dist else "unknown package"
-        found.setdefault(entry.name, set()).add(Plugin(group, entry.name, package, entry.value, entry))
-    return {name: sorted(found[name], key=lambda plugin: (plugin.package, plugin.target)) for name in sorted(found)}
+    return all_plugins()[group]
 
 
 def get(group: str, name: str) -> Plugin:

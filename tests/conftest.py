@@ -112,7 +112,7 @@ def process():
     def run(*words: object, **environment: str) -> Ran:
         command = [sys.executable, "-m", "inat_ft", *map(str, words)]
         env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        return Ran(subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, check=False))
+        return Ran(subprocess.run(command, capture_output=True, text=True, env=env, timeout=900, check=False))
 
     return run
 

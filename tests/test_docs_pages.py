@@ -222,7 +222,7 @@ def test_the_blocks_and_commands_of_a_plugin_page_run(
     register(installed, package["name"], "\n".join(lines) + "\n")
     monkeypatch.syspath_prepend(str(installed))
     monkeypatch.syspath_prepend(str(example(name)))
-    registry.plugins.cache_clear()
+    registry.all_plugins.cache_clear()
     write_annotations(Path())
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -237,6 +237,6 @@ def test_the_blocks_and_commands_of_a_plugin_page_run(
     finally:
         server.shutdown()
         server.server_close()
-        registry.plugins.cache_clear()
+        registry.all_plugins.cache_clear()
         for module in example(name).glob("*.py"):
             sys.modules.pop(module.stem, None)

@@ -38,10 +38,10 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
         entries = "".join(f"{name} = {target}\n" for name, target in targets.items())
         (info / "entry_points.txt").write_text(f"[{registry.TRACKERS}]\n{entries}")
-        registry.plugins.cache_clear()
+        registry.all_plugins.cache_clear()
 
     yield make
-    registry.plugins.cache_clear()
+    registry.all_plugins.cache_clear()
 
 
 @pytest.mark.parametrize(

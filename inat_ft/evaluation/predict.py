@@ -118,7 +118,7 @@ def load_model(file: Path, inference: InferenceConfig, compute: Compute | None =
     compute = compute or choose_compute(inference.device, inference.precision)
     saved = read_model(file)
     preprocess = saved.preprocess
-    net = build_net(saved.config, len(saved.classes), preprocess.image_size, seed=0)
+    net = build_net(saved.config, len(saved.classes), preprocess.image_size, seed=0, initialize=False)
     net.load_original_state_dict(saved.state, str(file))
     compute.place(net.eval())
     if inference.image_size is not None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from inat_ft.config import ModelConfig, build_backbone
 from inat_ft.errors import ConfigError, PluginError, WeightsError
@@ -24,6 +26,8 @@ from inat_ft.settings import expand_user
 
 _OTHER_SIZE = "choose another size, or omit --image-size to use the size that the weights were trained with"
 _MAX_EXTRA_TOKENS = 8
+_INITIALIZERS = ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "xavier_normal_", "xavier_uniform_")
+_RANDOM = {getattr(where, name, None) for where in (Tensor, nn.init) for name in _INITIALIZERS}
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def build_model(
             f"images of {size} pixels are too small for {config.backbone} with weights {pretrained.name}",
             f"use at least {pretrained.min_size}; the weights were trained with {own.image_size}",
         )
-    net = build_net(config, num_classes, preprocess.image_size, seed)
+    net = build_net(config, num_classes, preprocess.image_size, seed, initialize=pretrained is None or not load)
     for size in {preprocess.image_size, preprocess.eval_size} - ({own.image_size} if pretrained else set()):
         check_input_size(net, size, preprocess.image_size)
     if pretrained is None or not load:
@@ -111,12 +115,28 @@ def fit_positions(name: str, given: Tensor, wanted: torch.Size) -> Tensor:
     return given
 
 
-def build_net(config: ModelConfig, num_classes: int, image_size: int, seed: int) -> Net:
-    """Return the network with random weights drawn from the seed. The global random state does not change."""
+class _Uninitialized(TorchFunctionMode):
+    """Leave the weights of new layers as they are in memory, because others will be loaded."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Skip random numbers; run everything else."""
+        if func in _RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def build_net(config: ModelConfig, num_classes: int, image_size: int, seed: int, initialize: bool = True) -> Net:
+    """Return the network with random weights drawn from the seed. The global random state does not change.
+
+    initialize: if False, only the head has random weights. Drawing those of the backbone takes longer than loading others.
+    """
     backbone: Backbone = build_backbone(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier = _built(backbone, config, num_classes, image_size)
+        with nullcontext() if initialize else _Uninitialized():
+            classifier = _built(backbone, config, num_classes, image_size)
+        if not initialize and {name for name, _ in classifier.named_buffers()} - set(classifier.state_dict()):
+            return build_net(config, num_classes, image_size, seed)  # those may be random, but are not loaded
         torch.manual_seed(seed)  # the head does not depend on how many numbers the backbone draws
         try:
             dropout = config.dropout if backbone.head_dropout else 0.0

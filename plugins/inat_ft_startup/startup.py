@@ -1,5 +1,6 @@
 """What a command does first to be faster: defer imports, keep freed memory, and limit spinning."""
 
+import gc
 import os
 import sys
 from functools import partial
@@ -10,9 +11,11 @@ from types import ModuleType
 from typing import Any
 
 _PACKAGE, _UTILS = "torch._dynamo", "torch._dynamo.utils"
-_EXPORT, _ONNX = "torch.export", "torchvision.ops._register_onnx_ops"
+_EXPORT, _ONNX, _HUB = "torch.export", "torchvision.ops._register_onnx_ops", "torch.hub"
 _TASKS = ("detection", "optical_flow", "segmentation", "video")
 _UNUSED = ("torch.distributions", "torchvision.datasets", *(f"torchvision.models.{task}" for task in _TASKS))
+_NOT_PACKAGES = (_UTILS, _ONNX, _HUB)
+_MAX_NEW_OBJECTS = 100_000
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 
 
@@ -20,7 +23,7 @@ class _StandIn(ModuleType):
     """A module that is replaced by the real one when it lacks an attribute."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and not (name == "__path__" and self.__name__ not in (_UTILS, _ONNX)):
+        if name.startswith("__") and not (name == "__path__" and self.__name__ not in _NOT_PACKAGES):
             raise AttributeError(name)  # inspect looks them up in all modules; imports of submodules use __path__
         return getattr(_real(self.__name__), name)
 
@@ -53,13 +56,15 @@ def _call(module: str, function: str, *arguments: Any, **settings: Any) -> Any:
 def defer_imports() -> None:
     """Replace modules that training does not use by stand-ins. Their import takes as long as the rest of a short run.
 
-    torch imports its exporter and its distributions; torchvision imports data sets, detection and `torch.onnx`; optimizers
-    import `torch._dynamo` to exclude methods from tracing. The stand-ins provide the few functions that these imports and
-    torch.fx use. Any other attribute imports the real module.
+    torch imports its exporter, its hub and its distributions; torchvision imports data sets, detection and `torch.onnx`;
+    optimizers import `torch._dynamo` to exclude methods from tracing. The stand-ins provide the few functions that these
+    imports and torch.fx use. Any other attribute imports the real module.
     """
     if _PACKAGE in sys.modules:
         return
-    names = [_PACKAGE, _UTILS] if "torch" in sys.modules else [_PACKAGE, _UTILS, _EXPORT, _ONNX, *_UNUSED]
+    names = [_PACKAGE, _UTILS]
+    if "torch" not in sys.modules:
+        names += [_EXPORT, _ONNX, _HUB, *_UNUSED]
     stand_ins = {name: _StandIn(name) for name in names}
     provided: dict[str, dict[str, Any]] = {
         _PACKAGE: {
@@ -69,6 +74,7 @@ def defer_imports() -> None:
         _UTILS: {"is_compile_supported": partial(_call, _UTILS, "is_compile_supported")},
         _EXPORT: {name: partial(_call, _EXPORT, name) for name in ("export", "load", "register_dataclass", "save")},
         _ONNX: {"_register_custom_op": lambda: None},
+        _HUB: {name: partial(_call, _HUB, name) for name in ("_get_torch_home", "load_state_dict_from_url")},
     }
     for name, stand_in in stand_ins.items():
         vars(stand_in).update(provided.get(name, {}))
@@ -76,8 +82,14 @@ def defer_imports() -> None:
     sys.meta_path.insert(0, _Loaded())
 
 
+def collect_less_often() -> None:
+    """Make the garbage collector run after many more new objects than by default: imports make few cycles."""
+    gc.set_threshold(_MAX_NEW_OBJECTS)
+
+
 def prepare_process() -> None:
     """Do all of this."""
+    collect_less_often()
     keep_memory()
     limit_spinning()
     defer_imports()

@@ -13,7 +13,6 @@ are measured as well.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from inat_ft_figures.figures import BLUE, GREEN, GREY, ORANGE, logarithmic, new_
 from tests.benchmarks.expert import best_dtype
 from tests.benchmarks.peers import PACKAGES
 from tests.benchmarks.pictures import make_pictures, write_csv
-from tests.benchmarks.reporting import hardware, report
+from tests.benchmarks.reporting import environment, hardware, report
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 5
@@ -41,9 +40,7 @@ SWEEP_EPOCHS = 165
 
 def timed(command: list[str], folder: Path) -> tuple[float, str]:
     started = time.perf_counter()
-    ran = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
+    ran = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
     if ran.returncode:
         raise SystemExit(f"{' '.join(command)}\n{ran.stderr}")
     return time.perf_counter() - started, ran.stdout

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.benchmarks.pictures import make_pictures, write_csv
-from tests.benchmarks.reporting import report
+from tests.benchmarks.reporting import environment, report
 
 ROOT = Path(__file__).parents[2]
 NETWORKS = {"cnn": ("32", 4), "resnet50": ("64", 3)}
@@ -47,14 +47,13 @@ def train(folder: Path, network: str, variant: str, threads: str) -> tuple[list[
     size, epochs = NETWORKS[network]
     words = f"train --quiet --json --mode full --weights none --patience 0 --precision fp32 --backbone {network}"
     more = ["--image-size", size, "--epochs", str(epochs), "--cache-dir", f"cache-{network}"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-    environment |= {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "plugins"))), **VARIANTS[variant]}
-    environment |= {"OMP_NUM_THREADS": threads} if threads else {}
+    variables = {name: value for name, value in environment().items() if not name.startswith(("OMP_", "GOMP_"))}
+    variables |= VARIANTS[variant] | ({"OMP_NUM_THREADS": threads} if threads else {})
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ran = subprocess.run(
         [sys.executable, "-m", "inat_ft", *words.split(), *more],
         cwd=folder,
-        env=environment,
+        env=variables,
         capture_output=True,
         text=True,
         check=True,
@@ -78,7 +77,7 @@ def main() -> None:
         make_pictures(folder / "pictures", chosen.images)
         write_csv(folder / "pictures")
         split = [sys.executable, "-m", "inat_ft", "split", "pictures/list.csv", "--no-near", "--test-fraction", "0"]
-        subprocess.run(split, cwd=folder, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+        subprocess.run(split, cwd=folder, check=True, env=environment(), capture_output=True)
         print(f"{cores} cores; load average before: {os.getloadavg()[0]:.1f}", flush=True)
         for network in chosen.only:
             found: dict[tuple[str, int], list[tuple[list[float], float]]] = {}

@@ -1,11 +1,11 @@
 """The same training with other libraries, as their documentation shows: their loops, and validation after each epoch.
 
 Run it as a separate process: python -m tests.benchmarks.peers NAME ROOT MODE EPOCHS; it prints the seconds. NAME: trainer
-(the Hugging Face Trainer), fastai or timm. MODE: head, layer3, layer4 or full.
+(the Hugging Face Trainer), fastai, lightning, ultralytics or timm. MODE: head, layer3, layer4 or full.
 
 Layers are frozen with requires_grad, which leaves their BatchNorm layers in training mode, as the libraries do. timm has no
-option to freeze layers, so it only has `full`, with its loader and its optimizer. The Trainer and timm compute in bfloat16
-where the hardware supports it; fastai has this option for GPUs only.
+option to freeze layers, so it only has `full`, with its loader and its optimizer. The Trainer, Lightning and timm compute in
+bfloat16 where the hardware supports it; fastai and ultralytics have this option for GPUs only.
 """
 
 import contextlib
@@ -24,7 +24,13 @@ from tests.benchmarks.plain import WORKERS, unfreeze
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BF16 = best_dtype(DEVICE) is torch.bfloat16
-PACKAGES = {"trainer": "transformers", "fastai": "fastai", "timm": "timm"}
+PACKAGES = {
+    "trainer": "transformers",
+    "fastai": "fastai",
+    "lightning": "lightning",
+    "ultralytics": "ultralytics",
+    "timm": "timm",
+}
 """The package that each of them needs."""
 
 
@@ -102,6 +108,69 @@ def fastai(root: Path, mode: str, epochs: int) -> None:
         learner.fit(epochs, 1e-4)
 
 
+def lightning(root: Path, mode: str, epochs: int) -> None:
+    from lightning.pytorch import LightningModule, Trainer
+    from torch.utils.data import DataLoader
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = network(mode)
+
+        def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
+            loss = nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+            self.log("loss", loss)
+            return loss
+
+        def validation_step(self, batch: list[torch.Tensor]) -> None:
+            logits = self.model(batch[0])
+            self.log_dict(
+                {
+                    "val_loss": nn.functional.cross_entropy(logits, batch[1]),
+                    "val_accuracy": (logits.argmax(1) == batch[1]).float().mean(),
+                }
+            )
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam((p for p in self.parameters() if p.requires_grad), lr=1e-4)
+
+    train, val = subsets(root)
+    options = {"batch_size": 64, "num_workers": WORKERS, "persistent_workers": True}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            max_epochs=epochs,
+            precision="bf16-mixed" if BF16 else "32-true",
+            default_root_dir=folder,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Module(), DataLoader(train, shuffle=True, **options), DataLoader(val, **options))
+
+
+def ultralytics(root: Path, mode: str, epochs: int) -> None:
+    from ultralytics.models.yolo.classify import ClassificationTrainer
+
+    def freeze(trainer: ClassificationTrainer) -> None:
+        """Freeze layers in a callback: the option `freeze` counts the layers of YOLO networks."""
+        unfreeze(trainer.model, mode)
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "data": str(root),
+            "project": folder,
+            "epochs": epochs,
+            "imgsz": 224,
+            "batch": 64,
+            "workers": WORKERS,
+        }
+        settings |= {"model": "resnet50", "pretrained": False, "optimizer": "Adam", "lr0": 1e-4, "dropout": 0.3}
+        trainer = ClassificationTrainer(overrides={**settings, "plots": False, "verbose": False})
+        trainer.add_callback("on_pretrain_routine_end", freeze)
+        trainer.train()
+
+
 def timm(root: Path, mode: str, epochs: int) -> None:
     from timm.data import create_dataset, create_loader
     from timm.optim import create_optimizer_v2
@@ -142,6 +211,6 @@ def timm(root: Path, mode: str, epochs: int) -> None:
 
 if __name__ == "__main__":
     started = time.perf_counter()
-    run = {"trainer": trainer, "fastai": fastai, "timm": timm}
+    run = {"trainer": trainer, "fastai": fastai, "lightning": lightning, "ultralytics": ultralytics, "timm": timm}
     run[sys.argv[1]](Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
     print(json.dumps({"seconds": [time.perf_counter() - started]}))

@@ -8,6 +8,17 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
+
+
+def environment(root: Path = ROOT) -> dict[str, str]:
+    """Return the environment of a measured process, which runs the checkout in `root`.
+
+    Python may write bytecode, as after an installation; otherwise it would compile every module in every run.
+    """
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPATH": os.pathsep.join((str(root), str(root / "plugins")))}
+
 
 def hardware() -> str:
     """Return the processor, the number of cores and the GPU, if there is one, with its driver and clocks."""

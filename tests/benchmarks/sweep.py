@@ -8,7 +8,6 @@ cached features.
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.benchmarks.reporting import report
+from tests.benchmarks.reporting import environment, report
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,9 +35,7 @@ def make_small(root: Path, number: int, size: int) -> None:
 def run(folder: Path, *words: str) -> tuple[float, str]:
     started = time.perf_counter()
     command = [sys.executable, "-m", "inat_ft", *words]
-    ran = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
+    ran = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
     if ran.returncode:
         raise SystemExit(ran.stderr)
     return time.perf_counter() - started, ran.stdout

@@ -11,7 +11,6 @@ thousand images.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from inat_ft.models.build import build_model
 from inat_ft.threads import decoders
 from tests.benchmarks.__main__ import FASTEST
 from tests.benchmarks.pictures import make_pictures, write_csv
-from tests.benchmarks.reporting import report
+from tests.benchmarks.reporting import environment, report
 
 ROOT = Path(__file__).parents[2]
 FORWARD, STEP = 8.2, 24.4
@@ -59,12 +58,11 @@ def seconds(device: torch.device, run: Callable[..., object], times: int, *argum
 def full(folder: Path) -> tuple[float, float]:
     """Return images per second of the last epoch of three, and GFLOP per image."""
     split = [sys.executable, "-m", "inat_ft", "split", "pictures/list.csv", "--no-near", "--test-fraction", "0"]
-    subprocess.run(split, cwd=folder, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    subprocess.run(split, cwd=folder, check=True, env=environment(), capture_output=True)
     words = "train --quiet --json --mode full --weights none --patience 0 --cache packed --epochs 3 --cache-dir packed"
     batch = ["--batch-size", "256"] if torch.cuda.is_available() else []
     command = [sys.executable, "-m", "inat_ft", *words.split(), "--precision", FASTEST, *batch]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "plugins")))}
-    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True)
+    ran = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, check=True)
     record = json.loads(ran.stdout)
     train, val = record["split"]["counts"]["train"], record["split"]["counts"]["val"]
     return (train + val) / record["history"][-1]["seconds"], (train * STEP + val * FORWARD) / (train + val)

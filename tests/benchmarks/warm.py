@@ -7,7 +7,6 @@ download. Processor time is the sum over all threads; on a machine with other wo
 """
 
 import argparse
-import os
 import resource
 import statistics
 import subprocess
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from torchvision.models import resnet50
 
 from tests.benchmarks.pictures import make_pictures, write_csv
-from tests.benchmarks.reporting import hardware, report
+from tests.benchmarks.reporting import environment, hardware, report
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ("train", "--quiet", "--mode", "head", "--weights", "weights.safetensors", "--epochs", "5", "--patience", "0")
@@ -30,9 +29,8 @@ TRAIN = ("train", "--quiet", "--mode", "head", "--weights", "weights.safetensors
 def run(version: Path, folder: Path, *words: str) -> tuple[float, float]:
     """Return the processor and elapsed seconds of a command."""
     command = [sys.executable, "-m", "inat_ft", *words]
-    paths = os.pathsep.join([str(version), str(version / "plugins")])
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=folder, env=environment(version), check=True, stdout=subprocess.DEVNULL)
     elapsed, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, elapsed
 

@@ -110,7 +110,7 @@ def test_a_killed_fetch_is_resumed(server: Server, cli) -> None:
     server.faults = ["slow"]
     command = [sys.executable, "-m", "inat_ft", "fetch", "inat12k", "--url", server.url]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    part, deadline = Path("data/nature_12K.zip.part"), time.monotonic() + 30
+    part, deadline = Path("data/nature_12K.zip.part"), time.monotonic() + 600
     while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

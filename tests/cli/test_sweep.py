@@ -179,7 +179,7 @@ def test_workers_share_the_trials_and_a_killed_one_is_replaced(cli, fixed, tmp_p
         assert parent.poll() is None
         time.sleep(0.05)
     os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
-    out, _ = parent.communicate(timeout=120)
+    out, _ = parent.communicate(timeout=900)
     assert out.count("best: ") <= 1  # one process reports the end
 
     if json.loads(cli("sweep", "status", "pair", "--json").stdout)["state"] != "finished":

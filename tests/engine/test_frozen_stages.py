@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from inat_ft.config import OptimConfig
 from inat_ft.engine.plan import make_plan
 from inat_ft.models.net import make_net
-from inat_ft.registry import plugins
+from inat_ft.registry import all_plugins
 from inat_ft.strategies import Group, Strategy
 from inat_ft.training import TrainCallbacks, train
 
@@ -42,9 +42,9 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     lines = [f"{name} = freezing_plugin:{name.capitalize()}" for name in names]
     (info / "entry_points.txt").write_text("\n".join(["[inat_ft.strategies]", *lines, ""]))
     monkeypatch.syspath_prepend(str(site))
-    plugins.cache_clear()
+    all_plugins.cache_clear()
     yield
-    plugins.cache_clear()
+    all_plugins.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["alternate", "settle"])

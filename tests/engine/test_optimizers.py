@@ -12,7 +12,7 @@ from inat_ft.engine.optimizer import make_optimizer
 from inat_ft.engine.plan import make_plan
 from inat_ft.errors import ConfigError, InatFtError, PluginError
 from inat_ft.optim import Adam, AdamW, Optimizer, Sgd
-from inat_ft.registry import plugins
+from inat_ft.registry import all_plugins
 from inat_ft.settings import load_config
 from inat_ft.strategies import Group, Strategy
 from inat_ft.testing import check_optimizer, tiny_net
@@ -40,10 +40,10 @@ def install(tmp_path, monkeypatch):
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(f"[inat_ft.optimizers]\n{entry}\n")
         monkeypatch.delitem(sys.modules, module, raising=False)
-        plugins.cache_clear()
+        all_plugins.cache_clear()
 
     yield make
-    plugins.cache_clear()
+    all_plugins.cache_clear()
 
 
 @pytest.fixture

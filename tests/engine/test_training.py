@@ -268,7 +268,7 @@ def test_a_killed_process_can_be_resumed(config, directories, cli, manifest_file
     command = [sys.executable, "-m", "inat_ft", *map(str, arguments), "--name", "killed"]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     checkpoint = Path("runs/killed/resume.pt")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

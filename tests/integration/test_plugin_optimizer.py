@@ -36,7 +36,7 @@ def test_an_optimizer_plugin_trains_and_a_killed_run_resumes_to_the_same_numbers
     assert "beta1: 0.8" in Path("runs/whole/config.yaml").read_text()
     command = [python, "-m", "inat_ft", *map(str, arguments), "--name", "killed"]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    checkpoint, deadline = Path("runs/killed/resume.pt"), time.monotonic() + 120
+    checkpoint, deadline = Path("runs/killed/resume.pt"), time.monotonic() + 600
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

@@ -44,6 +44,41 @@ def test_the_seed_decides_the_head_and_leaves_the_global_state_alone() -> None:
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
 
 
+@pytest.mark.parametrize("backbone", ["resnet18", "vit_b_32", "swin_t", "mobilenet_v3_small"])
+def test_weights_that_will_be_loaded_are_not_drawn_and_the_head_is_the_same(backbone: str) -> None:
+    config = ModelConfig(backbone=backbone, weights="none")
+    drawn, empty = (build_net(config, 3, 64, seed=5, initialize=initialize) for initialize in (True, False))
+    ours, theirs = drawn.original_state_dict(), empty.original_state_dict()
+    head = f"{drawn.head_name}.weight"
+    assert torch.equal(ours[head], theirs[head])
+    assert ours.keys() == theirs.keys()
+    empty.load_original_state_dict(ours, "test")
+    drawn.eval(), empty.eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(drawn(images), empty(images))
+
+
+def test_random_buffers_that_are_not_saved_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Projection(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("projection", nn.init.normal_(torch.empty(12, 6)), persistent=False)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1) @ self.projection
+
+    class Random(Backbone):
+        def build(self, num_classes: int, image_size: int, dropout: float) -> nn.Module:
+            return nn.Sequential(Projection(), nn.ReLU(), nn.Linear(6, num_classes))
+
+    monkeypatch.setattr("inat_ft.models.build.build_backbone", lambda config: Random())
+    config = ModelConfig(backbone="resnet18", weights="none")
+    drawn, empty = (build_net(config, 3, 2, seed=5, initialize=initialize) for initialize in (True, False))
+    (ours,), (theirs,) = dict(drawn.named_buffers()).values(), dict(empty.named_buffers()).values()
+    assert torch.equal(ours, theirs)
+    assert ours.std() > 0.5
+
+
 def test_an_unknown_stage_is_named_with_those_there_are() -> None:
     net = build_net(model_config(backbone="resnet18", weights="none"), 3, 64, seed=0)
     with pytest.raises(ConfigError, match="unknown stage 'layer5' for resnet18: did you mean 'layer4'") as caught:

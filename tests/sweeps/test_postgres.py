@@ -99,7 +99,7 @@ def test_many_workers_and_a_killed_one(database: str, tmp_path: Path, worker_com
         time.sleep(0.05)
     workers[0].kill()
     for worker in workers:
-        worker.wait(timeout=60)
+        worker.wait(timeout=900)
 
     trials = here.trials()
     assert [trial.state for trial in trials] == ["complete"] * 6
@@ -137,7 +137,7 @@ def test_a_restart_and_idle_timeouts_cost_no_running_trial(server: Server, tmp_p
     server.stop()
     server.start("idle_session_timeout=3s")
     try:
-        out = [worker.communicate(timeout=90)[0] for worker in workers]
+        out = [worker.communicate(timeout=900)[0] for worker in workers]
     finally:
         server.stop()
         server.start()

@@ -222,7 +222,7 @@ def test_a_browser_shows_the_report_without_an_error(tmp_path: Path) -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=900,
         env={**os.environ, "HOME": str(tmp_path)},
     )
 

@@ -252,7 +252,7 @@ def test_kill_9_loses_no_finished_trial_and_the_running_one_is_taken_up(tmp_path
     victim, other = sorted(workers, key=lambda worker: worker.pid != third)
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
-    out, _ = other.communicate(timeout=60)
+    out, _ = other.communicate(timeout=900)
 
     assert b"all 6 points have been tried" in out
     trials = sweep.trials()

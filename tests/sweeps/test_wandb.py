@@ -69,7 +69,7 @@ def test_a_sweep_made_here(tmp_path: Path) -> None:
         {"learning_rate": "1e-4", "epochs": 10},
     ]
     with FakeWandb(points) as fake:
-        out, errors = run_agent(tmp_path, "new", 3, fake).communicate(timeout=240)
+        out, errors = run_agent(tmp_path, "new", 3, fake).communicate(timeout=900)
     assert "3 runs done, as requested by --count" in out, errors
 
     assert fake.sweeps["sweep1"]["parameters"]["lr"] == {"values": [1e-3, 1e-4]}
@@ -91,7 +91,7 @@ def test_a_sweep_made_here(tmp_path: Path) -> None:
 
 def test_a_sweep_made_elsewhere(tmp_path: Path) -> None:
     with FakeWandb([{"optim": {"lr": 0.01}}]) as fake:
-        out, errors = run_agent(tmp_path, "them/theirs/abc", 1, fake).communicate(timeout=240)
+        out, errors = run_agent(tmp_path, "them/theirs/abc", 1, fake).communicate(timeout=900)
     assert "1 run done" in out, errors
 
     (trial,) = open_sweep("abc", tmp_path).trials()
@@ -123,7 +123,7 @@ def test_a_server_lost_in_the_middle_costs_no_run(tmp_path: Path) -> None:
             assert agent.poll() is None, agent.communicate()[1]
             os.sched_yield()
         fake.down = True
-        _, errors = agent.communicate(timeout=240)
+        _, errors = agent.communicate(timeout=900)
 
     assert "assigns no more runs" in errors
     (trial,) = open_sweep("sweep1", tmp_path).trials()
@@ -135,7 +135,7 @@ def test_stop_ends_the_sweep_at_wandb_and_says_when_that_fails(tmp_path: Path) -
     def sweep(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "inat_ft", "sweep", *words]
         env = environment(tmp_path, fake.url, WANDB_DIR=str(tmp_path))
-        return subprocess.run(command, check=False, env=env, capture_output=True, text=True, cwd=tmp_path, timeout=240)
+        return subprocess.run(command, check=False, env=env, capture_output=True, text=True, cwd=tmp_path, timeout=900)
 
     create(read_spec(None), tmp_path / "sweeps", "sweep1", backend="wandb", address="me/proj/sweep1")
     with FakeWandb() as fake:
@@ -157,7 +157,7 @@ def test_a_run_stopped_from_the_page_ends_in_one_sentence(tmp_path: Path) -> Non
             assert agent.poll() is None, agent.communicate()[1]
             os.sched_yield()
         fake.stop = "run1"
-        out, errors = agent.communicate(timeout=240)
+        out, errors = agent.communicate(timeout=900)
 
     assert "1 run done" in out, errors
     assert "run run1 was stopped from W&B's page" in errors

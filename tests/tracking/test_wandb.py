@@ -60,7 +60,7 @@ def environment(tmp_path: Path, url: str, **more: str) -> dict[str, str]:
 def log_run(tmp_path: Path, mode: str, url: str, epochs: str = "1-3", **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", RUN, mode, str(tmp_path), epochs]
     return subprocess.run(
-        command, check=False, env=environment(tmp_path, url, **more), capture_output=True, text=True, timeout=240
+        command, check=False, env=environment(tmp_path, url, **more), capture_output=True, text=True, timeout=900
     )
 
 
@@ -114,7 +114,7 @@ def test_a_run_that_is_stopped_on_its_page_says_so_and_can_be_resumed(tmp_path: 
         fake.stop_after = 2
         env = environment(tmp_path, fake.url)
         command = [sys.executable, "-c", POLL_OFTEN, *train]
-        ended = subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=240)
+        ended = subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=900)
     assert ended.returncode == 130 and "the run was stopped on its W&B page" in ended.stderr
     assert "--resume runs/mine" in ended.stderr and "Traceback" not in ended.stderr
     (run,) = fake.runs.values()
@@ -126,7 +126,7 @@ def test_a_run_that_is_stopped_on_its_page_says_so_and_can_be_resumed(tmp_path: 
         fake.stop_after = len(epochs) + 2
         command = [sys.executable, "-c", POLL_OFTEN, "train", "--resume", "mine"]
         env = environment(tmp_path, fake.url)
-        subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=240)
+        subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=900)
     epochs = [row["epoch"] for row in run["history"]]
     assert epochs == list(range(1, len(epochs) + 1)) and len(epochs) >= fake.stop_after
 
@@ -236,7 +236,7 @@ def test_a_run_has_data_parameters_and_results_and_its_evaluation_is_added(tmp_p
     def inat_ft(*words: str) -> str:
         command = [sys.executable, "-m", "inat_ft", *words]
         env = environment(tmp_path, fake.url)
-        return subprocess.run(command, check=True, env=env, capture_output=True, text=True, timeout=240).stderr
+        return subprocess.run(command, check=True, env=env, capture_output=True, text=True, timeout=900).stderr
 
     with FakeWandb() as fake:
         inat_ft(*words)
@@ -287,7 +287,7 @@ def test_the_command_that_a_lost_server_leads_to_sends_the_run(tmp_path: Path) -
         fake.down = False
         fake.runs.clear()
         command = [sys.executable, "-m", "wandb", *shlex.split(sync), "--yes"]
-        ran = subprocess.run(command, check=False, env=env, capture_output=True, text=True, cwd=tmp_path, timeout=240)
+        ran = subprocess.run(command, check=False, env=env, capture_output=True, text=True, cwd=tmp_path, timeout=900)
         assert ran.returncode == 0, ran.stderr
         (run,) = fake.runs.values()
         assert [row["epoch"] for row in run["history"]] == [1, 2, 3] and run["summary"]["best_epoch"] == 2

@@ -557,7 +557,7 @@ def test_an_interrupted_search_continues(stop: signal.Signals, tmp_path: Path) -
             break
         time.sleep(0.05)
     process.send_signal(stop)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == (-9 if stop is signal.SIGKILL else 128 + stop), err
     if stop is not signal.SIGKILL:
         assert "to continue: inat-ft tune --resume tunes/photos" in err and not out and "Traceback" not in err
