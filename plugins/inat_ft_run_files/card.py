@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -43,6 +43,11 @@ from transformers import pipeline
 
 pipeline("image-classification", model=".")("photo.jpg")
 ```
+"""
+
+
+_PADDING = """**timm and transformers pad images with the mean color, but this classifier was trained with black bars.**
+Pad the images to squares with black before these programs transform them; otherwise predictions differ.
 """
 
 
@@ -164,6 +169,8 @@ def _usage(record: RunRecord, in_timm: bool) -> Iterator[str]:
     yield "\n## Use it\n"
     if in_timm:
         yield _TIMM_USAGE.lstrip()
+        if _pads_otherwise(record.preprocess):
+            yield _PADDING
     yield '```python\nimport inat_ft\n\nmodel, transform = inat_ft.load("path/to/this/folder")\n```'
     yield "\n## Repeat the run\n"
     yield "```\ninat-ft train --config path/to/this/folder/config.yaml\n```\n"
@@ -177,6 +184,12 @@ def _usage(record: RunRecord, in_timm: bool) -> Iterator[str]:
     if record.weights_sha256:
         yield f"SHA-256 of the pretrained weights: {_code(record.weights_sha256)}."
     yield f"Environment: {_text(place)}.\n"
+
+
+def _pads_otherwise(preprocess: Mapping[str, Any]) -> bool:
+    """Return whether timm's transform of the folder pads with another color than inat-ft: with the mean."""
+    mean = [round(255 * value) for value in preprocess.get("mean", ())]
+    return preprocess.get("resize") == "pad" and list(preprocess.get("fill", ())) != mean
 
 
 def _code(value: Any) -> str:

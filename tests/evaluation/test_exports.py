@@ -45,7 +45,7 @@ predict = lambda images: program(torch.from_numpy(images)).detach().numpy()
 import openvino
 model = openvino.Core().read_model(f"{file}/model.xml")
 metadata = {name: model.get_rt_info(["inat_ft", name]).value for name in ("classes", "preprocess")}
-compiled = openvino.compile_model(model, "CPU")
+compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 predict = lambda images: compiled({"images": images})["probabilities"]
 """,
     "safetensors": """
@@ -217,7 +217,11 @@ def test_every_format_of_every_kind_of_run_gives_the_predictions_of_inat_ft(vari
         ran = in_a_process("-c", OWN_PIXELS, done.file, name, *files)
         assert ran.returncode == 0, ran.stderr
         found = [[row[each] for each in classes] for row in json.loads(ran.stdout.splitlines()[-1])]
-        np.testing.assert_allclose(found, expected, atol=1e-4 if v.resize == "weights" else 0.1)
+        if v.resize == "pad":  # timm pads with the mean color
+            assert name == "timm" or "with black before" in (done.file / "README.md").read_text()
+        else:
+            assert name == "timm" or "with black before" not in (done.file / "README.md").read_text()
+            np.testing.assert_allclose(found, expected, atol=1e-4 if v.resize == "weights" else 0.01)
         return
     resizing = Preprocess.model_validate(json.loads((run / "record.json").read_text())["preprocess"]).resizing
     np.save(tmp_path / "images.npy", np.stack([load_image(file, v.size, resizing=resizing) for file in files]))
@@ -242,6 +246,18 @@ def test_timm_preprocesses_exactly_as_the_weights_do(height: int, width: int) ->
 
 
 @pytest.mark.slow
+def test_the_example_makes_the_pixels_of_the_weights_exactly(variant, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    run, files, v = variant
+    done = export_run(run, tmp_path / "model.onnx")
+    ran = in_a_process(EXAMPLE, done.file, *files)
+    assert ran.returncode == 0, ran.stderr
+    for line, row in zip(ran.stdout.splitlines(), probabilities(run, files), strict=True):
+        found = [float(cell.split()[-1]) for cell in line.split("\t")[1:]]
+        np.testing.assert_allclose(found, sorted(row, reverse=True)[:3], atol=1e-4 if v.resize == "weights" else 0.02)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
 def test_the_example_needs_only_onnx_runtime_and_pillow(config, directories, photos, resize: str) -> None:
     pytest.importorskip("onnxruntime")
@@ -263,7 +279,7 @@ def test_the_example_is_short() -> None:
     imports = [each for each in ast.walk(ast.parse(text)) if isinstance(each, ast.Import | ast.ImportFrom)]
     modules = {each.module if isinstance(each, ast.ImportFrom) else each.names[0].name for each in imports}
     assert modules == {"json", "sys", "numpy", "onnxruntime", "PIL"}
-    assert len([line for line in text.splitlines() if line.strip()]) <= 15
+    assert len([line for line in text.splitlines() if line.strip()]) <= 20
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
