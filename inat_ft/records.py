@@ -184,7 +184,7 @@ class RunRecord(_RecordModel):
 def read_record(path: Path) -> tuple[RunRecord, Path]:
     """Read a record.json, or that of a run directory, and return it with its file. Raises RecordError or UsageError."""
     file = path / "record.json" if path.is_dir() else path
-    if not file.exists():
+    if not file.exists() or is_cross_validation(path):
         hint = "pass the folder of a run, such as runs/NAME, or a record.json"
         raise missing_run(path, f"run or record not found: {file}", hint)
     if not file.is_file():

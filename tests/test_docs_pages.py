@@ -85,7 +85,9 @@ def test_the_module_on_a_plugin_page_is_that_of_the_example_package() -> None:
 
 def test_the_console_of_the_readme_shows_commands_of_the_demo() -> None:
     shown = re.findall(r"(?m)^ *\$ inat-ft (.*)$", (ROOT / "README.md").read_text())
-    assert shown and set(shown) <= {command.line for chapter in story.CHAPTERS for command in chapter.commands}
+    assert shown and set(shown) <= {
+        command.line for chapter in story.chapters(story.PACKAGED) for command in chapter.commands
+    }
 
 
 def test_every_guide_and_explanation_is_run() -> None:

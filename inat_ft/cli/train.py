@@ -72,6 +72,8 @@ def train(
     if folds and (seeds > 1 or find_lr):
         raise UsageError(f"--folds cannot be used with {'--find-lr' if find_lr else '--seeds'}", "remove one of them")
     resolved, resume = resolve_config(config, overrides, resume, runs_dir)
+    if seeds > 1 and resume is not None:
+        raise UsageError("--seeds starts new runs, but --resume continues one", "remove --seeds or --resume")
     for plugin in shadowed_plugins(resolved):
         remedy = f"to remove the plugin: pip uninstall {plugin.package}"
         render.warn(f"{plugin} is not used: the name belongs to inat-ft or torchvision; {remedy}")
@@ -95,8 +97,6 @@ def train(
 
         get(FEATURES, "folds-command").load()(resolved, directories, folds, callbacks, resume, json)
     elif seeds > 1:
-        if resume is not None:
-            raise UsageError("--seeds starts new runs, but --resume continues one", "remove --seeds or --resume")
         _train_seeds(resolved, seeds, directories, json)
     else:
         run = _train(resolved, directories, resume)

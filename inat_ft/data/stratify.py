@@ -107,9 +107,8 @@ class _Allocation:
         free = np.maximum(self._count(singles) + remaining_groups - reserved, 0)  # a group serves one subset only
         got = self._allocate_singles(singles, code, np.minimum(need, free))
         need, spare = need - got, spare - got
-        if groups and (need > 0).any():
-            got = self._allocate_groups(groups, code, need, spare)
-            self._allocate_smallest(groups, code, spare - got)
+        got = self._allocate_groups(groups, code, need, spare)
+        self._allocate_smallest(groups, code, spare - got)
 
     def _count(self, rows: _Ints) -> _Ints:
         return np.bincount(self.labels[rows], minlength=self.classes)

@@ -189,10 +189,10 @@ def predict_subset(
     manifest = manifest_of(record, directory, root)
     rows = manifest.rows(subset)
     if not len(rows):
-        raise UsageError(
-            f"{manifest.path} has no {subset} images",
-            "reserve some and train again: inat-ft split DATA --test-fraction 0.2",
-        )
+        hint = "reserve some and train again: inat-ft split DATA --test-fraction 0.2"
+        if "fold" in manifest.made:
+            hint = "a cross-validation does not use them: train once without --folds, and evaluate that run"
+        raise UsageError(f"{manifest.path} has no {subset} images", hint)
     hashes_now = verify_hashes(manifest, (subset,), None, changes_allowed(record), no_progress)
     manifest = replace(manifest, hashes=hashes_now)
     paths, hashes = ([column[row] for row in rows] for column in (manifest.paths, manifest.hashes))

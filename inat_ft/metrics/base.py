@@ -140,6 +140,13 @@ def measure(metric: Metric, predictions: Predictions) -> MetricValue:
     return found
 
 
+def value_of(metric: Metric, predictions: Predictions) -> float:
+    """Return a metric without its interval. Raises PluginError when a plugin fails or returns NaN or infinity."""
+    found = float(call_plugin(metric.value, predictions))
+    _require_finite(metric, found)
+    return found
+
+
 def contributions_of(metric: Metric, predictions: Predictions) -> Contributions:
     """Return the contributions of a metric. Raises PluginError when a plugin fails or returns NaN or infinity."""
     found = call_plugin(metric.contributions, predictions)

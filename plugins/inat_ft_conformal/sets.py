@@ -16,6 +16,7 @@ from inat_ft.metrics.bounds import Floats
 
 _FREE_RANKS = 5
 _PENALTY = 0.01
+_ROUNDING = 1e-6  # relative
 _DIGITS = 9  # decimals, so that 0.9 * 10 is not above 9
 
 
@@ -60,5 +61,9 @@ def fit_thresholds(p: Floats, true: NDArray[np.int64], coverage: float, by_class
 
 
 def in_set(p: Floats, thresholds: Floats) -> NDArray[np.bool_]:
-    """Return whether each class is in the set of each image, `[N, C]`."""
-    return np.asarray(conformity(p) >= thresholds)
+    """Return whether each class is in the set of each image, `[N, C]`.
+
+    A class at the threshold is in the set, also if rounding has changed its last digits: the calibration reads probabilities
+    with nine digits from a CSV file.
+    """
+    return np.asarray(conformity(p) >= thresholds - _ROUNDING * np.abs(thresholds))

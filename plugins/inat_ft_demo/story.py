@@ -18,24 +18,45 @@ import typer
 
 from inat_ft.records import write_text
 
-SCRATCH, HEAD, TUNED, PARTIAL = "part-a", "part-b-head", "efficientnet_lite0-head-1", "part-b-partial"
-_NETWORK = "--backbone efficientnet_lite0 --image-size 64"
+SCRATCH, HEAD, PARTIAL = "part-a", "part-b-head", "part-b-partial"
 _TRAINING = "--epochs 10 --batch-size 32 --lr 1e-3"
 _WIDTH = 80
 _COMPARED = r"^ name|^ \S+ +0\.\d{4} |^[^ ].*(best|better|different|report)"
 _ACCURACY = "^ metric|^ accuracy  "
 
-SWEEP = """\
+_SWEEP = """\
 # Learning rates for the head. All trials use the same cached features.
 method: grid
 parameters:
-  lr: {values: [1.0e-3, 3.0e-3, 1.0e-2, 3.0e-2]}
-  strategy.name: {value: head}
-  model.backbone: {value: efficientnet_lite0}
-  data.image_size: {value: 64}
-  optim.epochs: {value: 10}
-  optim.batch_size: {value: 32}
+  lr: {{values: [1.0e-3, 3.0e-3, 1.0e-2, 3.0e-2]}}
+  strategy.name: {{value: head}}
+  model.backbone: {{value: {backbone}}}
+  data.image_size: {{value: 64}}
+  optim.epochs: {{value: 10}}
+  optim.batch_size: {{value: 32}}
 """
+
+
+class Network(NamedTuple):
+    """A pretrained network. backbone: as in `inat-ft train`. title: its name in a sentence."""
+
+    backbone: str
+    title: str
+
+    @property
+    def tuned(self) -> str:
+        """Name of the best run of the sweep."""
+        return f"{self.backbone}-head-1"
+
+    @property
+    def sweep(self) -> str:
+        """The sweep file."""
+        return _SWEEP.format(backbone=self.backbone)
+
+
+PACKAGED = Network("efficientnet_lite0", "EfficientNet-Lite0")
+"""Its weights are in a package of the extra `demo`."""
+DOWNLOADED = Network("resnet18", "ResNet18")
 
 
 class Command(NamedTuple):
@@ -53,67 +74,82 @@ class Chapter(NamedTuple):
     commands: tuple[Command, ...]
 
 
-CHAPTERS = (
-    Chapter(
-        "Split the images",
-        "Handwritten digits. To have few training images, as in most projects, the demo leaves out four of five. "
-        "The folder val becomes the test set.",
-        (
-            Command("fetch digits --to data"),
-            Command("split data/digits --exclude 'train/*/*[2-9].png' --val-fraction 0.3", "^ class|^ total|^manifest"),
+def chapters(network: Network) -> tuple[Chapter, ...]:
+    """Return the chapters of the demo with this pretrained network."""
+    options = f"--backbone {network.backbone} --image-size 64"
+    return (
+        Chapter(
+            "Split the images",
+            "Handwritten digits. To have few training images, as in most projects, the demo leaves out four of five. "
+            "The folder val becomes the test set.",
+            (
+                Command("fetch digits --to data"),
+                Command(
+                    "split data/digits --exclude 'train/*/*[2-9].png' --val-fraction 0.3", "^ class|^ total|^manifest"
+                ),
+            ),
         ),
-    ),
-    Chapter(
-        "Part A: a small network from scratch",
-        "A CNN with random weights.",
-        (Command(f"train --backbone cnn --image-size 32 --set model.filters=32 {_TRAINING} --name {SCRATCH}"),),
-    ),
-    Chapter(
-        "Part B: a new head on a pretrained network",
-        "EfficientNet-Lite0 was pretrained on ImageNet. Only its new last layer is trained; the outputs of the other layers "
-        "are computed once, in the first epoch, and cached.",
-        (Command(f"train --mode head {_NETWORK} {_TRAINING} --name {HEAD}"),),
-    ),
-    Chapter(
-        "A better strategy on the same budget",
-        "The same images and number of epochs, but the last third of the network is trained too.",
-        (Command(f"train --mode partial {_NETWORK} {_TRAINING} --name {PARTIAL}"),),
-    ),
-    Chapter(
-        "A small sweep",
-        "Does another learning rate help the head? The file sweep.yaml lists four. The features are cached already.",
-        (
-            Command("sweep create sweep.yaml --name rates"),
-            Command("sweep run rates"),
-            Command("sweep best rates --train --eval", "^ trial|^ +[0-9]|^test accuracy"),
+        Chapter(
+            "Part A: a small network from scratch",
+            "A CNN with random weights.",
+            (Command(f"train --backbone cnn --image-size 32 --set model.filters=32 {_TRAINING} --name {SCRATCH}"),),
         ),
-    ),
-    Chapter(
-        "Evaluate on the test set, and compare",
-        "Each evaluation of the test set is counted.",
-        (
-            Command(f"eval runs/{SCRATCH}", _ACCURACY),
-            Command(f"eval runs/{HEAD}", _ACCURACY),
-            Command(f"eval runs/{PARTIAL}", _ACCURACY),
-            Command(f"compare runs/{SCRATCH} runs/{HEAD} runs/{TUNED} runs/{PARTIAL} --html report.html", _COMPARED),
+        Chapter(
+            "Part B: a new head on a pretrained network",
+            f"{network.title} was pretrained on ImageNet. Only its new last layer is trained; the outputs of the other "
+            "layers are computed once, in the first epoch, and cached.",
+            (Command(f"train --mode head {options} {_TRAINING} --name {HEAD}"),),
         ),
-    ),
-)
+        Chapter(
+            "A better strategy on the same budget",
+            "The same images and number of epochs, but the last third of the network is trained too.",
+            (Command(f"train --mode partial {options} {_TRAINING} --name {PARTIAL}"),),
+        ),
+        *_selection(network),
+    )
 
 
-def tell(inat_ft: Any) -> Iterator[str]:
+def _selection(network: Network) -> tuple[Chapter, ...]:
+    """Return the chapters after the training: the sweep and the comparison."""
+    return (
+        Chapter(
+            "A small sweep",
+            "Does another learning rate help the head? The file sweep.yaml lists four. The features are cached already.",
+            (
+                Command("sweep create sweep.yaml --name rates"),
+                Command("sweep run rates"),
+                Command("sweep best rates --train --eval", "^ trial|^ +[0-9]|^test accuracy"),
+            ),
+        ),
+        Chapter(
+            "Evaluate on the test set, and compare",
+            "Each evaluation of the test set is counted.",
+            (
+                Command(f"eval runs/{SCRATCH}", _ACCURACY),
+                Command(f"eval runs/{HEAD}", _ACCURACY),
+                Command(f"eval runs/{PARTIAL}", _ACCURACY),
+                Command(
+                    f"compare runs/{SCRATCH} runs/{HEAD} runs/{network.tuned} runs/{PARTIAL} --html report.html",
+                    _COMPARED,
+                ),
+            ),
+        ),
+    )
+
+
+def tell(inat_ft: Any, network: Network) -> Iterator[str]:
     """Run all commands in the working folder; yield what to print, the conclusion last.
 
     inat_ft: the command `inat-ft`. It runs in this process, which saves repeated imports.
     """
     os.environ["COLUMNS"] = str(min(_WIDTH, shutil.get_terminal_size().columns))
-    write_text(Path("sweep.yaml"), SWEEP)
-    for number, chapter in enumerate(CHAPTERS, 1):
+    write_text(Path("sweep.yaml"), network.sweep)
+    for number, chapter in enumerate(chapters(network), 1):
         yield f"\n{number}. {chapter.title}\n{_paragraph(chapter.text)}"
         for command in chapter.commands:
             yield f"\n{_shown_line(command.line)}"
             yield from _run(inat_ft, command)
-    yield f"\nWhat the demo measured\n{_paragraph(conclusion(Path('runs')))}"
+    yield f"\nWhat the demo measured\n{_paragraph(conclusion(Path('runs'), network))}"
 
 
 class _Epochs(io.StringIO):
@@ -167,12 +203,12 @@ def _paragraph(text: str) -> str:
     return "\n".join(map(fill, text.split("\n")))
 
 
-def conclusion(runs: Path) -> str:
+def conclusion(runs: Path, network: Network) -> str:
     """Return what the test results of the four runs say, and what to expect on photographs."""
     better, scores = _compare(runs / PARTIAL, runs / HEAD)
     says = {True: "is better than", False: "is worse than", None: "is not significantly different from"}
     strategies = f"training the last third of the network {says[better]} training only its head ({scores})"
-    better, scores = _compare(runs / TUNED, runs / HEAD)
+    better, scores = _compare(runs / network.tuned, runs / HEAD)
     says = {True: "improves the head", False: "makes the head worse", None: "does not change the head significantly"}
     tuned = f"the learning rate that the sweep chose {says[better]} ({scores})"
     better, scores = _compare(runs / SCRATCH, runs / PARTIAL)

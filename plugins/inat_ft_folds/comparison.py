@@ -15,11 +15,10 @@ from inat_ft.errors import UsageError
 from inat_ft.evaluation.candidates import Candidate, Reason
 from inat_ft.evaluation.pairwise import PairwiseResult, summarize
 from inat_ft.evaluation.predictions import align
-from inat_ft.metrics.base import Metric, Predictions, contributions_of, get_metric
+from inat_ft.metrics.base import Metric, Predictions, contributions_of, get_metric, value_of
 from inat_ft.metrics.bounds import ALPHA, Difference, holm, paired
 from inat_ft.paths import FOLDS_SUMMARY, is_cross_validation
 from inat_ft.records import MetricValue
-from inat_ft.registry import call_plugin
 from inat_ft_folds.resampled import Resampled, resampled
 from inat_ft_folds.result import CrossValidation, pooled
 
@@ -122,7 +121,7 @@ def _candidate(found: CrossValidation, metric: Metric) -> FoldCandidate:
     whole = pooled(folds)
     if metric.needs_probabilities and whole.probabilities is None:
         raise UsageError(f"the predictions of {found.directory} have no probabilities", "choose another --metric")
-    values = [float(call_plugin(metric.value, fold)) for fold in folds]
+    values = [value_of(metric, fold) for fold in folds]
     changes = {
         "name": found.name,
         "split": found.summary.split,

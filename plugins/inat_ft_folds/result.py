@@ -15,10 +15,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from inat_ft.api.train import Run
 from inat_ft.errors import PluginError, RecordError, UsageError
 from inat_ft.evaluation.predictions import read_predictions
-from inat_ft.metrics.base import Predictions, installed_metrics
+from inat_ft.metrics.base import Predictions, installed_metrics, value_of
 from inat_ft.paths import FOLDS_SUMMARY
 from inat_ft.records import SplitInfo, write_text
-from inat_ft.registry import call_plugin
 from inat_ft.tables import Table, Tabular
 from inat_ft.validation import format_validation_error
 
@@ -191,7 +190,7 @@ def spreads(folds: Sequence[Predictions]) -> tuple[dict[str, Spread], list[Plugi
         if metric.needs_probabilities and any(fold.probabilities is None for fold in folds):
             continue
         try:
-            found[metric.name] = Spread.of([float(call_plugin(metric.value, fold)) for fold in folds])
+            found[metric.name] = Spread.of([value_of(metric, fold) for fold in folds])
         except PluginError as error:
             errors.append(error)
     return found, errors

@@ -56,14 +56,14 @@ def cross_validate(
     config = config.model_copy(update={"name": summary.name})  # the folder can be renamed, and can be `.`
     try:
         runs = _train_folds(config, directory, directories.cache, summary.folds, callbacks)
+        with lock_run(directory):  # removes the temporary files of a killed process
+            return _finish(config, summary, directory, runs, callbacks(config))
     except BaseException as error:
         if resume is None and isinstance(error, InatFtError) and not any(directory.glob("*-fold-*")):
             shutil.rmtree(directory, ignore_errors=True)  # nothing has been trained
         else:
             error.__notes__ = [f"resume: inat-ft train --resume {directory}"]
         raise
-    with lock_run(directory):  # removes the temporary files of a killed process
-        return _finish(config, summary, directory, runs, callbacks(config))
 
 
 def _start(config: RunConfig, directories: Directories, folds: int) -> tuple[Summary, Path]:
@@ -76,8 +76,6 @@ def _start(config: RunConfig, directories: Directories, folds: int) -> tuple[Sum
     directory = new_directory(config, directories.runs)
     data = config.data.model_copy(update={"split": config.data.split or split.as_posix()})
     config = config.model_copy(update={"name": directory.name, "data": data})
-    for fold in fold_manifests(manifest, folds, directory / "splits"):
-        write_text(fold.path, manifest_text(fold))
     summary = Summary(
         name=directory.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -85,10 +83,14 @@ def _start(config: RunConfig, directories: Directories, folds: int) -> tuple[Sum
         seed=config.seed,
         split=split_info(manifest, directory),
     )
-    write_summary(summary, directory)
-    write_text(
-        directory / "config.yaml", dump_config(portable(config, directory))
-    )  # last: it makes the folder resumable
+    try:
+        for fold in fold_manifests(manifest, folds, directory / "splits"):
+            write_text(fold.path, manifest_text(fold))
+        write_summary(summary, directory)
+        write_text(directory / "config.yaml", dump_config(portable(config, directory)))  # last: it allows to resume
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)  # nothing has been trained
+        raise
     return summary, directory
 
 

@@ -120,8 +120,13 @@ def audit(
         DataError: an image is missing or has changed since the split.
         WeightsError: pretrained weights cannot be loaded.
     """
+    subsets = (subsets,) if isinstance(subsets, str) else subsets
     if unknown := [subset for subset in subsets if subset not in _SUBSETS]:
         raise UsageError(f"unknown subset '{unknown[0]}'", "choose train, val or test")
+    if not subsets:
+        raise UsageError("no subset to audit", "use the default: leave out subsets")
+    if limit < 1:
+        raise UsageError(f"limit {limit} is not positive", "use the default: leave out limit")
     heard, folder = callbacks or TrainCallbacks(), _folder(out, f"audit-{Path(split).stem}")
     resolved = _resolve(config, [("data.split", os.fspath(split))], options, settings)
     found = auditing.audit(resolved, cache_folder(cache_dir), subsets, heard.progress)
@@ -182,7 +187,8 @@ def learning_curve(
     chosen_sizes = _number("sizes", sizes, defaults[1], 20)
     if target is not None and not 0 < target < 1:
         raise UsageError(f"target {target:g} is not between 0 and 1", "for 95%, pass 0.95")
-    resolved = load_config(_resolve(run_settings(run, config), [], options, settings), [("strategy.name", mode)])
+    resolved = _resolve(run_settings(run, config), [("strategy.name", mode)], options, settings)
+    require_mode(resolved, mode)
     split = resolved.data.split or find_manifest().as_posix()
     resolved = load_config(resolved, [("data.split", split)])
     folder = _folder(out, f"learning-curve-{Path(split).stem}" + (f"-{mode}" if mode != "head" else ""))
@@ -190,6 +196,8 @@ def learning_curve(
         found = head_curve(resolved, cache, chosen_draws, chosen_sizes, target, heard.progress)
     else:
         found = trained_curve(resolved, folder, cache, chosen_draws, chosen_sizes, target, heard)
+    if found.law is None:
+        heard.log("warning: fewer than four sizes are clearly better than chance, so the curve is not extrapolated")
     points = folder / "learning-curve.csv"
     write_points(found, points)
     return LearningCurveResult(**vars(found), csv=points, picture=draw_curve(found, folder / "learning-curve"))
@@ -243,10 +251,18 @@ def run_settings(run: RunLike | None, config: PathLike | RunConfig | None) -> Pa
     if config is not None:
         raise UsageError("a run and --config both give the settings", "remove one of them")
     path = Path(run)
+    if not path.exists():
+        raise UsageError(f"run not found: {path}", "pass the folder of a run, such as runs/NAME")
     file = (path if path.is_dir() else path.parent) / "config.yaml"
     if not file.is_file():
         raise UsageError(f"{path} is not a run: it has no config.yaml", "pass the folder of a run, such as runs/NAME")
     return file
+
+
+def require_mode(config: RunConfig, mode: str) -> None:
+    """Raise UsageError if the settings name another strategy than `mode`."""
+    if config.strategy.name != mode:
+        raise UsageError(f"strategy.name is '{config.strategy.name}', but mode is '{mode}'", "pass mode (--mode) only")
 
 
 def _resolve(

@@ -130,8 +130,9 @@ def learning_curve(
     """
     from inat_ft_insights import api
 
-    given: list[tuple[str, Any]] = [("data.split", str(split))] if split else []
+    given: list[tuple[str, Any]] = [("strategy.name", mode), *([("data.split", str(split))] if split else [])]
     settings = _settings(api.run_settings(run, config), backbone, set_, given)
+    api.require_mode(settings, mode)
     try:
         found = api.learning_curve(
             mode=mode, target=target, draws=draws, sizes=sizes, out=out, config=settings, cache_dir=cache_dir,
@@ -145,8 +146,6 @@ def learning_curve(
 
 def _show_curve(found: "LearningCurveResult") -> None:
     render.table(found.table)
-    if found.law is None:
-        render.warn("fewer than four sizes are clearly better than chance, so the curve is not extrapolated")
     render.echo(found.summary)
     render.echo(f"picture: {found.picture}")
     render.echo(f"points: {found.csv}")

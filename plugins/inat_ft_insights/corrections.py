@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ def _apply(verdicts: dict[str, str], file: Path, manifest: Manifest, log: Log) -
 
     Raises UsageError if the verdicts are of other images, DataError if a class loses its last training or validation image.
     """
+    known = {_as_read(path): path for path in manifest.paths} | {path: path for path in manifest.paths}
+    verdicts = {known.get(path, path): verdict for path, verdict in verdicts.items()}
     if verdicts and verdicts.keys().isdisjoint(manifest.paths):
         raise UsageError(
             f"--corrections: {file} does not list any of the images, such as {manifest.paths[0]}",
@@ -63,6 +65,11 @@ def _apply(verdicts: dict[str, str], file: Path, manifest: Manifest, log: Log) -
         if empty := [subset for subset in ("train", "val") if not counts[subset]]:
             raise DataError(f"{file} leaves no {empty[0]} images of class '{name}'", "keep one, or add images")
     return corrected
+
+
+def _as_read(path: str) -> str:
+    """Return a path as `read_rows` returns it: without spaces around it, and with slashes for backslashes."""
+    return PurePosixPath(path.strip(" \t").replace("\\", "/")).as_posix()
 
 
 def _read_verdicts(file: Path, classes: Collection[str]) -> dict[str, str]:

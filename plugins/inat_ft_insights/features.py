@@ -85,10 +85,6 @@ def frozen_features(
     rows = np.concatenate([manifest.rows(subset) for subset in subsets])
     values, order = np.concatenate(list(found.values())), np.argsort(rows, kind="stable")
     rows, values = rows[order], values[order]
-    if not np.isfinite(values).all():
-        raise DataError(
-            "the frozen features contain values that are not finite", "use other weights, or --precision fp32"
-        )
     return Features(manifest, setup.config, rows, values, manifest.labels[rows], group_numbers(manifest, rows))
 
 
@@ -105,7 +101,10 @@ def image_features(
 
 
 def _compute(setup: Setup, kept: PrefixCache, pixels: Pixels, update: Any) -> NDArray[np.float32]:
-    """Return the output of all stages before the head, `[N, D]`; compute and store the missing rows."""
+    """Return the output of all stages before the head, `[N, D]`; compute and store the missing rows.
+
+    Raises DataError if a value is not finite.
+    """
     depth, count = len(setup.plan.net.stages), len(pixels)
     if not count:
         return np.empty((0, setup.plan.net.head[1].in_features), np.float32)  # type: ignore[arg-type]
@@ -117,6 +116,9 @@ def _compute(setup: Setup, kept: PrefixCache, pixels: Pixels, update: Any) -> ND
     )
     source, everything = kept.rows(forward, pixels, IDENTITY, update), torch.arange(count)
     values = kept.activation(depth, pixels.size)(source.rows(everything), everything)
+    if not values.isfinite().all():
+        hint = "use other weights, or the setting compute.precision=fp32"
+        raise DataError("the frozen features contain values that are not finite", hint)
     return values.flatten(1).float().cpu().numpy()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from inat_ft.config import RunConfig
 from inat_ft.data.manifest import Manifest
+from inat_ft.metrics.builtin import proportion
 from inat_ft.progress import ProgressBar, ProgressFn, ignore_progress, no_progress
 from inat_ft.tables import Table, Tabular
 from inat_ft_insights.classifier import choose_strength, fit_head
@@ -50,8 +52,9 @@ class Point:
 class LearningCurve(Tabular):
     """A learning curve on the validation images.
 
-    mode: the strategy; points: measured, then extrapolated; needed: images per class for the accuracy `target`, None without
-    a target or a law; law: the extrapolation over images per class, None if fewer than four sizes are above chance.
+    mode: the strategy; points: measured, then extrapolated; needed: images per class for the accuracy `target`, at least the
+    smallest measured number, None without a target or a law; law: the extrapolation over images per class, None if fewer than
+    four sizes are above chance.
     """
 
     manifest: Path
@@ -76,7 +79,8 @@ class LearningCurve(Tabular):
         if ahead := [point for point in self.points if point.kind == "extrapolated"][:1]:
             lines.append(f"with {_per_class(ahead[0])}, extrapolated: accuracy {_text(ahead[0].accuracy)}")
         if self.needed is not None:
-            least, middle, most = (_size(each) for each in (self.needed.low, self.needed.value, self.needed.high))
+            smallest, sizes = self.points[0].images_per_class, (self.needed.low, self.needed.value, self.needed.high)
+            least, middle, most = (_size(each, smallest) for each in sizes)
             lines.append(
                 f"accuracy {self.target:g}: {middle} training images per class (95% interval {least} to {most}); "
                 f"the split has {self.measured.images_per_class:,.0f}"
@@ -91,11 +95,8 @@ class LearningCurve(Tabular):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as a dictionary. None stands for more images than can be named."""
-        needed = self.needed and {
-            "images_per_class": self.needed.value,
-            "low": self.needed.low,
-            "high": self.needed.high,
-        }
+        sizes = (self.needed.value, self.needed.low, self.needed.high) if self.needed else ()
+        named = [size if math.isfinite(size) else None for size in sizes]
         return {
             "manifest": self.manifest.as_posix(),
             "backbone": self.backbone,
@@ -103,7 +104,7 @@ class LearningCurve(Tabular):
             "draws": self.draws,
             "points": [point.to_dict() for point in self.points],
             "target": self.target,
-            "needed": needed,
+            "needed": dict(zip(("images_per_class", "low", "high"), named, strict=True)) if named else None,
         }
 
 
@@ -150,22 +151,28 @@ def curve_of_features(
                 row.append(head.probabilities(val.values).argmax(1) != val.labels)
             progress(done := done + 1, len(subsets) * total)
         wrong.append(np.stack(row))
-    return make_curve(np.stack(wrong), subsets, train.manifest, train.config, "head", target)
+    return make_curve(np.stack(wrong), subsets, val.groups, train.manifest, train.config, "head", target)
 
 
 def make_curve(
-    wrong: NDArray[np.bool_], subsets: Ints, manifest: Manifest, config: RunConfig, mode: str, target: float | None
+    wrong: NDArray[np.bool_],
+    subsets: Ints,
+    val_groups: Ints,
+    manifest: Manifest,
+    config: RunConfig,
+    mode: str,
+    target: float | None,
 ) -> LearningCurve:
     """Return the learning curve from the validation images that are wrong, `[draws, S, M]`, and extrapolate it.
 
-    subsets: as `nested_subsets` returns them.
+    subsets: as `nested_subsets` returns them; val_groups: `[M]`, equal for validation images that are not independent.
     """
     classes, seed = len(manifest.classes), config.seed
     sizes = num_images(subsets).mean(0) / classes
-    errors, covariance, noise = summarize(wrong, sizes, seed)
-    deviations = np.sqrt(np.diag(covariance))
+    errors, covariance, noise = summarize(wrong, sizes, val_groups, seed)
+    deviations, groups = np.sqrt(np.diag(covariance)), len(np.unique(val_groups))
     points = [
-        Point("measured", round(size * classes), size, _normal(1 - error, deviation))
+        Point("measured", round(size * classes), size, _interval(1 - error, deviation, groups))
         for size, error, deviation in zip(sizes.tolist(), errors.tolist(), deviations.tolist(), strict=True)
     ]
     used = np.flatnonzero(errors < _NEAR_CHANCE * (1 - 1 / classes))
@@ -175,20 +182,23 @@ def make_curve(
         for factor in _AHEAD:
             size = float(sizes[-1]) * factor
             points.append(Point("extrapolated", round(size * classes), size, law.accuracy(size)))
-    needed = law.size_for(target) if law and target is not None else None
+    needed = law.size_for(target).at_least(float(sizes[0])) if law and target is not None else None
     backbone, draws = config.model.backbone, len(wrong)
     return LearningCurve(manifest.path, backbone, mode, draws, classes, points, law, target, needed)
 
 
-def summarize(wrong: NDArray[np.bool_], sizes: Floats, seed: int = 0) -> tuple[Floats, Floats, float]:
+def summarize(wrong: NDArray[np.bool_], sizes: Floats, val_groups: Ints, seed: int = 0) -> tuple[Floats, Floats, float]:
     """Return mean errors `[S]`, their covariance `[S, S]`, and the deviation over training sets of the largest size.
 
-    The covariance has two parts: draws and validation images, by a bootstrap over both, and the choice of the training images
-    that all draws share. Large subsets of the same images differ little, so the variance over independent training sets is
-    estimated from the small ones, as inversely proportional to the size.
+    The covariance has two parts: draws and groups of validation images, by a bootstrap over both, and the choice of the
+    training images that all draws share. Large subsets of the same images differ little, so the variance over independent
+    training sets is estimated from the small ones, as inversely proportional to the size.
     """
-    rng, (draws, _, images) = np.random.default_rng(seed), wrong.shape
-    by_image = rng.multinomial(images, np.full(images, 1 / images), _BOOTSTRAPS) / images
+    rng, draws = np.random.default_rng(seed), len(wrong)
+    member = np.unique(val_groups, return_inverse=True)[1]
+    groups = int(member.max()) + 1
+    by_group = rng.multinomial(groups, np.full(groups, 1 / groups), _BOOTSTRAPS)
+    by_image = by_group[:, member] / (by_group @ np.bincount(member))[:, None]
     by_draw = rng.multinomial(draws, np.full(draws, 1 / draws), _BOOTSTRAPS) / draws
     means = np.einsum("rsm,bm->brs", wrong.astype(np.float32), by_image.astype(np.float32), optimize=True)
     covariance = np.cov(np.einsum("brs,br->bs", means, by_draw).T)
@@ -196,12 +206,15 @@ def summarize(wrong: NDArray[np.bool_], sizes: Floats, seed: int = 0) -> tuple[F
     spread = wrong.mean(2).var(0, ddof=1)[:-1] / (1 - share[:-1]) if draws > 1 else np.zeros(len(sizes) - 1)
     variances = float((spread * sizes[:-1]).mean()) / sizes
     shared = np.sqrt(variances * share)
-    covariance = covariance + np.outer(shared, shared) + np.eye(len(sizes)) * (0.5 / images) ** 2
+    covariance = covariance + np.outer(shared, shared) + np.eye(len(sizes)) * (0.5 / groups) ** 2
     return wrong.mean((0, 2)), covariance, float(np.sqrt(variances[-1]))
 
 
-def _normal(value: float, deviation: float) -> Estimate:
-    return Estimate(value, max(value - 1.96 * deviation, 0.0), min(value + 1.96 * deviation, 1.0))
+def _interval(value: float, deviation: float, groups: int) -> Estimate:
+    """Return the normal interval, extended to that of one image per group: with few errors, the normal one is too short."""
+    exact = proportion(round(value * groups), groups)
+    low, high = min(value - 1.96 * deviation, exact.low or 0.0), max(value + 1.96 * deviation, exact.high or 1.0)
+    return Estimate(value, max(low, 0.0), min(high, 1.0))
 
 
 def _per_class(point: Point) -> str:
@@ -212,5 +225,6 @@ def _text(found: Estimate) -> str:
     return f"{found.value:.4f} (95% interval {found.low:.4f} to {found.high:.4f})"
 
 
-def _size(images: float) -> str:
-    return "more than a million" if images > 1e6 else f"{images:,.0f}"
+def _size(images: float, smallest: float) -> str:
+    most = "at most " if images <= smallest else ""  # fewer were not measured
+    return "more than a million" if images > 1e6 else f"{most}{images:,.0f}"

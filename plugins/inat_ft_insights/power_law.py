@@ -28,6 +28,10 @@ class Estimate:
     low: float
     high: float
 
+    def at_least(self, least: float) -> Estimate:
+        """Return the estimate with no value below another one."""
+        return Estimate(*(max(each, least) for each in (self.value, self.low, self.high)))
+
 
 @dataclass(frozen=True)
 class PowerLaw:

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inat_ft.config import RunConfig
-from inat_ft.data.sources.base import is_ignored
+from inat_ft.data.sources.base import NOT_UTF8, is_ignored, is_text
 from inat_ft.errors import UsageError
 from inat_ft.images.decode import MAX_PIXELS
 from inat_ft.images.scan import scan
 from inat_ft.progress import ProgressBar, no_progress
 from inat_ft.tables import Table, Tabular
-from inat_ft.text import pluralize
+from inat_ft.text import escape_unprintable, pluralize
 from inat_ft.threads import num_cores
 from inat_ft_insights.classifier import choose_strength, fit_head
 from inat_ft_insights.features import Floats, Ints, frozen_features, image_features
@@ -84,12 +84,14 @@ def suggest(
     if not folder.is_dir():
         raise UsageError(f"no such folder: {folder}", "pass a folder of photographs")
     inside = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    paths = [path for path in inside if not any(map(is_ignored, path.split("/")))]
+    shown = [path for path in inside if not any(map(is_ignored, path.split("/")))]
+    paths = [path for path in shown if is_text(path)]
     with progress("scanning") as update:
         scanned = scan(folder, paths, MAX_PIXELS, num_cores(), False, update)
     labelled = frozen_features(config, cache, progress=progress)
     seen, known, new = set(labelled.manifest.hashes), 0, dict[str, Path]()
     skipped = {path: str(why) for path, why in zip(paths, scanned.problems, strict=True) if why}
+    unnamed = {escape_unprintable(path): NOT_UTF8[0] for path in shown if not is_text(path)}
     for path, sha256 in zip(paths, scanned.hashes, strict=True):
         if path not in skipped:
             known += sha256 in seen
@@ -106,7 +108,7 @@ def suggest(
     probabilities, everyone = head.probabilities(values), list(files.values())
     order = choose_diverse(probabilities, (values - head.mean) * head.scale, count, seed)
     chosen = [_suggestion(everyone[place], probabilities[place], classes) for place in order.tolist()]
-    return Suggestions(chosen, len(files), known, skipped)
+    return Suggestions(chosen, len(files), known, skipped | unnamed)
 
 
 def choose_diverse(probabilities: Floats, values: NDArray[np.float32], count: int, seed: int = 0) -> Ints:

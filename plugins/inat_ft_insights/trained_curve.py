@@ -73,8 +73,12 @@ def trained_curve(
         trainings = list(_trainings(config, manifest, subsets, folder))
         _train_missing(trainings, folder / "runs", cache, callbacks or TrainCallbacks())
         wrong = [~read_predictions(training.file).correct for training in trainings]
-    shape = len(subsets), len(trainings) // len(subsets), -1
-    return make_curve(np.stack(wrong).reshape(shape), subsets, manifest, config, config.strategy.name, target)
+    shape, val_groups = (
+        (len(subsets), len(trainings) // len(subsets), -1),
+        group_numbers(manifest, manifest.rows("val")),
+    )
+    stacked = np.stack(wrong).reshape(shape)
+    return make_curve(stacked, subsets, val_groups, manifest, config, config.strategy.name, target)
 
 
 def _trainings(config: RunConfig, manifest: Manifest, subsets: Ints, folder: Path) -> Iterator[_Training]:

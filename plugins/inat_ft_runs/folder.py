@@ -137,6 +137,11 @@ def find_run(given: str, folder: Path) -> Path:
         for each in (directory, directory.parent) if directory.name == "record.json" else (directory,):
             if _is_run(each):
                 return each
+        if is_cross_validation(directory):
+            raise UsageError(
+                f"{directory} is a cross-validation, not a single run",
+                f"list the runs of its folds: inat-ft runs --runs-dir {directory}",
+            )
     known = [each.name for each in folder.iterdir() if _is_run(each)] if folder.is_dir() else []
     raise UsageError(f"no such run: {given}{did_you_mean(given, known)}", f"list the runs in {folder}: inat-ft runs")
 

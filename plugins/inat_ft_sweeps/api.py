@@ -155,14 +155,15 @@ class TuneResult(Tabular):
         return Table(columns, [[row[name] for name in columns] for row in self.details["trials"]])
 
 
-def tune(data: Any = None, budget: str | float = "30m", **options: Any) -> TuneResult:
+def tune(data: Any = None, budget: str | float | None = None, **options: Any) -> TuneResult:
     """Choose and train a model in a given time, as `inat-ft tune` does.
 
         result = inat_ft.tune("photos", budget="30m", backbone="resnet18")
 
     Args:
         data: folder of images, or a manifest; None continues the search in the folder `out`.
-        budget: time for everything, such as `90s`, `30m` or `1h30m`, or a number of seconds.
+        budget: time for everything, such as `90s`, `30m` or `1h30m`, or a number of seconds. Default: `30m`, or the budget
+            of the search that continues.
         **options: `strategies`, `out`, `config`, `settings`, `seed`, `runs_dir`, `cache_dir`, `log`, and those of `train`.
 
     Raises:

@@ -66,7 +66,7 @@ def tune(
     from inat_ft.settings import parse_override
     from inat_ft_tune.tune import Request, open_session, parse_duration
 
-    if resume is not None and (data or out or config or backbone or set_ or strategy):
+    if resume is not None and (data or out or config or backbone or set_ or strategy or seed):
         problem = "--resume takes the data and the settings from the folder"
         raise UsageError(problem, f"run: inat-ft tune --resume {resume}")
     given: list[tuple[str, Any]] = [("model.backbone", backbone)] if backbone else []
@@ -87,9 +87,11 @@ def tune(
 
 
 def _run(session: "Session", dry_run: bool, evaluate: bool, json: bool) -> None:
-    from inat_ft_tune.tune import plan_dict, prepare_plan, tune_session
+    from inat_ft_tune.tune import plan_dict, prepare_plan, require_test_images, tune_session
 
     try:
+        if evaluate:
+            require_test_images(session)
         if dry_run:
             plan = prepare_plan(session)
             session.save(is_counted=False)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
+from inat_ft_groups.groups import clustered, members
+from numpy.typing import NDArray
+
+from inat_ft.data.manifest import read_manifest
 from inat_ft.errors import InatFtError
 from inat_ft.evaluation.predictions import read_predictions
-from inat_ft.metrics import get_metric
+from inat_ft.metrics import Predictions, get_metric
 from inat_ft.metrics.bounds import ALPHA, Contributions, holm, paired, seed_variance_test
 from inat_ft.metrics.builtin import proportion
 from inat_ft.records import MetricValue
 from inat_ft.text import pluralize
 from inat_ft_tune.planner import format_seconds
 from inat_ft_tune.state import State, Trial
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -37,12 +44,13 @@ def standings(state: State) -> list[Standing]:
     """Return the leaders by their means over the new seeds, each with the test against the chosen one.
 
     With one seed it is McNemar's exact test; with more, the test of `inat-ft compare --group`. Both use the same validation
-    images, and p-values are Holm-corrected for all pairs of leaders.
+    images, with the groups of `--group-by`, and p-values are Holm-corrected for all pairs of leaders.
     """
+    member = _members(state)
     names = [name for name in state.leaders if state.confirmed(name)]
     names.sort(key=lambda name: (name != state.chosen, -mean(state.confirmed(name))))
     try:
-        runs = {name: [_contributions(trial) for trial in state.repetitions(name)] for name in names}
+        runs = {name: [_contributions(trial, member) for trial in state.repetitions(name)] for name in names}
     except InatFtError:  # a file is missing
         runs = {}
     ps: dict[str, float] = {}
@@ -53,8 +61,21 @@ def standings(state: State) -> list[Standing]:
     return [Standing(state.trial(name), state.confirmed(name), ps.get(name)) for name in names]
 
 
-def _contributions(trial: Trial) -> Contributions:
-    return get_metric("accuracy").contributions(read_predictions(Path(trial.directory) / "predictions-val.csv"))
+def _members(state: State) -> Ints | None:
+    """Return the number of the group of each validation image; None for a split without `--group-by`."""
+    try:
+        manifest = read_manifest(Path(state.split))
+    except InatFtError:  # it was moved
+        return None
+    return members(manifest, "val") if manifest.made.get("group_by") else None
+
+
+def _predictions(trial: Trial) -> Predictions:
+    return read_predictions(Path(trial.directory) / "predictions-val.csv")
+
+
+def _contributions(trial: Trial, member: Ints | None) -> Contributions:
+    return replace(get_metric("accuracy").contributions(_predictions(trial)), member=member)
 
 
 def _p(a: Sequence[Contributions], b: Sequence[Contributions]) -> float:
@@ -65,8 +86,14 @@ def _p(a: Sequence[Contributions], b: Sequence[Contributions]) -> float:
 
 def interval(state: State, trial: Trial) -> MetricValue:
     """Return the validation accuracy of a run with its 95% interval, which ignores that the images chose the run."""
-    number = state.images["val"]
-    return proportion(round((trial.value or 0.0) * number), number)
+    number, member = state.images["val"], _members(state)
+    found = proportion(round((trial.value or 0.0) * number), number)
+    if member is None:
+        return found
+    try:
+        return clustered(_predictions(trial), {"accuracy": found}, member)["accuracy"]
+    except InatFtError:  # a file is missing
+        return found
 
 
 def delivered(state: State) -> Trial:
@@ -92,7 +119,8 @@ def summarize(state: State, found: Sequence[Standing]) -> str:
         parts[0] = parts[0].replace(f"The choice is {choice.settings}", f"The run is {run.settings}", 1)
         parts.append(f"there was no time for a complete run of {choice.settings}, which was ahead")
     elif len(found) > 1 and found[0].trial.name == state.chosen:
-        seeds = f"{pluralize(len(found[0].values), 'new seed')} after {pluralize(choice.epochs, 'epoch')}"
+        epochs = max(each.epochs for each in state.repetitions(choice.name))  # the choice may have been trained longer
+        seeds = f"{pluralize(len(found[0].values), 'new seed')} after {pluralize(epochs, 'epoch')}"
         parts.append(f"its mean with {seeds} is {found[0].mean:.4f}, {_others(found)}")
     elif num_tried(state) > 1 and choice.strategy != "head":
         parts.append("there was no time to repeat the leaders with new seeds")
@@ -109,7 +137,8 @@ def _rival(state: State, run: Trial) -> str:
         return ""
     other = max(others, key=lambda trial: trial.value or 0.0)
     try:
-        p = _p([_contributions(run)], [_contributions(other)])
+        member = _members(state)
+        p = _p([_contributions(run, member)], [_contributions(other, member)])
     except InatFtError:  # a file is missing
         return ""
     standing = "better than" if p < ALPHA else "not significantly different from"

@@ -10,7 +10,7 @@ from typing import Any
 
 from inat_ft import __version__
 from inat_ft.records import write_text
-from inat_ft_tune.conclusion import Standing, delivered, interval
+from inat_ft_tune.conclusion import Standing
 from inat_ft_tune.planner import format_seconds
 from inat_ft_tune.session import Session
 from inat_ft_tune.state import State, Trial
@@ -22,7 +22,11 @@ _TITLES = {
     "final": "training of the choice",
 }
 _WIDTH, _HEIGHT, _LEFT, _TOP = 480, 280, 52, 14
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+_COLORS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#882255", "#999933", "#8B4513", "#332288",
+    "#44AA99",
+)  # fmt: skip
+"""One for each built-in strategy."""
 
 
 def write_report(session: Session, found: Sequence[Standing]) -> Path:
@@ -32,11 +36,8 @@ def write_report(session: Session, found: Sequence[Standing]) -> Path:
     loader = ChoiceLoader([PackageLoader("inat_ft_tune"), PackageLoader("inat_ft_report")])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     state = session.state
-    run = delivered(state)
     page = environment.get_template("tune.html").render(
         state=state,
-        run=run,
-        value=interval(state, run),
         standings=found,
         titles=_TITLES,
         trials=sorted(state.trials, key=lambda trial: -(trial.value or 0.0)),
@@ -87,7 +88,7 @@ def chart(state: State) -> dict[str, Any] | None:
             for t in trials
         ],
         "legend": [{"name": name, "color": _COLORS[place % len(_COLORS)]} for place, name in enumerate(names)],
-        "ticks_y": [{"y": y(v), "text": f"{v:.2f}"} for v in _steps(bottom, 1.0)],
+        "ticks_y": [{"y": y(v), "text": f"{v:.3g}"} for v in _steps(bottom, 1.0)],
         "ticks_x": [{"x": x(v), "text": f"{v:.3g}"} for v in _steps(0.0, most)],
         "left": _LEFT,
         "bottom": _HEIGHT - 40,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from inat_ft.data.manifest import Manifest, read_manifest
 from inat_ft.errors import BusyError, StorageError, UsageError
 from inat_ft.locks import lock_run
 from inat_ft.progress import Log, ProgressBar, ignore_log
-from inat_ft.settings import load_config
+from inat_ft.settings import expand_user, load_config
 from inat_ft.text import pluralize
 from inat_ft_tune import planner
 from inat_ft_tune.candidates import common_settings, strategy_params
@@ -34,6 +35,8 @@ _CLOSING, _MOST_RESERVE = 1.5, 0.15
 _FINAL_PATIENCE = 8
 _DOUBT = 4
 """How many times too high the measured cost of the first head may be. The features are then tried, and stopped if late."""
+_UNUSUAL, _LONGEST = re.compile("[^A-Za-z0-9._-]+"), 80
+"""Characters that the name of a run cannot have, and the length of the part of its name that is the folder's."""
 _PASSES = 4
 """Cost of an epoch in which all layers are trained, as a multiple of computing all features once."""
 
@@ -120,7 +123,7 @@ class Session:
     def manifest(self) -> Manifest:
         """The split."""
         root = self.base.data.root
-        return read_manifest(Path(self.state.split), Path(root) if root else None)
+        return read_manifest(Path(self.state.split), expand_user(root) if root else None)
 
     def measure(self) -> None:
         """Measure the costs, unless they are known."""
@@ -248,9 +251,10 @@ class Session:
 
     def free_name(self) -> str:
         """Return a name for the final run that no other run has."""
-        name, number = f"{FINAL}{self.folder.name}", 2
+        base = FINAL + _UNUSUAL.sub("-", self.folder.resolve().name)[:_LONGEST].strip("-.")
+        name, number = base, 2
         while (self.runs / name).exists():
-            name, number = f"{FINAL}{self.folder.name}-{number}", number + 1
+            name, number = f"{base}-{number}", number + 1
         return name
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
+from functools import partial
 from pathlib import Path
 
 from inat_ft.data.manifest import read_manifest
@@ -35,7 +37,14 @@ def make_split(session: Session) -> None:
     else:
         session.log(f"split: checking the images of {data}; the manifest is {out}")
         started = time.monotonic()
-        found = split_images(data, out, SplitOptions(), log=session.log, warn=session.warn, progress=session.progress)
+        split = partial(split_images, log=session.log, warn=session.warn, progress=session.progress)
+        try:
+            found = split(data, out, SplitOptions())
+        except UsageError as error:
+            if not out.exists():
+                raise
+            hint = f"split into another file, and tune that one: inat-ft split {shlex.quote(str(data))} --out FILE"
+            raise UsageError(error.message, hint) from None
         state.split = found.path.as_posix()
         session.log(f"split: done in {format_seconds(time.monotonic() - started)}")
     session.save()

@@ -14,7 +14,7 @@ from inat_ft_sweeps.api import TuneResult
 
 from inat_ft.api.train import Run, as_overrides
 from inat_ft.config import RunConfig
-from inat_ft.errors import UsageError
+from inat_ft.errors import InatFtError, UsageError
 from inat_ft.paths import cache_folder
 from inat_ft.progress import Log, ProgressBar, ignore_log, no_progress
 from inat_ft.settings import Override, load_config
@@ -83,7 +83,8 @@ def open_session(
             _require_same(request, base, state, out)
         else:
             base = load_config(None, [(key, value) for key, value in state.given])
-        state.budget_s = request.budget_s or state.budget_s
+        if "final" not in state.finished:
+            state.budget_s = request.budget_s or state.budget_s
     else:
         state = State(
             data=_text(request.data or Path()),
@@ -112,7 +113,7 @@ def _given(config: RunConfig) -> list[Override]:
 
 def _require_same(request: Request, base: RunConfig, state: State, out: Path) -> None:
     now = (_text(request.data or Path()), dict(_given(base)), list(request.strategies), request.seed)
-    if now != (state.data, dict(state.given), state.asked, state.seed):
+    if (*now, request.runs.as_posix()) != (state.data, dict(state.given), state.asked, state.seed, state.runs):
         raise UsageError(
             f"{out} contains a search with other data or settings",
             f"choose another folder with --out, or continue that one: inat-ft tune --resume {out}",
@@ -173,13 +174,28 @@ def tune_session(session: Session) -> TuneResult:
         prepare_plan(session)
     elif "final" not in session.state.finished:
         session.log(f"continuing, {format_seconds(max(0.0, session.left))} left: {session.folder}")
-    run_stages(session)
+    else:
+        session.log(f"{session.folder} is finished; to search again, choose another folder with --out")
+    try:
+        run_stages(session)
+    except InatFtError as error:
+        error.__notes__ = [f"to continue: inat-ft tune --resume {session.folder}"]  # not that of a single run
+        raise
     state = session.state
     found = standings(state)
     state.summary = summarize(state, found)
     session.save()
     report = write_report(session, found)
-    return TuneResult(Run.open(state.run), state.summary, report, to_dict(session, found))
+    details = {**to_dict(session, found), "report": report.as_posix()}
+    return TuneResult(Run.open(state.run), state.summary, report, details)
+
+
+def require_test_images(session: Session) -> None:
+    """Split the images if necessary. Raises UsageError if there are none to test on."""
+    make_split(session)
+    if not len(session.manifest.rows("test")):
+        hint = "remove --eval, or split again: inat-ft split DATA --test-fraction 0.2"
+        raise UsageError(f"{session.state.split} has no test images for --eval", hint)
 
 
 def to_dict(session: Session, found: Sequence[Standing]) -> dict[str, Any]:

@@ -100,6 +100,28 @@ def test_an_image_joins_the_given_training_images_of_its_group() -> None:
         assert assign(labels, units, preset, seed=seed)[:3] == [TRAIN] * 3
 
 
+def test_a_group_with_a_given_training_image_is_not_used_for_validation() -> None:
+    preset = [UNASSIGNED, UNASSIGNED, TRAIN, UNASSIGNED]
+    assert assign([0, 0, 1, 1], [0, 1, 0, 1], preset, test=0.1, val=0.1, seed=1) == [TRAIN, VAL, TRAIN, VAL]
+
+
+@pytest.mark.parametrize(
+    ("labels", "units", "fractions", "seed", "expected"),
+    [
+        ([0, 1, 1, 0, 0, 1, 0], [2, 4, 2, 5, 5, 4, 4], (0.5, 0.5), 1, "0102211"),
+        ([0, 1, 0, 1, 1], [3, 0, 0, 1, 1], (0.25, 0.1), 0, "10011"),
+        ([2, 1, 2, 0, 0, 2, 2, 1], [3, 4, 3, 0, 1, 0, 4, 1], (0.0, 0.1), 1, "10101001"),
+    ],
+)
+def test_no_group_takes_the_last_training_images_of_a_class(
+    labels: list[int], units: list[int], fractions: tuple[float, float], seed: int, expected: str
+) -> None:
+    subsets = assign(labels, units, test=fractions[0], val=fractions[1], seed=seed)
+    assert all(row[TRAIN] and row[VAL] for row in counts(labels, subsets))
+    assert "".join(map(str, subsets)) == expected
+    assert len(set(zip(units, subsets, strict=True))) == len(set(units)), "each group is in one subset"
+
+
 def test_a_class_with_given_training_images_may_give_all_others_away() -> None:
     """One image for each wanted subset is reserved, and one for training unless there is one."""
     labels, preset = [0] * 3 + [1] * 8, [TRAIN, *[UNASSIGNED] * 10]

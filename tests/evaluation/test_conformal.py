@@ -58,6 +58,17 @@ def test_sets_cover_as_often_as_they_say(by_class: bool) -> None:
     assert np.mean(found) == pytest.approx(0.906 if by_class else 0.9, abs=0.01)
 
 
+def test_rounding_in_the_file_of_calibration_does_not_change_sets() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(40):  # a network with the same output for all images
+        p = np.broadcast_to(rng.dirichlet(np.ones(9)), (60, 9))
+        true = rng.choice(9, 60, p=p[0])
+        stored = np.vectorize(lambda value: float(f"{value:.9g}"))(p)
+        thresholds = fit_thresholds(stored, true, 0.9)
+        assert in_set(p, thresholds)[np.arange(60), true].mean() >= 0.9
+        assert (in_set(p, thresholds) == in_set(stored, thresholds)).all()
+
+
 def test_a_class_keeps_its_coverage_only_if_it_is_calibrated_alone() -> None:
     rng, covered = np.random.default_rng(1), {False: [], True: []}
     for _ in range(60):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,14 @@ from statistics import mean, stdev
 
 import pytest
 from inat_ft_folds.result import CrossValidation
+from inat_ft_metrics.macro import MacroF1
 
 import inat_ft
 from inat_ft.api.train import Run
 from inat_ft.cache.extraction import Extraction
 from inat_ft.config import RunConfig
 from inat_ft.data.manifest import read_manifest
-from inat_ft.errors import InatFtError, UsageError
+from inat_ft.errors import InatFtError, StorageError, UsageError
 from inat_ft.training import TrainCallbacks
 
 Make = Callable[..., RunConfig]
@@ -129,6 +131,8 @@ def test_an_interrupted_cross_validation_resumes_with_the_folds_not_done(config:
 def test_the_command_resumes_by_the_folder_alone(cli, config: Make) -> None:
     with pytest.raises(KeyboardInterrupt):
         inat_ft.train(config(), folds=2, name="part", callbacks=interrupt_after(2))
+    ran = cli("train", "--resume", "part", "--seeds", 2)
+    assert ran.code == 2 and "--seeds starts new runs, but --resume continues one" in ran.err
     ran = cli("train", "--resume", "part")
     assert ran.code == 0, ran.err
     assert "fold 2 of 2" in ran.err and "fold 1 of 2" not in ran.err and "2 folds: validation accuracy" in ran.out
@@ -142,6 +146,30 @@ def test_an_error_before_the_first_fold_leaves_no_folder(config: Make) -> None:
     with pytest.raises(InatFtError):
         inat_ft.train(config(**{"model.weights": "missing.safetensors"}), folds=3, name="cv")
     assert not Path("runs/cv").exists()
+
+
+def test_a_full_disk_before_the_first_fold_leaves_no_folder(config: Make, monkeypatch) -> None:
+    def full(*given: object) -> None:
+        raise StorageError("cannot write: No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(StorageError):
+        patched.setattr("inat_ft_folds.training.write_summary", full)
+        inat_ft.train(config(), folds=3, name="cv")
+    assert not Path("runs/cv").exists()
+    monkeypatch.setattr("inat_ft_folds.training.write_predictions", full)
+    with pytest.raises(StorageError) as stopped:
+        inat_ft.train(config(), folds=2, name="cv")
+    assert stopped.value.__notes__ == ["resume: inat-ft train --resume runs/cv"]
+
+
+def test_a_metric_that_is_not_finite_is_left_out(config: Make, monkeypatch) -> None:
+    monkeypatch.setattr(MacroF1, "value", lambda self, predictions: math.nan)
+    lines: list[str] = []
+    found = inat_ft.train(config(), folds=2, name="cv", callbacks=TrainCallbacks(log=lines.append))
+    assert "macro_f1" not in found.summary.metrics and any(
+        "returned nan, which is not finite" in each for each in lines
+    )
+    assert CrossValidation.open(Path("runs/cv")).summary == found.summary
 
 
 @pytest.mark.parametrize("words, text", [
@@ -165,9 +193,16 @@ def test_commands_for_single_runs_name_the_folds(cli, config: Make) -> None:
     found = inat_ft.train(config(), folds=2, name="cv")
     ran = cli("eval", "runs/cv")
     assert ran.code == 2 and "runs/cv is a cross-validation, not a single run" in ran.err
-    for words in (("predict", "runs/cv", "."), ("export", "runs/cv")):
+    for words in (
+        ("predict", "runs/cv", "."),
+        ("export", "runs/cv"),
+        ("eval", "runs/cv/cross-validation.json"),
+        ("runs", "show", "cv"),
+    ):
         ran = cli(*words)
-        assert ran.code == 2 and "runs/cv is a cross-validation, not a single run" in ran.err
+        assert ran.code == 2 and "is a cross-validation, not a single run" in ran.err
+    ran = cli("eval", found.runs[0].directory)
+    assert ran.code == 2 and "fold-1.csv has no test images" in ran.err and "train once without --folds" in ran.err
     ran = cli("train", "--folds", 2, "--resume", found.runs[0].directory)
     assert ran.code == 2 and "is a single run" in ran.err
     ran = cli("runs")

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 import inat_ft
 from inat_ft.data.manifest import read_manifest
+from inat_ft.evaluation.predictions import write_csv
 from tests.conftest import make_images
 
 NETWORK = ("--backbone", "resnet18", "--set", "model.weights=none", "--set", "data.image_size=32")
@@ -68,8 +70,14 @@ def test_wrong_labels_come_first_and_the_test_set_is_untouched(photos: Path, inv
     assert {**same.to_dict(), "page": found.json["page"], "csv": found.json["csv"]} == found.json
     assert same.page.read_text().count("data:image/jpeg;base64,") == len(suspects)
     assert f"suspected label errors: {same.count(Kind.LABEL)} of 72 images" in same.summary and same.unchecked == []
-    with pytest.raises(inat_ft.UsageError, match="unknown subset 'tset'"):
-        inat_ft.audit("splits/photos.csv", ["tset"])
+    for wrong, message in (
+        ({"subsets": ["tset"]}, "unknown subset 'tset'"),
+        ({"subsets": "tset"}, "unknown subset 'tset'"),
+        ({"subsets": []}, "no subset to audit"),
+        ({"limit": 0}, "limit 0 is not positive"),
+    ):
+        with pytest.raises(inat_ft.UsageError, match=message):
+            inat_ft.audit("splits/photos.csv", **wrong)
 
     tested = invoke("audit", "splits/photos.csv", *NETWORK, "--json", "--subset", "test", "--out", "tested")
     assert tested.json["images"] == len(manifest.rows("test"))
@@ -136,6 +144,25 @@ def test_a_corrected_label_of_a_listed_image_is_not_reported_as_changed(photos: 
         (photos / "list.csv").read_text().replace(f"{WRONG[0]},class0", f"{WRONG[0]},class1")
     )
     assert WRONG[0] in invoke("split", "--check", "splits/listed.csv").out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a backslash separates folders, or the file system changes names")
+def test_verdicts_apply_to_unusual_paths(tmp_path: Path, invoke) -> None:
+    root = make_images(tmp_path / "photos", each=12)
+    unusual = [" spaces/000.png", "class1/back\\slash.png", "=sum/001.png", "class2/a,b;'c\".png"]
+    (root / "class0").rename(root / " spaces")
+    shutil.copytree(root / "class1", root / "=sum")
+    for path, source in ((unusual[1], "class1/000.png"), (unusual[3], "class2/000.png")):
+        (root / source).rename(root / path)
+    for number, path in enumerate(sorted((root / "=sum").iterdir())):
+        Image.new("RGB", (40, 40), (number, 200, 255)).save(path)
+    assert invoke("split", root, "--no-near").code == 0
+    split = read_manifest(Path("splits/photos.csv"))
+    assert set(unusual) <= set(split.paths)
+    write_csv(Path("verdicts.csv"), ["path", "verdict"], [(path, "drop") for path in unusual])
+    made = invoke("split", root, "--no-near", "--corrections", "verdicts.csv", "--force")
+    assert made.code == 0 and "4 images dropped" in made.out, made.err
+    assert set(split.paths) - set(read_manifest(Path("splits/photos.csv")).paths) == set(unusual)
 
 
 @pytest.mark.parametrize(

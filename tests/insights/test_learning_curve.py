@@ -4,13 +4,14 @@ import csv
 import math
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inat_ft_insights.learning_curve import summarize
-from inat_ft_insights.power_law import fit_power_law
+from inat_ft_insights.learning_curve import LearningCurve, Point, make_curve, summarize
+from inat_ft_insights.power_law import Estimate, fit_power_law
 from inat_ft_insights.subsets import nested_subsets, num_images, subset_counts
 
 import inat_ft
@@ -45,6 +46,26 @@ def test_the_law_of_the_measurements_is_found() -> None:
 def test_an_accuracy_above_the_floor_is_never_reached() -> None:
     needed = law_of(0.3 + 0.5 * SIZES**-1.0).size_for(0.9)
     assert math.isinf(needed.value) and math.isinf(needed.high)
+    curve = LearningCurve(Path("splits/a.csv"), "resnet18", "head", 5, 3, [], None, 0.9, needed)
+    assert curve.to_dict()["needed"]["high"] is None and curve.to_dict()["needed"]["images_per_class"] is None
+
+
+def test_a_target_below_all_measurements_has_the_smallest_size_as_its_limit() -> None:
+    needed = law_of(0.3 * SIZES**-0.5).size_for(0.2).at_least(5.0)
+    assert (needed.low, needed.value, needed.high) == (5, 5, 5)
+    first = Point("measured", 15, 5.0, Estimate(0.9, 0.8, 1.0))
+    curve = LearningCurve(Path("splits/a.csv"), "resnet18", "head", 5, 3, [first], None, 0.2, needed)
+    assert "accuracy 0.2: at most 5 training images per class (95% interval at most 5 to at most 5)" in curve.summary
+
+
+@pytest.mark.parametrize(("wrong", "low", "high"), [(0, 0.9179, 1.0), (2, 0.842, 0.9943)])
+def test_the_interval_of_few_wrong_images_is_at_least_the_exact_one(wrong: int, low: float, high: float) -> None:
+    mistakes = np.broadcast_to(np.arange(43) < wrong, (3, 2, 43))
+    subsets = np.array([[0, 0, 0, 1, 1, 1]] * 3)
+    manifest = SimpleNamespace(classes=("a", "b"), path=Path("splits/a.csv"))
+    config = SimpleNamespace(seed=0, model=SimpleNamespace(backbone="cnn"))
+    curve = make_curve(mistakes, subsets, np.arange(43), manifest, config, "head", None)
+    assert curve.measured.accuracy.low <= low + 1e-3 and curve.measured.accuracy.high >= high - 1e-3
 
 
 def test_subsets_are_stratified() -> None:
@@ -80,11 +101,15 @@ def test_the_deviation_covers_the_choice_of_validation_images() -> None:
     rng = np.random.default_rng(0)
     hard = rng.uniform(0, 1, 400) < 0.3  # the same images are wrong in all draws and sizes
     wrong = np.broadcast_to(hard, (5, 4, 400))
-    errors, covariance, noise = summarize(wrong, np.array([1.0, 2, 4, 8]))
+    errors, covariance, noise = summarize(wrong, np.array([1.0, 2, 4, 8]), np.arange(400))
     assert np.allclose(errors, hard.mean())
     assert np.allclose(np.sqrt(np.diag(covariance)), np.sqrt(0.3 * 0.7 / 400), rtol=0.15)
     assert covariance[0, 3] / covariance[0, 0] > 0.95
     assert noise == 0
+    grouped = np.broadcast_to(hard[np.repeat(np.arange(100), 4)], (5, 4, 400))  # 100 groups of 4 equal images
+    _, wider, _ = summarize(grouped, np.array([1.0, 2, 4, 8]), np.repeat(np.arange(100), 4))
+    _, narrow, _ = summarize(grouped, np.array([1.0, 2, 4, 8]), np.arange(400))
+    assert np.allclose(np.diag(wider) / np.diag(narrow), 4, rtol=0.3)
 
 
 def test_the_command_writes_points_and_a_picture(tmp_path: Path, invoke) -> None:
@@ -132,6 +157,7 @@ def test_a_strategy_is_trained_for_each_draw_and_size_and_continues_after_an_int
 
     curve = inat_ft.learning_curve(**chosen, callbacks=inat_ft.TrainCallbacks(log=lines.append))
 
+    assert lines[-1].startswith("warning: fewer than four sizes") and curve.law is None
     assert lines[0] == "2 trainings with 45 images in total, 1.2 times all 39; 2 are finished already"
     assert all(file.read_text() == text for file, text in kept.items())
     assert [point.images for point in curve.points] == [6, 39] and curve.mode == "full" and curve.draws == 2
@@ -150,13 +176,24 @@ def test_a_folder_that_cannot_be_created_is_named(manifest_file: Path, tmp_path:
         inat_ft.learning_curve(split=manifest_file, mode="full", out=tmp_path / "file", **TINY)
 
 
-def test_values_that_cannot_be_used_are_refused() -> None:
+def test_values_that_cannot_be_used_are_refused(cli) -> None:
+    Path("config.yaml").write_text("seed: 1\n")  # of another run
     for options, message in (
         ({"draws": 1}, "draws 1 is not from 2 to 1,000"),
         ({"sizes": 99}, "sizes 99 is not from 2 to 20"),
         ({"target": 95}, "target 95 is not between 0 and 1"),
         ({"mode": "ful"}, "did you mean 'full'"),
         ({"run": "runs/a", "config": "b.yaml"}, "both give the settings"),
+        ({"run": "missing"}, "run not found: missing"),
+        ({"settings": {"strategy.name": "full"}}, "strategy.name is 'full', but mode is 'head'"),
+        ({"mode": "lora", "settings": {"strategy.rank": 2}, "split": "missing.csv"}, "no such manifest: missing.csv"),
     ):
         with pytest.raises(inat_ft.UsageError, match=message):
             inat_ft.learning_curve(**options)
+    for words, message in (
+        (("missing",), "run not found: missing"),
+        (("--set", "strategy.name=full"), "strategy.name is 'full', but mode is 'head'"),
+        (("--mode", "lora", "--set", "strategy.rank=2", "--split", "missing.csv"), "no such manifest: missing.csv"),
+    ):
+        ran = cli("learning-curve", *words)
+        assert ran.code == 2 and message in ran.err, ran.err

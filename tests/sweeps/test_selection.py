@@ -22,7 +22,7 @@ from inat_ft_sweeps.selection import Standing, choose, holm_against_first
 from inat_ft_sweeps.worker import run_worker
 
 from inat_ft.errors import RecordError
-from inat_ft.evaluation.predictions import from_probabilities, write_predictions
+from inat_ft.evaluation.predictions import from_probabilities, read_predictions, write_predictions
 from inat_ft.metrics import Contributions
 from inat_ft.records import Epoch, RunRecord, SplitInfo, write_record
 
@@ -81,6 +81,25 @@ def test_without_predictions_the_test_is_unpaired_and_weaker(tmp_path: Path) -> 
 
     assert "unpaired" in selection.test
     assert [candidate.not_significantly_worse for candidate in selection.candidates] == [True, True, False]
+
+
+def test_the_level_of_the_unpaired_test_depends_on_the_number_of_pairs(tmp_path: Path) -> None:
+    runs = [(302, 9.0), (273, 5.0), (240, 1.0)]
+    alone, among = (choose(sweep_of(tmp_path / str(n), runs[:n], with_predictions=False)) for n in (2, 3))
+    assert [candidate.standing for candidate in alone.candidates] == [Standing.BEST, Standing.WORSE]
+    assert [candidate.standing for candidate in among.candidates] == [Standing.BEST, Standing.TIED, Standing.WORSE]
+
+
+@pytest.mark.parametrize("other", ["images", "labels"])
+def test_predictions_of_other_images_are_not_paired(tmp_path: Path, other: str) -> None:
+    sweep = sweep_of(tmp_path, [(300, 5.0), (302, 9.0)])
+    file = sweep.runs / "tied-00" / "predictions-val.csv"
+    found = read_predictions(file)
+    hashes = [f"other-{each}" for each in found.hashes] if other == "images" else list(found.hashes)
+    true = found.true if other == "images" else 1 - found.true
+    probabilities = np.eye(2)[found.predicted]
+    write_predictions(file, from_probabilities(("a", "b"), list(found.paths), hashes, true, probabilities))
+    assert "unpaired" in choose(sweep).test
 
 
 def test_without_runs_nothing_is_claimed(tmp_path: Path) -> None:

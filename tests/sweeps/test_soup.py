@@ -89,7 +89,7 @@ def test_runs_from_different_heads_make_no_soup(manifest_file: Path, tmp_path: P
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_frozen_layers_are_shared_and_the_mean_of_heads_is_exact(manifest_file: Path, tmp_path: Path) -> None:
+def test_the_frozen_layers_are_shared_and_the_mean_of_heads_is_exact(manifest_file: Path, tmp_path: Path, cli) -> None:
     sweep = trained(manifest_file, tmp_path, mode=["head"], lr=[1e-3, 1.01e-3])
 
     soup = make_soup(sweep, tmp_path / "runs", tmp_path / "cache")
@@ -97,3 +97,16 @@ def test_the_frozen_layers_are_shared_and_the_mean_of_heads_is_exact(manifest_fi
     assert len(soup.members) == 2
     mixed, part = (load_file(folder / "model.safetensors") for folder in (soup.directory, sweep.runs / "mix-00"))
     assert [name for name in mixed if not torch.equal(mixed[name], part[name])] == ["fc.bias", "fc.weight"]
+
+    place = ("--cache-dir", tmp_path / "cache")
+    found = cli("sweep", "soup", *place, "--name", "again", "--json").json
+    assert found["members"] == soup.members and found["candidates"] == 2 and found["left_out"] == {}
+    assert (found["directory"], found["val_accuracy"]) == ("runs/again", soup.record.val_accuracy)
+    (sweep.runs / "mix-00" / "model.safetensors").rename(tmp_path / "kept")
+    refused = cli("sweep", "soup", *place, "--name", "other")
+    assert refused.code == 1 and "mix-00: its run is not on this machine" in refused.err
+    (tmp_path / "kept").rename(sweep.runs / "mix-00" / "model.safetensors")
+    shown = cli("sweep", "soup", *place, "--name", "other")
+    assert "(2 of 2 runs with the same initialization)" in shown.out and "run:  runs/other" in shown.out
+    assert "optimistically biased" in shown.err and "next: inat-ft eval runs/other" in shown.err
+    assert cli("sweep", "soup", *place, "--name", "other").code == 2

@@ -16,9 +16,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from inat_ft_tune.candidates import LADDER, chosen_strategies, common_settings, head_params, strategy_params
-from inat_ft_tune.conclusion import standings, summarize
+from inat_ft_tune.conclusion import interval, standings, summarize
 from inat_ft_tune.measure import extrapolate, measure_costs, sample
-from inat_ft_tune.report import _steps
+from inat_ft_tune.report import _steps, chart
 from inat_ft_tune.session import Session
 from inat_ft_tune.splitting import make_split
 from inat_ft_tune.stages import confirm
@@ -28,7 +28,7 @@ from inat_ft_tune.trainer import Gate, Paused, limited, train_trial
 from inat_ft_tune.tune import Request, open_session, parse_duration, tune_session
 
 import inat_ft
-from inat_ft.data.manifest import SUBSETS, Manifest
+from inat_ft.data.manifest import SUBSETS, Manifest, write_manifest
 from inat_ft.evaluation.predictions import write_predictions
 from inat_ft.metrics import Predictions
 from inat_ft.progress import ignore_log, no_progress
@@ -116,6 +116,22 @@ def test_ticks_are_round_and_inside() -> None:
     for low, high in ((0.0, 24.6), (0.1, 1.0), (0.93, 1.0), (0.0, 9.9), (0.5, 0.5)):
         ticks = _steps(low, high)
         assert len(ticks) <= 7 and all(low - 1e-9 <= tick <= high + 1e-9 for tick in ticks)
+    state = tuned({"full": [100], "partial": [100]})
+    for each in state.trials:
+        each.seconds = 1.0
+    drawn = chart(state)
+    assert drawn is not None
+    labels = [tick["text"] for tick in drawn["ticks_y"]]
+    assert labels == ["0.98", "0.985", "0.99", "0.995", "1"]
+
+
+def test_each_strategy_has_a_color_of_its_own() -> None:
+    strategies = ["head", *chosen_strategies((), ignore_log)]
+    state = tuned({name: [90] for name in strategies})
+    for each in state.trials:
+        each.seconds = 1.0
+    colors = [entry["color"] for entry in (chart(state) or {})["legend"]]
+    assert len(set(colors)) == len(colors) == len({trial.strategy for trial in state.of_stage("halving")})
 
 
 def epoch(number: int, seconds: float = 0.0) -> Epoch:
@@ -245,6 +261,8 @@ def test_a_small_difference_is_called_not_significant() -> None:
     assert "optimistically biased" in text and "among 2 settings" in text
     assert "its mean with 1 new seed after 2 epochs is 0.9000, not significantly different from" in text
     assert "different from partial, lr 0.001 (0.8800, p = 0.5)" in text
+    state.trial("full").epochs = 9  # its run of the search was continued as the final run
+    assert "its mean with 1 new seed after 2 epochs is 0.9000" in summarize(state, found)
 
 
 def test_a_large_difference_is_called_better_and_corrected() -> None:
@@ -252,6 +270,22 @@ def test_a_large_difference_is_called_better_and_corrected() -> None:
     assert [each.trial.name for each in found] == ["full", "partial", "lora"]
     assert found[1].p == pytest.approx(2 * 2**-10)  # McNemar's exact p is 2 / 2^10; Holm: the largest is not multiplied
     assert "better than partial, lr 0.001" in summarize(state, found)
+
+
+def test_images_of_one_group_count_together(tmp_path: Path) -> None:
+    state = tuned({"full": [90], "partial": [80]})
+    before, alone = standings(state)[1].p, interval(state, state.trial("full-seed1"))
+    names, groups = [str(place) for place in range(100)], [f"g{place // 10}" for place in range(100)]
+    labels, subsets = np.zeros(100, np.int64), np.ones(100, np.uint8)
+    file = tmp_path / "grouped.csv"
+    made = {"group_by": "list.csv"}
+    write_manifest(Manifest(file, tmp_path, ("a", "b"), names, labels, subsets, names, groups, made=made))
+    state.split = str(file)
+    after, together = standings(state)[1].p, interval(state, state.trial("full-seed1"))
+    assert before < 0.01 and after > 0.05  # all images that only one has right are of one group
+    assert together.value == alone.value == 0.9 and together.high - together.low > 1.5 * (alone.high - alone.low)
+    (Path(state.trial("full-seed1").directory) / "predictions-val.csv").unlink()
+    assert interval(state, state.trial("full-seed1")) == alone
 
 
 def test_several_seeds_use_the_test_with_their_variance() -> None:
@@ -352,6 +386,7 @@ def test_bad_arguments_are_refused(cli, tmp_path: Path) -> None:
         (("missing",), "no such folder or manifest: missing"),
         (("--resume", "tunes/x"), "nothing to resume in tunes/x"),
         (("photos", "--resume", "tunes/x"), "--resume takes the data and the settings from the folder"),
+        (("--seed", "3", "--resume", "tunes/x"), "--resume takes the data and the settings from the folder"),
         (("photos", "--budget", "soon"), "cannot read the budget 'soon'"),
         (("photos", "--out", "other.csv"), "--out other.csv is a file"),
         (("photos", "--out", "other.csv/x"), "other.csv is not a folder"),
@@ -440,7 +475,8 @@ def test_from_a_folder_to_a_model(cli, images: Path) -> None:
     assert "The choice is" in report and "<svg" in report and "inat-ft eval" in report
     before = Path("tunes/photos", FILE).read_bytes()
     again = cli("tune", images, "--strategy", "full", "--strategy", "partial", *WORDS, "--eval")
-    assert again.code == 0 and found["summary"] in again.out
+    assert again.code == 0 and found["summary"] in again.out and "tunes/photos is finished" in again.err
+    assert found["report"] == "tunes/photos/report.html"
     assert Path("tunes/photos", FILE).read_bytes() == before, "nothing is trained again"
     assert "test accuracy: " in again.out and inat_ft.Run.open(found["run"]).test_accuracy is not None
     other = cli("tune", images, *WORDS)
@@ -583,5 +619,64 @@ def test_an_existing_split_of_the_folder_is_used(images: Path, tmp_path: Path) -
     make_split(tuning)
     assert tuning.state.split == "splits/photos.csv" and Path("splits/photos.csv").read_bytes() == before
     other = open_session(Request(make_images(tmp_path / "x" / "photos"), 60.0, tmp_path / "u"), time.monotonic())
-    with pytest.raises(inat_ft.UsageError, match="already contains a different split"):
+    with pytest.raises(inat_ft.UsageError, match="already contains a different split") as caught:
         make_split(other)
+    assert caught.value.hint.startswith("split into another file, and tune that one: inat-ft split ")
+
+
+def test_the_name_of_the_final_run_is_valid_whatever_that_of_the_folder(session, tmp_path: Path) -> None:
+    tuning = session()
+    for folder, name in (("my photos", "tune-my-photos"), ("Vögel (2024)", "tune-V-gel-2024"), ("写真", "tune-")):
+        tuning.folder = tmp_path / folder
+        assert tuning.free_name() == name
+        assert tuning.config(name, []).name == name
+    (tuning.runs / "tune-").mkdir(parents=True)
+    assert tuning.free_name() == "tune--2"
+    tuning.folder = tmp_path / ("x" * 200)
+    assert len(tuning.config(tuning.free_name(), []).name or "") == 85
+
+
+def test_an_evaluation_without_test_images_is_refused_before_the_search(images: Path, cli) -> None:
+    inat_ft.split(images, "splits/none.csv", test_fraction=0, near=False)
+    ran = cli("tune", "splits/none.csv", "--budget", "60s", *WORDS, "--eval")
+    assert ran.code == 2 and "splits/none.csv has no test images for --eval" in ran.err
+    assert not Path("runs").exists()
+
+
+def test_a_search_keeps_its_folder_of_runs_and_its_budget(manifest_file: Path, tmp_path: Path) -> None:
+    def opened(**more: Any) -> Session:
+        return open_session(Request(manifest_file, out=tmp_path / "t", **more), time.monotonic())
+
+    first = opened(budget_s=7200.0)
+    first.folder.mkdir()
+    first.save()
+    with pytest.raises(inat_ft.UsageError, match="contains a search with other data or settings"):
+        opened(runs=Path("other"))
+    assert opened().state.budget_s == 7200
+    first.state.data = str(tmp_path / "gone.csv")
+    first.save()
+    with pytest.raises(inat_ft.UsageError, match="no such folder or manifest"):
+        inat_ft.tune(out=first.folder)
+    assert read_state(first.folder).budget_s == 7200
+    assert opened_again(first.folder, 9000.0).state.budget_s == 9000
+    first.state.finished = ["final"]
+    first.save()
+    assert opened_again(first.folder, 90.0).state.budget_s == 7200  # that of the result
+
+
+def test_an_error_says_how_the_search_continues(session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tuning: Session) -> None:
+        error = inat_ft.StorageError("cannot write: No space left on device")
+        error.add_note("resume: inat-ft train --resume t/runs/head-1")
+        raise error
+
+    tuning = session()
+    tuning.state.finished = ["heads", "halving", "confirmation"]
+    monkeypatch.setattr("inat_ft_tune.stages.STAGES", {"final": full})
+    with pytest.raises(inat_ft.StorageError) as stopped:
+        tune_session(tuning)
+    assert stopped.value.__notes__ == [f"to continue: inat-ft tune --resume {tuning.folder}"]
+
+
+def opened_again(folder: Path, budget: float) -> Session:
+    return open_session(Request(None, budget, folder), time.monotonic())
