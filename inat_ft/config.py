@@ -49,7 +49,7 @@ class DataConfig(Section):
     eval_image_size: Annotated[int | None, Field(ge=16, le=1024), Flag()] = None
     """The image size for validation and test, in pixels (FixRes). Default: the image size for training."""
     resize: Annotated[Literal["squash", "crop", "pad", "weights"], Flag()] = "squash"
-    """How images become square: squash distorts, crop keeps the center, pad adds bars; weights: as their authors evaluate."""
+    """How images become square: squash stretches, crop keeps the center, pad adds bars, weights follows the weights."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Interpolation for resizing, with antialiasing. With weights, that of the weights."""
     augment: Annotated[Literal["none", "flip", "standard"], Flag()] = "none"
@@ -118,13 +118,13 @@ class OptimConfig(PluginSection):
     sp_head: Annotated[float, Field(ge=0, le=100)] = 0.01
     """Strength of l2-sp on the head, whose weights are pulled toward zero."""
     average: Annotated[Literal["none", "ema", "swa", "wise-ft"], Flag()] = "none"
-    """Weight averaging: ema (moving average), swa (mean of the last epochs), wise-ft (mix with the initial weights)."""
+    """Weight averaging: ema (moving average), swa (mean of the last epochs), wise-ft (mean with the initial weights)."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
     """Decay of the moving average; lower in the first steps."""
     swa_from: Annotated[float, Field(ge=0, lt=1)] = 0.75
     """Fraction of the epochs after which swa starts to average. It averages the last two epochs at least."""
     alpha: Annotated[float, Field(ge=0, le=1), Flag()] = 0.5
-    """WiSE-FT mixing coefficient: 0 is the initial weights, 1 the fine-tuned ones. For lora: strategy.alpha."""
+    """WiSE-FT coefficient: 0 keeps the initial weights, 1 the fine-tuned ones. For lora, use strategy.alpha."""
     accumulate: Annotated[int, Field(ge=1, le=1024), Flag()] = 1
     """Gradient accumulation steps per batch; raised automatically when memory runs out."""
 

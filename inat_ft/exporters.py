@@ -92,7 +92,7 @@ class ExportResult:
 
 
 def export_run(run: Path, out: Path | None = None, format: str | None = None) -> ExportResult:
-    """Export the network of a run directory, as described in `inat_ft.export`."""
+    """Export the network of a run, as described in `inat_ft.export`."""
     name = format or _format_of(out)
     loaded: type[Exporter] = get(EXPORTERS, name).load()
     exporter = call_plugin(loaded)

@@ -31,7 +31,7 @@ class FileLock(filelock.FileLock):
                 raise
             raise InatFtError(
                 f"cannot lock {self.lock_file}: its file system has no file locks ({error})",
-                "use folders on a local disk (--runs-dir, --sweeps-dir, --cache-dir), or start the lock service of NFS",
+                "use folders on a local disk for runs, sweeps and caches, or start the lock service of NFS",
             ) from None
 
 

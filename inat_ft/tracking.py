@@ -1,4 +1,4 @@
-"""Logging of a training to experiment trackers: the base class of a tracker plugin, and the trackers of a run."""
+"""Logging of a run to experiment trackers: the base class of a tracker plugin, and the trackers of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inat_ft.registry import call_plugin
 
 
 class Tracker(Section):
-    """Logs a training to an experiment tracker. The fields are its options; a string below a field is its help.
+    """Logs a run to an experiment tracker. The fields are its options; a string below a field is its help.
 
     Registered under the entry-point group `inat_ft.trackers`; the options are set as `track.NAME.OPTION`. The methods are
     called in the order below, in one process only. Keep what you need between calls in private attributes, such as
@@ -26,13 +26,13 @@ class Tracker(Section):
     """
 
     def check(self) -> None:
-        """Check that the tracker can be used. Called before the run directory is made. Default: do nothing."""
+        """Check that the tracker can be used. Called before the run folder is created. Default: do nothing."""
 
     def start(self, config: RunConfig, name: str, directory: Path, history: Sequence[Epoch]) -> None:
         """Start to log a run. Default: do nothing.
 
-        directory: the run's, to keep an identifier in that a resumed training needs. history: the epochs that were
-        finished before; it is empty unless a training is resumed.
+        directory: the run folder, where you can keep an identifier for a resumed run. history: the epochs that were finished
+        before; it is empty unless a run is resumed.
         """
 
     @abstractmethod
@@ -63,7 +63,7 @@ class Trackers:
         self._work = "training"
 
     def start(self, config: RunConfig, name: str, directory: Path, history: Sequence[Epoch]) -> None:
-        """Start each tracker; history: the epochs that were finished before, if a training is resumed."""
+        """Start each tracker; history: the epochs that were finished before, if a run is resumed."""
         for tracker in self._trackers:
             self._call(tracker, tracker.start, config, name, directory, history)
         self._started = [tracker for tracker in self._trackers if id(tracker) not in self._failed]

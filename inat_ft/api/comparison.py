@@ -92,7 +92,7 @@ def compare(*runs: RunLike, metric: str = "accuracy", group: bool = False, margi
     Cross-validations are compared on their held-out images.
 
     Args:
-        *runs: Runs, run directories, record.json files, or folders of run directories; or directories of cross-validations.
+        *runs: Runs, run folders, record.json files, or folders of run folders; or folders of cross-validations.
         metric: `accuracy`, `balanced_accuracy`, `macro_f1`, `log_loss`, or another metric of `inat-ft eval`.
         group: treat runs that differ only in their seed as one classifier.
         margin: a difference below it is considered equivalent, such as 0.01. Default: do not test equivalence.

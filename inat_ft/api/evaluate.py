@@ -86,7 +86,7 @@ def evaluate(
     by_class: bool = False,
     progress: ProgressFn = ignore_progress,
 ) -> EvaluationResult:
-    """Evaluate a run and write metrics, predictions and figures to its directory.
+    """Evaluate a run and write metrics, predictions and figures to its folder.
 
         result = inat_ft.evaluate(run)
         result.metrics["accuracy"].value, result.metrics["accuracy"].low
@@ -94,7 +94,7 @@ def evaluate(
     Each evaluation on the test set is counted in a file next to the manifest.
 
     Args:
-        run: a Run, a run directory, or its record.json.
+        run: a Run, a run folder, or its record.json.
         subset: images to evaluate on.
         tta: test-time augmentation; `flip` averages the probabilities of the image and its mirror image.
         image_size: height and width of the images in pixels, 16 to 1024. Default: that of the run.
@@ -106,7 +106,7 @@ def evaluate(
         rollup: smallest probability of a reported taxon, 0 to 1.
         cam: draw Grad-CAM maps. Requires the extra `cam`.
         coverage: calibrate prediction sets on the validation images, and measure them on the test images; see `predict`.
-        by_class: calibrate each class with its own images.
+        by_class: with `coverage`, calibrate each class with its own images.
         progress: called with (done, total) images.
 
     Raises:
@@ -196,17 +196,17 @@ def predict(
             print(prediction.path, prediction.top(3))
 
     Args:
-        run: a Run, a run directory, its record.json, or a model.safetensors; or several, whose probabilities are averaged.
+        run: a Run, a run folder, its record.json, or a model.safetensors; or several, whose probabilities are averaged.
         images: an image or a folder, or several of them. Folders are searched recursively.
         tta: test-time augmentation; `flip` averages the probabilities of the image and its mirror image.
         image_size: height and width of the images in pixels, 16 to 1024. Default: that of the run.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         precision: `fp32`, `bf16`, or `auto`.
         taxa: a CSV file (label,genus,family...) with the taxa of the classes, or `folders` to read them from folder names.
-            Each prediction then has a `taxon`, of the lowest rank that is sure.
+            Each prediction then has a `taxon`, at the lowest rank at which one has the probability `rollup`.
         rollup: smallest probability of a reported taxon, 0 to 1.
-        coverage: add sets that have the true class with this probability, 0 to 1, and a decision, accept or review.
-        by_class: make the coverage hold for each class.
+        coverage: add sets that contain the true class with this probability, 0 to 1, and a decision, accept or review.
+        by_class: with `coverage`, calibrate each class with its own images.
         progress: called with (done, total) images.
 
     Raises:

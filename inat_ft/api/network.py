@@ -73,7 +73,7 @@ def load(run: RunLike, device: str | torch.device = "cpu") -> tuple[nn.Module, T
     the model of torchvision or timm with that number of classes. It has no dropout in front of the last layer.
 
     Args:
-        run: a Run, a run directory, its record.json, or a model.safetensors.
+        run: a Run, a run folder, its record.json, or a model.safetensors.
         device: device of the module's parameters.
 
     Raises:
@@ -100,8 +100,8 @@ def export(
     The network takes `images`, uint8 `[N, H, W, 3]`, and returns `probabilities`, float32 `[N, C]`.
 
     Args:
-        run: a Run, a run directory, or its record.json.
-        out: the file or folder to write. Default: `model` with the suffix of the format, in the run directory.
+        run: a Run, a run folder, or its record.json.
+        out: the file or folder to write. Default: `model` with the suffix of the format, in the run folder.
         format: name of an exporter, such as onnx or openvino. Default: the suffix of `out` decides, else onnx.
         push_to_hub: repository of the Hugging Face Hub, `ORG/NAME`, for the folder of the format hub-folder.
 

@@ -49,7 +49,7 @@ def split(
 
     Args:
         data: a folder with one folder per class, with or without `train/`, `val/` and `test/` above them; or a CSV file.
-        out: the manifest to write. Default: `splits/NAME_OF_THE_FOLDER.csv`.
+        out: manifest file to write. Default: `splits/NAME_OF_THE_FOLDER.csv`.
         val_fraction: fraction of each class for validation, 0.01 to 0.9.
         test_fraction: fraction of each class for the test set, 0 to 0.9. Default: 0.2, or 0 if `data` has a test set.
         seed: the same seed gives the same split.
@@ -58,13 +58,13 @@ def split(
         corrections: a reviewed CSV file of `inat-ft audit`, with `path,verdict`; verdicts are ok, drop or a class.
         leakage: what to do with training images that are duplicates of test images.
         near: search for resized and recompressed duplicates as well.
-        classes_from: use a taxonomic rank as the class: a column of the CSV, or for folders named as in iNaturalist 2021.
+        classes_from: taxonomic rank to use as class: from a column of the CSV, or from folders as in iNaturalist 2021.
         exclude: glob patterns of files and folders to leave out.
         max_pixels: leave out larger images (width times height).
         strict: raise DataError if a file is not a usable image.
         workers: threads that decode images; 0 uses one per core.
-        pack: sizes at which the images are cached too, such as 224 or `224:crop`, so that no training decodes them.
-        cache_dir: the folder for caches. Default: `INAT_FT_CACHE_DIR` or the platform's cache folder.
+        pack: sizes at which to cache the images too, such as 224 or `224:crop`, so that training does not decode them.
+        cache_dir: folder for caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
         force: replace a different manifest at `out`.
         progress: called with (done, total) images.
         log: called with each message.

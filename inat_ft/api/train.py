@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from inat_ft.setup import TrainCallbacks
 
 RunLike = str | os.PathLike[str]
-"""A Run, a run directory, or the path of its record.json."""
+"""A Run, a run folder, or the path of its record.json."""
 _MOVABLE = {"data.split", "data.root"}  # keys that can change when a run is resumed, besides those of trackers
 
 
 @dataclass(frozen=True)
 class Run(Tabular):
-    """A trained classifier: its record and its directory.
+    """A trained classifier: its record and its folder.
 
         run = inat_ft.Run.open("runs/resnet50-head-1")
         run.val_accuracy
@@ -41,7 +41,7 @@ class Run(Tabular):
 
     @classmethod
     def open(cls, path: RunLike) -> Run:
-        """Open a run directory or its record.json. Raises UsageError if it is missing, RecordError if it is damaged."""
+        """Open a run folder or its record.json. Raises UsageError if it is missing, RecordError if it is damaged."""
         record, file = read_record(Path(path))
         return cls(record, file.parent)
 
@@ -81,7 +81,7 @@ class Run(Tabular):
         return Table(columns, [[getattr(epoch, name) for name in columns] for epoch in self.history], self.name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record and the directory as `inat-ft train --json` prints them."""
+        """Return the record and the folder as `inat-ft train --json` prints them."""
         return {**self.record.model_dump(mode="json"), "directory": self.directory.as_posix()}
 
     def __str__(self) -> str:
@@ -130,8 +130,8 @@ def train(
         settings: any further keys, by their dotted names, such as `{"optim.momentum": 0.8, "strategy.rank": 8}`.
         tracker: trackers that log the run, such as `wandb`.
         resume: a run to continue from its last epoch; a finished run is returned as it is.
-        runs_dir: folder in which the run directory is created.
-        cache_dir: folder of the caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
+        runs_dir: folder in which the run folder is created.
+        cache_dir: folder for caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
         callbacks: functions that receive messages, progress and epochs.
         **options: the options of `inat-ft train` with underscores, such as `mode`, `backbone`, `weights`, `epochs`,
             `batch_size`, `lr`, `seed` and `name`. None stands for the default.
@@ -183,7 +183,7 @@ def as_overrides(*mappings: Mapping[str, Any] | None) -> list[Override]:
 def resolve_config(
     config: Path | RunConfig | None, overrides: Sequence[Override], resume: Path | None, runs_dir: Path
 ) -> tuple[RunConfig, Path | None]:
-    """Return the configuration and, if a run is resumed, its directory. Raises UsageError or PluginError."""
+    """Return the configuration and, if a run is resumed, its folder. Raises UsageError or PluginError."""
     given = dict(overrides)
     if resume is not None:
         if config or {key for key in given if not key.startswith("track.")} - _MOVABLE:

@@ -34,8 +34,8 @@ _READ_WRITE = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)  # Windows wou
 _QUEUE = 2
 _FLUSH_BYTES = 2**29
 _FLUSH_SECONDS = 5.0
-_ELSEWHERE = "name another folder with --cache-dir, or use --cache none"
-_ADVICE = f"free some space, list and clear with `inat-ft cache`, {_ELSEWHERE}"
+_ELSEWHERE = "name another folder with --cache-dir"
+_ADVICE = f"free some space, list and clear caches with `inat-ft cache`, or {_ELSEWHERE}"
 
 Make = Callable[[Sequence[int]], Iterator[NDArray[Any]]]
 """Given positions of missing rows, yield these rows in order, in blocks of one or more."""

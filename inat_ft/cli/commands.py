@@ -1,6 +1,7 @@
 """The list of commands. A command's module is imported when the command is called."""
 
 import inspect
+import re
 from importlib import import_module
 from typing import Any
 
@@ -19,6 +20,8 @@ BUILTIN = {
 }
 """The module and function of each built-in command, and its summary in `inat-ft --help`."""
 HELP = {"help_option_names": ["-h", "--help"]}
+WRAPPED = re.compile(r"(?<!\n)\n(?!\n|\[dim\])")
+"""A line break inside a paragraph of a docstring, which rich would keep."""
 
 
 def builtin() -> dict[str, Any]:

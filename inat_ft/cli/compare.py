@@ -25,11 +25,11 @@ def compare(
         float | None,
         typer.Option(min=0.0, max=1.0, help="Equivalence margin: smaller differences are negligible, such as 0.01."),
     ] = None,
-    html: Annotated[Path | None, options.output("Write a report as one HTML file.")] = None,
+    html: Annotated[Path | None, options.output("HTML file to write a report to.")] = None,
     fail_under: Annotated[
         float | None,
         typer.Option(
-            help="Exit with 1 unless the last record beats the first by this much. Also if they cannot be compared.",
+            help="Exit with code 1 unless the last record is better than the first by this much, on the same images.",
             min=-1,
             max=1,
         ),
@@ -41,7 +41,7 @@ def compare(
     A record of another program needs `name` and `test_accuracy`. With its predictions, a paired test is possible.
 
     [dim]inat-ft compare runs/cnn-full-1 runs/resnet50-head-1[/dim]
-    [dim]inat-ft compare partA.json partB.json --html report.html[/dim]
+    [dim]inat-ft compare part-a.json part-b.json --html report.html[/dim]
     """
     from inat_ft.api.comparison import compare as compare_runs
 

@@ -49,7 +49,9 @@ class _Commands(TyperGroup):
                 inner.params += [copy.copy(option) for option in self.params if option.name in _GLOBAL]
                 for option in _without_types(inner.get_params(ctx)):
                     option.hidden |= option.name in _GLOBAL
-                inner.callback = inner.callback and partial(_call, inner.callback)
+                inner.help = commands.WRAPPED.sub(" ", inner.help or "")
+                known = {name for option in inner.params for name in option.opts}
+                inner.callback = inner.callback and partial(_call, inner.callback, known)
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -74,12 +76,17 @@ def _without_types(options: list[Any]) -> list[Any]:
     return options
 
 
-def _call(command: Callable[..., Any], **options: Any) -> Any:
-    """Set up the process and run a command. Help and usage errors do not need that."""
+def _call(command: Callable[..., Any], known: set[str], /, **options: Any) -> Any:
+    """Set up the process and run a command. Help and usage errors do not need that. known: its options."""
+    from inat_ft.cli.options import name_settings
     from inat_ft.registry import FEATURES, get
 
     get(FEATURES, "startup").load()()
-    return command(**options)
+    try:
+        return command(**options)
+    except InatFtError as error:
+        name_settings(error, known)
+        raise
 
 
 def _show_version(asked: bool) -> None:
@@ -196,9 +203,7 @@ def _repeat(discarded: Any) -> None:
 def _to_inat_ft_error(error: Exception) -> InatFtError:
     """Describe a refusal of the operating system. Any other exception is a bug, and its traceback is written to a file."""
     if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
-        return InatFtError(
-            "out of memory", "try a smaller --batch-size, --image-size or backbone"
-        )  # imports would fail
+        return InatFtError("out of memory", "try a smaller image size, batch size or backbone")  # imports would fail
     from inat_ft.crash import is_refusal, write_crash
     from inat_ft.paths import cache_folder
 

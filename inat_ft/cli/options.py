@@ -6,13 +6,15 @@ configuration.
 
 import inspect
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from inat_ft.errors import InatFtError
 from inat_ft.paths import check_writable
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -25,7 +27,8 @@ Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Random 
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a run, or its record.json.")]
 Tta = Annotated[
-    Literal["none", "flip"], typer.Option(help="Test-time augmentation; flip averages with the mirrored image.")
+    Literal["none", "flip"],
+    typer.Option(help="Test-time augmentation; flip averages each image with its mirror image."),
 ]
 ImageSize = Annotated[
     int | None, typer.Option(help="Image size in pixels. Default: that of the run.", min=16, max=1024)
@@ -40,11 +43,16 @@ Taxa = Annotated[
     ),
 ]
 Rollup = Annotated[
-    float, typer.Option(min=0, max=1, help="With --taxa: report the lowest rank whose taxon has this probability.")
+    float, typer.Option(min=0, max=1, help="With --taxa: report the lowest rank at which a taxon has this probability.")
 ]
-Coverage = Annotated[float | None, typer.Option(help="Probability that a set contains the true class, such as 0.9.")]
+Coverage = Annotated[
+    float | None,
+    typer.Option(help="Calibrate prediction sets that contain the true class with this probability, such as 0.9."),
+]
 ByClass = Annotated[bool, typer.Option("--by-class", help="With --coverage: calibrate each class with its own images.")]
 
+_FLAG = re.compile(r"(?<![\w-])--([a-z-]+)(?: (?!(?:or|and|to|if|has|must|requires)\b)([\w.:]*\w))?")
+"""An option in a message, and the word after it, which is its value."""
 _TYPES = {"bool": bool, "float": float, "int": int, "str": str}
 
 
@@ -57,6 +65,24 @@ def output(help: str, kind: str = "file", **settings: Any) -> Any:
         return value
 
     return typer.Option(help=help, callback=check, **settings)
+
+
+def name_settings(error: InatFtError, known: Collection[str]) -> None:
+    """Replace the flags of `inat-ft train` in an error of a command that lacks them by the keys that they set.
+
+    known: the options of the command. Whatever follows `inat-ft` in a line is another command, and is not changed.
+    """
+    from inat_ft.settings import ALIASES
+
+    def key(found: re.Match[str]) -> str:
+        name, value = found[1].replace("-", "_"), found[2]
+        if f"--{found[1]}" in known or name not in ALIASES:
+            return found[0]
+        return f"{'--set ' * ('--set' in known)}{ALIASES[name]}={value}" if value else ALIASES[name]
+
+    for part in ("message", "hint"):
+        pieces = (line.partition("inat-ft ") for line in getattr(error, part).split("\n"))
+        setattr(error, part, "\n".join(_FLAG.sub(key, own) + name + other for own, name, other in pieces))
 
 
 def with_config_flags(command: Callable[..., None]) -> Callable[..., None]:

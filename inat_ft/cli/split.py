@@ -60,12 +60,14 @@ def split(
     near: Annotated[
         bool,
         typer.Option(
-            help="Search for near duplicates: resized, recompressed, brighter or slightly cropped. Mirror images are missed."
+            help="Search for near duplicates: resized, recompressed, gray, brighter or slightly cropped, but not mirrored."
         ),
     ] = True,
     classes_from: Annotated[
         Literal["kingdom", "phylum", "class", "order", "family", "genus", "species"] | None,
-        typer.Option(help="Rank to use as class: a column of the CSV, or for folders named as in iNaturalist 2021."),
+        typer.Option(
+            help="Taxonomic rank to use as class: a column of the CSV, or from folders as in iNaturalist 2021."
+        ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
@@ -93,7 +95,7 @@ def split(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Split images into train, validation and test, and write a manifest.
+    """Split images into training, validation and test sets, and write a manifest.
 
     Each image is decoded once. Files that are not images are left out, and duplicates stay in one subset. If the data has no
     test set, 20% of each class is reserved for it.

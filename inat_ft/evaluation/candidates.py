@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,9 +19,11 @@ from inat_ft.evaluation.predictions import align, read_predictions
 from inat_ft.metrics.base import Metric, Predictions, contributions_of, measure
 from inat_ft.metrics.bounds import seed_variance_test
 from inat_ft.metrics.builtin import proportion
+from inat_ft.paths import FOLDS_SUMMARY
 from inat_ft.records import MetricValue, RunRecord, predictions_file, read_record
 from inat_ft.registry import FEATURES, get
 
+_IN_FOLDERS = ("record.json", FOLDS_SUMMARY)  # records that have the name of their folder
 _FEW = 5  # test images of a class below which macro metrics are uncertain
 
 
@@ -114,7 +118,7 @@ class Candidate:
 
 
 def read_candidates(paths: Sequence[Path], metric: Metric, group: bool) -> list[Candidate]:
-    """Read records, run directories, or directories of runs. Raises UsageError or RecordError."""
+    """Read records, run folders, or folders of runs. Raises UsageError or RecordError."""
     found: list[Path] = []
     for path in paths:
         if path.is_dir() and not any((path / name).exists() for name in ("record.json", "config.yaml")):
@@ -126,20 +130,30 @@ def read_candidates(paths: Sequence[Path], metric: Metric, group: bool) -> list[
             found += inside
         else:
             found.append(path)
-    if len({path.resolve() for path in found}) < len(found):
+    records = [read_record(path) for path in found]
+    if len({file.resolve() for _, file in records}) < len(found):
         raise UsageError("the same record was passed twice", "remove one of them")
-    candidates = [_candidate(*read_record(path), metric) for path in found]
+    candidates = [_candidate(record, file, metric) for record, file in records]
     get(FEATURES, "image-groups").load()(candidates, metric)
     if group:
         groups: dict[str, list[Candidate]] = {}
         for number, candidate in enumerate(candidates):
             groups.setdefault(_configuration(candidate.record) or f"foreign {number}", []).append(candidate)
         candidates = [_merge(members, metric) for members in groups.values()]
-    names = [candidate.name for candidate in candidates]
-    for candidate in candidates:
-        if names.count(candidate.name) > 1:
-            candidate.name = f"{candidate.name} ({candidate.files[0].parent.name or candidate.files[0].name})"
+    distinguish(candidates)
     return candidates
+
+
+def distinguish(candidates: Sequence[Candidate]) -> None:
+    """Add to each name that several candidates share the end of the path of its record, as many parts as differ."""
+    names = [candidate.name for candidate in candidates]
+    for name in set(names):
+        same = [candidate for candidate in candidates if candidate.name == name]
+        files = [Path(os.path.abspath(candidate.files[0])) for candidate in same]
+        paths = [(file.parent if file.name in _IN_FOLDERS else file).parts for file in files]
+        depth = next(n for n in itertools.count(1) if len({path[-n:] for path in paths}) == len(paths))
+        for candidate, path in zip(same, paths, strict=True):
+            candidate.name = f"{name} ({Path(*path[-depth:]).as_posix()})" if len(same) > 1 else name
 
 
 def _candidate(record: RunRecord, file: Path, metric: Metric) -> Candidate:

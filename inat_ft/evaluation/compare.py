@@ -178,11 +178,11 @@ class Comparison:
 def compare(
     paths: Sequence[Path], metric: str = "accuracy", group: bool = False, margin: float | None = None
 ) -> Comparison:
-    """Compare records, run directories, or directories of runs, as described in `inat_ft.compare`."""
+    """Compare records, run folders, or folders of runs, as described in `inat_ft.compare`."""
     scored_by = get_metric(metric)
     candidates = read_candidates(paths, scored_by, group)
     if len(candidates) < 2:
-        raise UsageError("a comparison needs at least two records", "inat-ft compare partA.json partB.json")
+        raise UsageError("a comparison needs at least two records", "inat-ft compare RUN OTHER")
     sign = -1 if scored_by.higher_is_better else 1
     candidates.sort(key=lambda found: (found.score is None, sign * found.score.value if found.score else 0.0))
     _check_leakage(candidates)

@@ -12,7 +12,7 @@ import numpy as np
 
 from inat_ft.api.comparison import Comparison
 from inat_ft.errors import UsageError
-from inat_ft.evaluation.candidates import Candidate, Reason
+from inat_ft.evaluation.candidates import Candidate, Reason, distinguish
 from inat_ft.evaluation.pairwise import PairwiseResult, summarize
 from inat_ft.evaluation.predictions import align
 from inat_ft.metrics.base import Metric, Predictions, contributions_of, get_metric, value_of
@@ -86,10 +86,7 @@ def compare(paths: Sequence[Path], metric: str, group: bool, margin: float | Non
     _check(paths, group)
     scored_by = get_metric(metric)
     candidates = [_candidate(CrossValidation.open(path), scored_by) for path in paths]
-    names = [candidate.name for candidate in candidates]
-    for candidate in candidates:
-        if names.count(candidate.name) > 1:
-            candidate.name = candidate.files[0].parent.as_posix()
+    distinguish(candidates)
     for other in candidates[1:]:
         _require_same_folds(candidates[0], other)
     sign = -1 if scored_by.higher_is_better else 1
@@ -148,7 +145,7 @@ def _candidate(found: CrossValidation, metric: Metric) -> FoldCandidate:
 
 
 def _require_same_folds(first: FoldCandidate, other: FoldCandidate) -> None:
-    hint = "train both on the same split with the same number of --folds"
+    hint = "train both with the same split and the same number of folds"
     names = f"{first.name} and {other.name} do not have the same folds"
     if len(first.folds) != len(other.folds):
         raise UsageError(f"{names}: {len(first.folds)} and {len(other.folds)}", hint)

@@ -93,7 +93,7 @@ class Summary(_Model):
 
 @dataclass(frozen=True)
 class CrossValidation(Tabular):
-    """A finished cross-validation: its summary, its directory, and the run of each fold.
+    """A finished cross-validation: its summary, its folder, and the run of each fold.
 
     found = inat_ft.train(split="splits/digits.csv", folds=5)
     found.accuracy.mean, found.accuracy.deviation
@@ -105,7 +105,7 @@ class CrossValidation(Tabular):
 
     @classmethod
     def open(cls, path: Path) -> CrossValidation:
-        """Open the directory of a cross-validation or its summary. Raises UsageError if it is unfinished, RecordError."""
+        """Open the folder of a cross-validation or its summary. Raises UsageError if it is unfinished, RecordError."""
         summary, directory = read_summary(path)
         if not summary.complete:
             raise UsageError(
@@ -142,7 +142,7 @@ class CrossValidation(Tabular):
         return Table(columns, rows, self.name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the summary and the directory as `inat-ft train --folds --json` prints them."""
+        """Return the summary and the folder as `inat-ft train --folds --json` prints them."""
         return {**self.summary.model_dump(mode="json"), "directory": self.directory.as_posix()}
 
     def fold_predictions(self) -> list[Predictions]:
@@ -200,7 +200,9 @@ def read_summary(path: Path) -> tuple[Summary, Path]:
     """Return the summary of a cross-validation and its directory. Raises UsageError or RecordError."""
     file = path / FOLDS_SUMMARY if path.is_dir() else path
     if not file.is_file():
-        raise UsageError(f"{path} is not a cross-validation: it has no {FOLDS_SUMMARY}", "start one with --folds")
+        raise UsageError(
+            f"{path} is not a cross-validation: it has no {FOLDS_SUMMARY}", "start one: inat-ft train --folds 5"
+        )
     try:
         return Summary.model_validate(json.loads(file.read_text(encoding="utf-8"))), file.parent
     except ValidationError as error:

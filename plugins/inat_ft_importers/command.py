@@ -56,7 +56,7 @@ def new(
 ) -> None:
     """Import predictions on the test images, one row per image. They allow all metrics and paired tests.
 
-    [dim]inat-ft record new predictions.csv --name "my cnn" --out partA.json[/dim]
+    [dim]inat-ft record new predictions.csv --name "my cnn" --out part-a.json[/dim]
     """
     from inat_ft_importers.predictions import from_predictions
 

@@ -111,7 +111,7 @@ def audit(
         out: folder for the files. Default: `insights/audit-NAME`.
         config: a YAML file of settings, or a RunConfig. Options and settings override it.
         settings: further keys, by their dotted names, such as `{"data.image_size": 160}`.
-        cache_dir: folder of the caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
+        cache_dir: folder for caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
         callbacks: functions that receive messages and progress.
         **options: the options of `inat-ft train` with underscores, such as `backbone`, which choose the features.
 
@@ -164,14 +164,14 @@ def learning_curve(
     Args:
         run: a run whose network, images and settings are used. Its trained weights are not used.
         mode: the strategy. `head` fits heads to frozen features, which takes seconds. Any other strategy is trained once for
-            each draw and size; finished trainings are kept in the folder, and the same call continues.
+            each draw and size; finished runs are kept in the folder, and the same call continues.
         target: accuracy, 0 to 1, whose number of images per class is estimated.
         draws: number of random draws of the training subsets, at least 2. Default: 10; 3 for other strategies than `head`.
         sizes: number of sizes of the subsets, 2 to 20. Default: 9; 5 for other strategies than `head`.
         out: folder for the files. Default: `insights/learning-curve-NAME`, followed by the strategy unless it is `head`.
         config: a YAML file of settings, or a RunConfig. Options and settings override it.
         settings: further keys, by their dotted names, such as `{"data.image_size": 160}`.
-        cache_dir: folder of the caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
+        cache_dir: folder for caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
         callbacks: functions that receive messages, progress and epochs.
         **options: the options of `inat-ft train` with underscores, such as `split`, `backbone` and `epochs`.
 
@@ -212,7 +212,7 @@ def suggest(
     cache_dir: PathLike | None = None,
     callbacks: TrainCallbacks | None = None,
 ) -> SuggestResult:
-    """Choose unlabelled photographs to label next, and write them as a page and a CSV.
+    """Choose unlabeled photographs to label next, and write them as a page and a CSV.
 
         found = inat_ft.suggest("runs/resnet50-head-1", "new-photos", count=50)
         print(found.summary)
@@ -222,7 +222,7 @@ def suggest(
         photos: folder of photographs. Those that are already in the split are skipped.
         count: number of photographs to choose.
         out: folder for the files. Default: `insights/suggest-NAME`.
-        cache_dir: folder of the caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
+        cache_dir: folder for caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
         callbacks: functions that receive messages and progress.
 
     Raises:

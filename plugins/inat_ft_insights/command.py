@@ -27,9 +27,7 @@ class Subset(StrEnum):
 
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings, as in `inat-ft train`.")]
-Backbone = Annotated[
-    str | None, typer.Option(help="Network for the features, as in `inat-ft train`.", show_default="resnet50")
-]
+Backbone = Annotated[str | None, typer.Option(help="Network, as in `inat-ft train`.", show_default="resnet50")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any key, such as data.image_size=160. Can be repeated."),
@@ -121,8 +119,8 @@ def learning_curve(
     """Measure accuracy against images per class, and extrapolate it.
 
     Trains on nested subsets of the training images, and writes a picture and a CSV. By default, fits heads to frozen
-    features, which takes seconds. The accuracy is that on the validation images. The test images are not used. If it is
-    interrupted, the same command continues.
+    features, which takes seconds. The accuracy is that on the validation images; test images are not used. After an
+    interruption, the same command continues.
 
     [dim]inat-ft learning-curve --target 0.95[/dim]
     [dim]inat-ft learning-curve runs/resnet50-head-1[/dim]
@@ -197,13 +195,13 @@ def _show_audit(found: "AuditResult") -> None:
 
 def suggest(
     run: Annotated[Path, typer.Argument(help="Run whose network and split are used.")],
-    photos: Annotated[Path, typer.Argument(help="Folder of unlabelled photographs.")],
+    photos: Annotated[Path, typer.Argument(help="Folder of unlabeled photographs.")],
     count: Annotated[int, typer.Option(min=1, max=10_000, help="Number of photographs to choose.")] = 100,
     out: OutDir = None,
     json: options.Json = False,
     cache_dir: options.CacheDir = None,
 ) -> None:
-    """Choose unlabelled photographs to label next.
+    """Choose unlabeled photographs to label next.
 
     Chooses photographs that a head on frozen features is unsure about and that differ from each other. Writes a CSV and
     a page with thumbnails. Photographs that are already in the split are skipped.

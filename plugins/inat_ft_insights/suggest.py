@@ -1,4 +1,4 @@
-"""Which unlabelled photographs to label next: those that the head is unsure about and that differ from each other.
+"""Which unlabeled photographs to label next: those that the head is unsure about and that differ from each other.
 
 The choice is that of BADGE (Ash et al. 2020, arXiv 1906.03671): k-means++ on the gradients of the head's loss for the
 predicted class. A gradient is long if the prediction is uncertain, and similar images have similar gradients.

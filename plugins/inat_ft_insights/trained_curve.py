@@ -129,7 +129,7 @@ def _train_missing(trainings: Sequence[_Training], runs: Path, cache: Path, call
             _train(training, Directories(runs, cache), replace(callbacks, log=_warnings(callbacks)), shared)
         except BaseException as error:
             done = len(trainings) - len(missing) + number - 1
-            error.__notes__ = [f"{done} of {len(trainings)} trainings are finished; the same command continues"]
+            error.__notes__ = [f"{done} of {len(trainings)} runs are finished; the same command continues"]
             raise
         accuracy, seconds = read_predictions(training.file).correct.mean(), time.perf_counter() - started
         callbacks.log(
@@ -144,7 +144,7 @@ def _announcement(trainings: Sequence[_Training], missing: Sequence[_Training]) 
     most, total = (rule(training.num_images for training in part) for rule, part in ((max, trainings), (sum, missing)))
     finished = f"; {len(trainings) - len(missing)} are finished already" if len(missing) < len(trainings) else ""
     words = f"{total:,} images in total, {total / most:.1f} times all {most:,}"
-    return f"{pluralize(len(missing), 'training')} with {words}{finished}"
+    return f"{pluralize(len(missing), 'run')} with {words}{finished}"
 
 
 def _warnings(callbacks: TrainCallbacks) -> Any:

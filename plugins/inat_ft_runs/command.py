@@ -28,7 +28,7 @@ app = typer.Typer(name="runs", cls=ListByDefault, rich_markup_mode="rich", conte
 
 Where = Annotated[
     list[str] | None,
-    typer.Option(metavar="KEY=VALUE", help="Only runs that meet this condition, such as lr>=1e-3. Can be repeated."),
+    typer.Option(metavar="KEY=VALUE", help="Only runs that meet this condition, such as 'lr>=1e-3'. Can be repeated."),
 ]
 Backbone = Annotated[str | None, typer.Option(help="Only runs with this backbone. * and ? are wildcards.")]
 Mode = Annotated[str | None, typer.Option("--mode", "-m", help="Only runs with this strategy.")]
@@ -66,7 +66,7 @@ def list_(
 ) -> None:
     """List runs, the newest first. A narrow terminal omits the least important columns.
 
-    [dim]inat-ft runs list --backbone "resnet*" --where val_accuracy>=0.9 --sort val_accuracy[/dim]
+    [dim]inat-ft runs list --backbone "resnet*" --where 'val_accuracy>=0.9' --sort val_accuracy[/dim]
     """
     runs = _selected(where, backbone, mode, sort, reverse, runs_dir)
     shown = runs[:limit]

@@ -60,7 +60,7 @@ def condition(text: str) -> Callable[[RunEntry], bool]:
     """
     found = _CONDITION.match(text)
     if not found:
-        raise UsageError(f"--where '{text}' is not a condition", "for example: --where mode=head --where lr>=1e-3")
+        raise UsageError(f"--where '{text}' is not a condition", "for example: --where mode=head --where 'lr>=1e-3'")
     key, operator, wanted = found.groups()
     get, number = getter(key), _number(wanted)
     if operator in _ORDER and number is None and key != "created":

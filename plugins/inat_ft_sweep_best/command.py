@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def best(
     id: Id = None,
-    top: Annotated[int, typer.Option(min=1, help="Trials to list.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of trials to list.")] = 5,
     train: Annotated[bool, typer.Option("--train", help="Train the best settings as a separate run.")] = False,
     evaluate: Annotated[
         bool, typer.Option("--eval", help="Evaluate the best run on the test set. Evaluations are counted.")

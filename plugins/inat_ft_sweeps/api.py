@@ -112,8 +112,8 @@ def sweep(
         backend: what decides the points: `local`, `wandb`, or the name of a plugin.
         seed: seed of the search.
         sweeps_dir: folder of the sweeps.
-        cache_dir: folder of the caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
-        callbacks: functions that receive messages, progress and epochs of each training.
+        cache_dir: folder for caches. Default: INAT_FT_CACHE_DIR, else the platform's cache folder.
+        callbacks: functions that receive messages, progress and epochs of each run.
         log: called with a line after each trial.
         **options: values to fix for all trials, by the options of `inat-ft train`, such as `split` and `epochs`.
 

@@ -41,7 +41,7 @@ def create(
     ] = "local",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Fix a setting for all trials. Repeatable."),
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Fix a setting for all trials. Can be repeated."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="ID of the sweep.", show_default="eight random letters")] = None,
     seed: options.Seed = 0,

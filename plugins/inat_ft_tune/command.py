@@ -44,7 +44,7 @@ def tune(
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", "-s", metavar="KEY=VALUE", help="Fix any key, such as data.image_size=160. Can be repeated."
+            "--set", "-s", metavar="KEY=VALUE", help="Fix a setting, such as data.image_size=160. Can be repeated."
         ),
     ] = None,
     seed: options.Seed = 0,
@@ -55,7 +55,7 @@ def tune(
     """Choose and train a model in a given time.
 
     Splits the images if necessary, measures how long each part takes, shows the plan, searches heads and strategies, repeats
-    the best with new seeds, and trains the choice. If it is interrupted, the same command continues.
+    the best with new seeds, and trains the choice. After an interruption, the same command continues.
 
     [dim]inat-ft tune photos --budget 30m[/dim]
     [dim]inat-ft tune splits/photos.csv --budget 2h --backbone convnext_tiny[/dim]

@@ -129,7 +129,7 @@ def _require_online() -> None:
     mode = os.environ.get("WANDB_MODE", "online")
     if mode != "online":
         raise UsageError(
-            f"WANDB_MODE={mode}: W&B sweeps need its server, they have no offline mode",
+            f"WANDB_MODE={mode}: W&B sweeps need a server and have no offline mode",
             "run the same file without a server: inat-ft sweep create --backend local",
         )
     require_server()

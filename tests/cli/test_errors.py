@@ -40,7 +40,7 @@ def test_missing_memory_is_no_bug(failing, error: Exception) -> None:
     ran = failing(error)
     assert (ran.code, ran.err.splitlines()) == (
         1,
-        ["inat-ft: out of memory", "  try a smaller --batch-size, --image-size or backbone"],
+        ["inat-ft: out of memory", "  try a smaller image size, batch size or backbone"],
     )
     assert not Path("cache", "crash.txt").exists()
 

@@ -91,6 +91,14 @@ def test_help_shows_the_default_of_every_option(invoke, monkeypatch: pytest.Monk
             assert "[default: " in line or option.name == "help", option.name
 
 
+def test_paragraphs_of_help_are_wrapped_at_the_width_of_the_terminal(process) -> None:
+    shown = process("learning-curve", "--help", TERMINAL_WIDTH="400").out
+    lines = [line.strip() for line in shown.partition("Arguments")[0].splitlines() if line.strip()]
+    text, *examples = lines[2:-1]  # after the usage and the summary
+    assert "By default, fits heads to frozen features" in text and text.endswith("the same command continues.")
+    assert len(examples) == 3 and all(line.startswith("inat-ft learning-curve") for line in examples)
+
+
 def test_train_help_shows_the_defaults_of_the_configuration(process) -> None:
     shown = process("train", "--help", TERMINAL_WIDTH="400").out  # in its own process: Typer reads the width once
     config = load_config()

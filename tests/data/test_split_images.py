@@ -67,6 +67,16 @@ def test_a_given_test_set(photos: Path) -> None:
         split_images(Path("set"), options=SplitOptions(test_fraction=0.2))
 
 
+def test_a_test_set_cannot_be_taken_from_given_subsets(photos: Path) -> None:
+    files = [f"photos/{file.parent.name}/{file.name},{file.parent.name}" for file in sorted(photos.glob("*/*"))]
+    rows = [f"{row},{'val' if number % 5 == 0 else 'train'}" for number, row in enumerate(files)]
+    Path("list.csv").write_text("\n".join(["path,label,subset", *rows]))
+    with pytest.raises(UsageError, match=r"every image of .+ has a given subset"):
+        split_images(Path("list.csv"), options=SplitOptions(test_fraction=0.2))
+    found = split_images(Path("list.csv"), options=SplitOptions(near=False)).to_dict()["counts"]
+    assert found["class0"] == {"train": 8, "val": 2, "test": 0}
+
+
 def test_a_class_without_test_images_is_listed() -> None:
     make_images(Path("set/train"), classes=2, each=6, size=16, seed=1)
     make_images(Path("set/test"), classes=1, each=3, size=16, seed=2)
@@ -115,3 +125,15 @@ def test_a_folder_without_usable_images() -> None:
     with pytest.raises(DataError, match=r"none of the 6 files in .*bad is a usable image: a/1\.png") as caught:
         split_images(Path("bad"))
     assert caught.value.hint == "check that the folder contains images"
+
+
+def test_a_class_with_too_few_images_for_a_test_set_is_refused_before_the_scan(photos: Path) -> None:
+    for number in range(2, 10):
+        (photos / f"class1/{number:03d}.png").unlink()
+
+    def scanning(*_: object) -> None:
+        raise AssertionError("the images were scanned")
+
+    with pytest.raises(DataError, match="'class1'"):
+        split_images(photos, options=SplitOptions(near=False), progress=scanning)
+    assert split_images(photos, options=SplitOptions(near=False, test_fraction=0.0)).is_new

@@ -292,11 +292,26 @@ def test_a_pipe_is_refused_and_a_damaged_ledger_is_ignored(tmp_path: Path) -> No
     assert counts == [1, 2, 1]
 
 
+def test_equal_names_get_the_part_of_their_paths_that_differs(tmp_path: Path) -> None:
+    places = [tmp_path / place for place in ("one/run", "two/run", "two/last")]
+    for number, place in enumerate(places):
+        place.parent.mkdir(exist_ok=True)
+        record(tmp_path / str(number), "A", right(0.8, number)).rename(place)
+    found = compare([*places, record(tmp_path, "B", right(0.9))])
+    assert {each.name for each in found.candidates} == {"A (one/run)", "A (two/run)", "A (two/last)", "B"}
+    assert len(found.pairs) == 3
+    files = [tmp_path / "x.json", tmp_path / "y.json"]
+    for file in files:
+        file.write_text('{"name": "A", "test_accuracy": 0.8, "num_test": 100}', encoding="utf-8")
+    assert {each.name for each in compare(files).candidates} == {"A (x.json)", "A (y.json)"}
+
+
 def test_wrong_usage(tmp_path: Path) -> None:
     a = record(tmp_path, "A", right(0.9))
     for paths, message in (
         ([a], "two records"),
         ([a, a], "passed twice"),
+        ([a, a / "record.json"], "passed twice"),
         ([a, tmp_path / "none.json"], "run or record not found"),
     ):
         with pytest.raises(UsageError, match=message):

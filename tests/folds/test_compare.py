@@ -1,5 +1,6 @@
 """Comparing cross-validations: the corrected test on the folds, the pooled test, and what is refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,13 @@ def test_several_are_corrected_for_all_pairs(pair: list[Path]) -> None:
     assert [pair.p_holm for pair in found.pairs] == pytest.approx(corrected[:2])
 
 
+def test_equal_names_get_the_part_of_their_paths_that_differs(pair: list[Path]) -> None:
+    for path in pair:
+        file = path / "cross-validation.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "name": "same"}), encoding="utf-8")
+    assert [candidate.name for candidate in inat_ft.compare(*pair).candidates] == ["same (good)", "same (slow)"]
+
+
 def test_other_folds_are_refused(pair: list[Path]) -> None:
     for other, text in (
         (written("three", 0.8, folds=3), "do not have the same folds: 4 and 3"),
@@ -121,7 +129,7 @@ def test_other_folds_are_refused(pair: list[Path]) -> None:
     ):
         with pytest.raises(UsageError, match=text) as refused:
             inat_ft.compare(pair[0], other)
-        assert refused.value.hint == "train both on the same split with the same number of --folds"
+        assert refused.value.hint == "train both with the same split and the same number of folds"
 
 
 def test_a_single_run_or_a_repeated_one_is_refused(pair: list[Path]) -> None:

@@ -150,7 +150,7 @@ def test_a_strategy_is_trained_for_each_draw_and_size_and_continues_after_an_int
 
     with pytest.raises(KeyboardInterrupt) as stopped:
         inat_ft.learning_curve(**chosen, callbacks=inat_ft.TrainCallbacks(on_epoch=stop))
-    assert stopped.value.__notes__ == ["2 of 4 trainings are finished; the same command continues"]
+    assert stopped.value.__notes__ == ["2 of 4 runs are finished; the same command continues"]
     folder = Path("insights/learning-curve-photos-full")
     kept = {file: file.read_text() for file in (folder / "points").glob("*.csv")}
     assert len(kept) == 2
@@ -158,7 +158,7 @@ def test_a_strategy_is_trained_for_each_draw_and_size_and_continues_after_an_int
     curve = inat_ft.learning_curve(**chosen, callbacks=inat_ft.TrainCallbacks(log=lines.append))
 
     assert lines[-1].startswith("warning: fewer than four sizes") and curve.law is None
-    assert lines[0] == "2 trainings with 45 images in total, 1.2 times all 39; 2 are finished already"
+    assert lines[0] == "2 runs with 45 images in total, 1.2 times all 39; 2 are finished already"
     assert all(file.read_text() == text for file, text in kept.items())
     assert [point.images for point in curve.points] == [6, 39] and curve.mode == "full" and curve.draws == 2
     assert sorted(path.name for path in folder.iterdir()) == [

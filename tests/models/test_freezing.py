@@ -176,3 +176,4 @@ def test_a_new_head_replaces_the_last_layer() -> None:
         9,
     )
     assert net.layer_ids and net.head_name == "fc"
+    assert make_net("n", classifier, 3, 0.25).seed == 0

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from inat_ft_sweeps import command
 from inat_ft_sweeps.attempts import Cause
+from inat_ft_sweeps.base import SweepState, SweepStatus
 from inat_ft_sweeps.folder import create, open_sweep
 from inat_ft_sweeps.parsing import parse_spec
 from inat_ft_sweeps.render import created_json, folder_options, show_created
@@ -181,3 +182,39 @@ def test_replications_are_shown_with_their_deviation(cli) -> None:
     sweep.note("confirmed", {"1": [0.8, 0.95]})  # the best trial is newer than the replications
     assert "repeated with other seeds" not in cli("sweep", "best").out
     assert open_sweep("s", Path("sweeps")).attr("confirmed") == {"1": [0.8, 0.95]}
+
+
+@pytest.mark.parametrize(("count", "code", "expected"), [(2, 137, 0), (1, 137, 137), (1, 0, 0)])
+def test_a_killed_worker_matters_only_if_the_sweep_has_not_ended(
+    cli, monkeypatch: pytest.MonkeyPatch, count: int, code: int, expected: int
+) -> None:
+    sweep, asked = sweep_over([0.0, 0.1]), []
+    sweep.note("split", "s.csv")
+
+    def run_workers(arguments: list[str], number: int, limit: int | None) -> int:
+        asked.append((arguments, number, limit))
+        run(sweep, lambda job, dropout: 0.5 + dropout, count)
+        return code
+
+    monkeypatch.setattr("inat_ft_sweeps.worker.run_workers", run_workers)
+    ran = cli("sweep", "run", "--workers", 3, "--cache-dir", "mine")
+    assert ran.code == expected
+    assert asked == [(["s", "--sweeps-dir", "sweeps", "--cache-dir", "mine"], 3, None)]
+    assert ("finished: all 2 points have been tried" in ran.out) == (count == 2)
+    assert ("best: trial" in ran.out) == (expected == 0)
+
+
+def test_an_interrupted_sweep_says_how_to_resume_it_and_a_worker_prints_nothing(cli, monkeypatch) -> None:
+    sweep_over([0.0, 0.1]).note("split", "s.csv")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("inat_ft_sweeps.worker.run_worker", interrupt)
+    ran = cli("sweep", "run", "--cache-dir", "mine")
+    assert ran.code == 130 and "interrupted; resume it: inat-ft sweep run s --cache-dir mine" in ran.err
+    monkeypatch.setattr("inat_ft_sweeps.worker.run_worker", lambda *given: SweepStatus(SweepState.FINISHED, "done"))
+    assert cli("sweep", "run").out.startswith("finished: done")
+    monkeypatch.setenv("INAT_FT_SWEEP_PARENT", "1")
+    ran = cli("sweep", "run")
+    assert (ran.code, ran.out) == (0, "")

@@ -175,5 +175,5 @@ def test_creating_returns_the_address_or_says_why_not(client, monkeypatch: pytes
     with pytest.raises(InatFtError, match="W&B refuses the sweep: no such project"):
         Wandb().create(parse_spec(SPEC), "birds", None)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    with pytest.raises(UsageError, match="WANDB_MODE=offline: W&B sweeps need its server"):
+    with pytest.raises(UsageError, match="WANDB_MODE=offline: W&B sweeps need a server"):
         Wandb().create(parse_spec(SPEC), "birds", None)
