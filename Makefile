@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS := .venv-docs
 DOCS_READY := $(DOCS)/.ready
+EXTRAS := .venv-extras
 
-.PHONY: demo test test-slow fuzz mutate audit coverage docs docs-serve screenshots lint generate benchmarks clean
+.PHONY: demo test test-slow test-extras fuzz mutate audit coverage docs docs-serve screenshots lint generate benchmarks clean
 
 demo: $(READY)
 	rm -rf inat-ft-demo
@@ -18,6 +19,16 @@ test: $(READY)
 # Several processes, killed processes, every network and strategy: what takes minutes.
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m slow
+
+# Trackers and exporters with large packages, which the other tests skip. Their environment adds these packages to .venv.
+EXTRAS_TESTS := tests/tracking tests/engine/test_openvino.py tests/evaluation/test_exports.py tests/evaluation/test_hub.py
+SITE := -c 'import site; print(site.getsitepackages()[0])'
+test-extras: $(READY)
+	$(BIN)/python -m venv $(EXTRAS)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > "$$($(EXTRAS)/bin/python $(SITE))/base.pth"
+	$(EXTRAS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[hub,openvino,mlflow,tensorboard,trackio]' 'transformers>=4.50'
+	OMP_NUM_THREADS=1 $(EXTRAS)/bin/python -m pytest -q $(EXTRAS_TESTS)
 
 # Damaged and hostile files for all readers; FUZZ_SECONDS is the time of all of them together.
 FUZZ_SECONDS ?= 3600
@@ -81,4 +92,4 @@ $(DOCS_READY): pyproject.toml
 	touch $(DOCS_READY)
 
 clean:
-	rm -rf $(VENV) $(DOCS) site .venv-audit inat-ft-demo
+	rm -rf $(VENV) $(DOCS) $(EXTRAS) site .venv-audit inat-ft-demo

@@ -65,9 +65,7 @@ def _show(found: "Comparison", html: Path | None) -> None:
     from inat_ft.evaluation.compare import CANDIDATE_COLUMNS, PAIR_COLUMNS
 
     if found.settings:
-        rows = [(key, *values) for key, values in found.settings.items()]
-        names = [candidate.name for candidate in found.candidates]
-        render.table(Table(("setting", *names), rows, "settings that differ"))
+        _show_settings(found)
     _show_table(found, "", CANDIDATE_COLUMNS, found.candidates)
     if any(pair.difference for pair in found.pairs):
         _show_table(found, "differences, corrected for all pairs", PAIR_COLUMNS, found.pairs)
@@ -78,6 +76,16 @@ def _show(found: "Comparison", html: Path | None) -> None:
     render.echo(found.summary)
     if html is not None:
         render.echo(f"report: {html}")
+
+
+def _show_settings(found: "Comparison") -> None:
+    """Print the settings, in one column for all classifiers if the terminal is too narrow for one each."""
+    names = [candidate.name for candidate in found.candidates]
+    rows = [(key, *map(str, values)) for key, values in found.settings.items()]
+    if sum(max(map(len, column)) + 3 for column in zip(("setting", *names), *rows, strict=True)) > render.width():
+        rows = [(key, ", ".join(value or "-" for value in values)) for key, *values in rows]
+        names = [", ".join(names)]
+    render.table(Table(("setting", *names), rows, "settings that differ"))
 
 
 def _show_table(found: "Comparison", title: str, columns: Sequence[Any], rows: Sequence[Any]) -> None:

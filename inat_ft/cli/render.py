@@ -48,6 +48,11 @@ def console(stderr: bool = False) -> "Console":
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=None if known else 160)
 
 
+def width() -> int:
+    """Return the number of columns of stdout."""
+    return console().width
+
+
 def info(text: str) -> None:
     if not _quiet:
         print(_safe(text), file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ from torch import nn
 
 from inat_ft.engine.distributed import SINGLE_PROCESS, ProcessGroup, init_distributed, local_rank
 from inat_ft.errors import UsageError
+from inat_ft.text import pluralize
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _PRECISIONS = ("fp32", "fp16", "bf16")
@@ -66,7 +67,7 @@ class Compute:
         """Return the name of the device."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
-        return "Apple GPU" if self.device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
+        return "Apple GPU" if self.device.type == "mps" else f"CPU, {pluralize(torch.get_num_threads(), 'thread')}"
 
 
 def choose_compute(device: str, precision: str) -> Compute:

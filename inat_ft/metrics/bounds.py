@@ -7,6 +7,7 @@ Clopper and Pearson's. For paired differences of -1, 0 and 1 the bound excludes 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,6 +15,8 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+from inat_ft.metrics.roots import find_root
 
 Floats = NDArray[np.float64]
 ALPHA = 0.05
@@ -98,10 +101,10 @@ class Contributions:
     @cached_property
     def _correction(self) -> float:
         """The exact probability at 0 as a multiple of the approximate one."""
-        from scipy.stats import binom
-
         if not self.is_exact:
             return 1.0
+        from scipy.stats import binom
+
         values, counts = self._groups
         gained, lost = counts[values == 1].sum(), counts[values == -1].sum()
         approximate = self._probability(0.0)
@@ -120,15 +123,13 @@ class Contributions:
         return _probability_below_zero(np.append(values, self._end) - limit, np.append(counts, 1.0))
 
     def _bound(self, alpha: float) -> float:
-        from scipy.optimize import brentq
-
         low, mean = self._end, float(self.values.mean())
         high = mean - 1e-9 * (self.most - low)
         if high <= low or self._p_below(high) <= alpha:
             return max(low, high)
         if low < 0 < high:  # the test at 0 decides the sign
             low, high = (low, 0.0) if self._p_below(0.0) > alpha else (0.0, high)
-        return float(brentq(lambda limit: self._p_below(limit) - alpha, low, high, xtol=1e-7 * (high - low)))
+        return find_root(lambda limit: self._p_below(limit) - alpha, low, high, 1e-7 * (high - low))
 
 
 def average(runs: Sequence[Contributions]) -> Contributions:
@@ -142,9 +143,6 @@ def _probability_below_zero(values: Floats, counts: Floats) -> float:
 
     Uses the saddlepoint approximation (Lugannani and Rice 1980, in Barndorff-Nielsen's form).
     """
-    from scipy.optimize import brentq
-    from scipy.special import ndtr
-
     least, most = float(values.min()), float(values.max())
     if least >= 0:
         return 0.0
@@ -152,13 +150,13 @@ def _probability_below_zero(values: Floats, counts: Floats) -> float:
         return 1.0
     # The saddlepoint is the zero of the derivative of the cumulant generating function.
     low, high = (1 - 1e-13) / least, (1 - 1e-13) / most
-    s = brentq(lambda s: (counts * values / (1 - values * s)).sum(), low, high, xtol=1e-17 * (high - low))
+    s = find_root(lambda s: (counts * values / (1 - values * s)).sum(), low, high, 1e-17 * (high - low))
     ratio = 1 - values * s
     root = np.sign(s) * np.sqrt(max(0.0, 2 * float((counts * np.log(ratio)).sum())))
     if abs(root) < 1e-5:
         return 0.5
     slope = s * np.sqrt((counts * (values / ratio) ** 2).sum())
-    return float(ndtr(root + np.log(slope / root) / root))
+    return 0.5 * math.erfc(-(root + np.log(slope / root) / root) / math.sqrt(2))
 
 
 Runs = Sequence[Contributions]

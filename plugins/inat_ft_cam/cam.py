@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from inat_ft_figures.figures import draw_images, most_confident_mistakes, sample_grid
+from inat_ft_figures.figures import most_confident_mistakes, sample_grid
+from inat_ft_figures.grids import draw_images
 from torch import Tensor, nn
 
 from inat_ft.data.batches import ImageFiles, ImageInput
@@ -79,7 +80,8 @@ def draw_cam(trained: LoadedModel, p: Predictions, folder: Path, subset: str, ro
     for name, (rows, title) in chosen.items():
         if rows:
             maps = grad_cam(trained, [root / p.paths[row] for row in rows], p.predicted[rows].tolist()).numpy()
-            files += draw_images(p, rows, folder / f"{name}-{subset}", root, title, maps)
+            stem, resizing = folder / f"{name}-{subset}", trained.preprocess.resizing
+            files += draw_images(p, rows, stem, root, title, maps, resizing)
     return files
 
 

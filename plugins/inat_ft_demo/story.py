@@ -21,7 +21,7 @@ from inat_ft.records import write_text
 SCRATCH, HEAD, PARTIAL = "part-a", "part-b-head", "part-b-partial"
 _TRAINING = "--epochs 10 --batch-size 32 --lr 1e-3"
 _WIDTH = 80
-_COMPARED = r"^ name|^ \S+ +0\.|^[^ ].*(best|better|differ|report)"
+_COMPARED = r"^ name|^ \S+ +0\.\d{4} |^[^ ].*(best|better|different|report)"
 _ACCURACY = "^ metric|^ accuracy  "
 
 _SWEEP = """\

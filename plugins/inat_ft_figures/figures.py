@@ -35,8 +35,7 @@ _STYLE = {
     "svg.fonttype": "none",
 }
 _FONT = "DejaVu Sans"
-_ROWS, _COLUMNS = 10, 3
-_IMAGES_DPI = 110
+_NUM_IMAGES = 30
 _MAX_NAMES = 100
 """Classes up to which a confusion matrix has names."""
 _MAX_BARS = 60
@@ -107,6 +106,8 @@ def inline(figure: Any) -> str:
 
 def draw_plots(p: Predictions, folder: Path, subset: str, root: Path) -> list[Path]:
     """Draw all figures of one evaluation as PNG and SVG, and return the files."""
+    from inat_ft_figures.grids import draw_images
+
     with plotting():
         drawn = {"confusion": draw_confusion(p.classes, confusion(p)), "per_class": _per_class(p)}
         if p.probabilities is not None:
@@ -185,7 +186,7 @@ def sample_grid(p: Predictions) -> Sequence[int]:
     for label in range(len(p.classes)):
         of_class = p.true[shuffled] == label
         turn[of_class] = np.arange(of_class.sum())
-    order = shuffled[np.argsort(turn, kind="stable")][: _ROWS * _COLUMNS]
+    order = shuffled[np.argsort(turn, kind="stable")][:_NUM_IMAGES]
     return list(order[np.argsort(p.true[order], kind="stable")])
 
 
@@ -193,43 +194,7 @@ def most_confident_mistakes(p: Predictions) -> Sequence[int]:
     """Return the thirty mistakes with the highest probability, most probable first."""
     wrong = np.flatnonzero(~p.correct)
     confidence = p.require_probabilities()[wrong, p.predicted[wrong]]
-    return list(wrong[np.argsort(-confidence, kind="stable")][: _ROWS * _COLUMNS])
-
-
-def draw_images(
-    p: Predictions, rows: Sequence[int], stem: Path, root: Path, title: str, maps: NDArray[np.float32] | None = None
-) -> list[Path]:
-    """Draw a grid of images with their classes as PNG and SVG.
-
-    maps: class activation maps `[N, S, S]` from 0 to 1, drawn beside each image.
-    """
-    lines = max(1, -(-len(rows) // _COLUMNS))
-    with plotting():
-        width = _COLUMNS * (2.0 if maps is None else 3.4)
-        figure, grid = new_figure(width, 0.6 + lines * 1.65, nrows=lines, ncols=_COLUMNS, squeeze=False)
-        figure.suptitle(title if rows else f"{title}: none", fontweight="bold", fontsize=11)
-        for axes in grid.flat:
-            axes.set_axis_off()
-        for number, (axes, row) in enumerate(zip(grid.flat, rows, strict=False)):
-            _draw_image(axes, p, row, root, None if maps is None else maps[number])
-    return save(figure, stem, _IMAGES_DPI)
-
-
-def _draw_image(axes: Any, p: Predictions, row: int, root: Path, heat: NDArray[np.float32] | None) -> None:
-    from inat_ft.images.decode import load_image
-
-    image = load_image(root / p.paths[row], 160)
-    axes.imshow(image, extent=(0, 1, 0, 1))
-    if heat is not None:
-        axes.imshow(image, extent=(1.04, 2.04, 0, 1))
-        style = {"cmap": "inferno", "alpha": 0.5, "vmin": 0, "vmax": 1, "interpolation": "bicubic"}
-        axes.imshow(heat, extent=(1.04, 2.04, 0, 1), **style)
-        axes.set_xlim(0, 2.04)
-    correct = p.correct[row]
-    confidence = f" ({p.probabilities[row, p.predicted[row]]:.0%})" if p.probabilities is not None else ""
-    true, predicted = (shorten(p.classes[label], 24) for label in (p.true[row], p.predicted[row]))
-    text = f"{true}\n{'✓' if correct else '✗'} {predicted}{confidence}"
-    axes.set_title(text, fontsize=8, color=GREEN if correct else ORANGE, loc="center", fontweight="normal")
+    return list(wrong[np.argsort(-confidence, kind="stable")][:_NUM_IMAGES])
 
 
 def _use_fonts(figure: Any) -> None:

@@ -167,7 +167,7 @@ def add_groups(candidates: Sequence[Candidate], metric: Metric) -> None:
     tested = [p for candidate in candidates for p in candidate.predictions]
     manifests = {c.record.split.fingerprint: c for c in candidates if c.record.split}.values() if tested else ()
     for manifest in filter(None, (candidate.manifest() for candidate in manifests)):
-        found = (_with_groups(p, manifest) for p in tested if manifest.made.get("group_by"))
+        found = (with_groups(p, manifest) for p in tested if manifest.made.get("group_by"))
         known = next(filter(None, found), None)
         if known:
             for candidate in candidates:
@@ -184,7 +184,7 @@ def _like(p: Predictions, known: Predictions) -> Predictions:
     return p if isinstance(aligned, str) else replace(p, groups=aligned.groups)
 
 
-def _with_groups(p: Predictions, manifest: Manifest) -> Predictions | None:
+def with_groups(p: Predictions, manifest: Manifest) -> Predictions | None:
     """Return predictions with the groups of a manifest; None if it does not have all of the images."""
     by_hash, by_path = ({name: row for row, name in enumerate(names)} for names in (manifest.hashes, manifest.paths))
     rows = [by_hash.get(digest, by_path.get(path)) for digest, path in zip(p.hashes, p.paths, strict=True)]

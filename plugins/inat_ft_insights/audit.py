@@ -32,7 +32,7 @@ _BLOCK = 1024
 class Kind(StrEnum):
     """Why an image is listed."""
 
-    LABEL = "label"  # another class is more probable than its label, by more than the usual confidence of that class
+    LABEL = "label"  # another class is more probable than its label, and a class has its usual confidence or more
     OUTLIER = "outlier"  # far from every other image
     AMBIGUOUS = "ambiguous"  # two classes are about equally probable
 
@@ -169,7 +169,8 @@ def confident_errors(probabilities: Floats, labels: Ints) -> tuple[NDArray[np.bo
     """Return which labels are confidently wrong, `[N]`, and the estimated number of wrong labels.
 
     probabilities: out of fold, `[N, C]`. A class is confident for an image if its probability is at least the mean that it
-    has for the images labelled with it. The confident joint counts images by label and most probable confident class; its
+    has for the images labelled with it. A label is not listed if it is the most probable class: an image can be above the low
+    mean of a rare class, too. The confident joint counts images by label and most probable confident class; its
     rows are scaled to the number of images of each label. Off its diagonal are the wrong labels.
     """
     count, num_classes = probabilities.shape
@@ -182,7 +183,8 @@ def confident_errors(probabilities: Floats, labels: Ints) -> tuple[NDArray[np.bo
     joint = np.zeros((num_classes, num_classes))
     np.add.at(joint, (labels[is_counted], likely[is_counted]), 1)
     joint *= (sizes / np.maximum(joint.sum(1), 1))[:, None]
-    return is_counted & (likely != labels), round(float(joint.sum() - np.trace(joint)))
+    errors = is_counted & (likely != labels) & (probabilities.argmax(1) != labels)
+    return errors, round(float(joint.sum() - np.trace(joint)))
 
 
 def label_margin(probabilities: Floats, labels: Ints) -> Floats:

@@ -6,11 +6,14 @@ all classes instead of its own, so that a class with a single image does not cou
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from inat_ft.metrics.base import Metric, Predictions
 from inat_ft.metrics.bounds import Contributions, Floats
+from inat_ft.metrics.roots import find_root
 from inat_ft.records import MetricValue
 
 _FEW = 30
@@ -90,8 +93,6 @@ def _least_recall(p: Predictions) -> float:
     With recall r of a class of n images that is the least mean of r where the product of all r^n is 0.025; there r is
     proportional to n, up to 1.
     """
-    from scipy.optimize import brentq
-
     counts = np.unique(p.true, return_counts=True)[1].astype(np.float64)
 
     def excess(log_scale: float) -> float:
@@ -99,7 +100,7 @@ def _least_recall(p: Predictions) -> float:
 
     high = -float(np.log(counts.min()))
     low = -float(np.log(counts.max())) + float(np.log(0.025)) / float(counts.min())
-    return float(np.minimum(1, np.exp(brentq(excess, low, high)) * counts).mean())
+    return float(np.minimum(1, np.exp(find_root(excess, low, high, 1e-12)) * counts).mean())
 
 
 def _missing_bias(ratio: Floats, images: Floats, present: NDArray[np.bool_]) -> float:
@@ -132,26 +133,37 @@ def _f1_bias(hits: Floats, true: Floats, predicted: Floats, present: NDArray[np.
 
 def _class_f1_bias(number: int, recall: float, false: float) -> float:
     """Return the expected F1 of a class of `number` images with Poisson false positives, minus F1 of the expected counts."""
-    from scipy.stats import binom, poisson
-
     whole = number * (1 + recall) + false
     if number > _FEW:
         bent = 2 * number * recall * (false - (number + false) * (1 - recall))
         return float(bent / whole**3)
     hits, wrong = np.arange(number + 1)[:, None], np.arange(int(false + 10 * np.sqrt(false)) + 11)
-    weight = binom.pmf(hits, number, recall) * poisson.pmf(wrong, false)
+    weight = _binomial(number, recall)[:, None] * _poisson(wrong, false)
     return float((weight * 2 * hits / (number + hits + wrong)).sum()) - 2 * number * recall / whole
 
 
 def _random_class_f1_bias(number: float, recall: float, false: float) -> float:
     """Return the same bias if the number of images of the class varies as well, with mean `number` (Poisson)."""
-    from scipy.stats import poisson
-
     right, wrong = number * recall, number * (1 - recall) + false
     if number > _FEW:
         return -2 * right * wrong / (2 * right + wrong) ** 3 if right else 0.0
     hits, errors = (np.arange(int(mean + 10 * np.sqrt(mean)) + 11) for mean in (right, wrong))
-    weight = poisson.pmf(hits, right)[:, None] * poisson.pmf(errors, wrong)
+    weight = _poisson(hits, right)[:, None] * _poisson(errors, wrong)
     images = 2 * hits[:, None] + errors
     ratio = np.divide(2.0 * hits[:, None], images, out=np.zeros(images.shape), where=images > 0)
     return float((weight * ratio).sum() / weight[images > 0].sum()) - 2 * right / (2 * right + wrong)
+
+
+def _binomial(number: int, share: float) -> Floats:
+    """Return the probability of 0 to `number` hits; scipy.stats has it too, but its import takes a second."""
+    hits = np.arange(number + 1)
+    ways = np.array([math.comb(number, each) for each in range(number + 1)], np.float64)
+    return np.asarray(ways * share**hits * (1 - share) ** (number - hits))
+
+
+def _poisson(counts: NDArray[np.int64], mean: float) -> Floats:
+    """Return the probability of each count; counts: 0, 1, 2, ..."""
+    if mean <= 0:
+        return np.where(counts == 0, 1.0, 0.0)
+    factorials = np.cumsum(np.log(np.maximum(counts, 1)))
+    return np.asarray(np.exp(counts * math.log(mean) - mean - factorials))

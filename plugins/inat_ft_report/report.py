@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from inat_ft_conformal.selective import ACCURACIES, risk_coverage
 from inat_ft_figures.figures import BLUE, GREEN, GREY, ORANGE, inline, logarithmic, new_figure, plotting, shorten
+from inat_ft_figures.grids import load_whole
 
 from inat_ft import __version__
 from inat_ft.errors import InatFtError
@@ -23,6 +24,7 @@ from inat_ft.records import check_output, write_text
 
 _COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", "-.", ":")
+_MARKERS = "os^DvPX"
 _NUM_IMAGES = 12
 _WIDTH = 4.8
 """Width of a chart in inches: its text is readable in a column and on a phone."""
@@ -69,13 +71,14 @@ def _charts(comparison: Comparison, classes: dict[str, Any] | None) -> dict[str,
     curves = [c for c in candidates if len(c.record.history) > 1]
     costs = [c for c in candidates if c.score and c.record.seconds.get("total")]
     tested = [c for c in candidates if c.predictions]
+    numbers = {candidate.name: number for number, candidate in enumerate(candidates)}  # the same style in all charts
     found = {"scores": (_scores(candidates, metric.label), f"{metric.label} of each classifier, with its 95% interval")}
     if curves:
-        found["curves"] = _curves(curves), "accuracy on the validation images after each epoch"
+        found["curves"] = _curves(curves, numbers), "accuracy on the validation images after each epoch"
     if len(costs) > 1:
-        found["cost"] = _cost(costs, metric), f"{metric.label} against training time, with 95% intervals"
+        found["cost"] = _cost(costs, metric, numbers), f"{metric.label} against training time, with 95% intervals"
     if selective := [c for c in tested if c.predictions[0].probabilities is not None]:
-        found["selective"] = _selective(selective)
+        found["selective"] = _selective(selective, numbers)
     if classes:
         largest = f", the {_MAX_BARS} largest differences" if len(classes["rows"]) > _MAX_BARS else ""
         found["classes"] = _classes(classes), f"recall by class, {classes['second']} minus {classes['first']}{largest}"
@@ -97,12 +100,14 @@ def _scores(candidates: list[Candidate], label: str) -> Any:
     return figure
 
 
-def _curves(candidates: list[Candidate]) -> Any:
+def _curves(candidates: list[Candidate], numbers: dict[str, int]) -> Any:
     figure, axes = new_figure(_WIDTH, 3.3)
-    for number, candidate in enumerate(candidates):
+    for candidate in candidates:
         epochs = [epoch.epoch for epoch in candidate.record.history]
         values = [np.nan if e.val_accuracy is None else e.val_accuracy for e in candidate.record.history]
-        axes.plot(epochs, values, marker="o", markersize=3, label=shorten(candidate.name), **_line(number))
+        axes.plot(
+            epochs, values, marker="o", markersize=3, label=shorten(candidate.name), **_line(numbers[candidate.name])
+        )
     axes.set(xlabel="Epoch", ylabel="Validation accuracy")
     axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure, len(candidates))
@@ -119,19 +124,15 @@ def _legend(figure: Any, entries: int) -> None:
     figure.legend(frameon=False, loc="outside lower left")
 
 
-def _cost(candidates: list[Candidate], metric: Metric) -> Any:
+def _cost(candidates: list[Candidate], metric: Metric, numbers: dict[str, int]) -> Any:
     figure, axes = new_figure(_WIDTH, 3.3)
-    seconds = [candidate.record.seconds["total"] for candidate in candidates]
-    middle = (min(seconds) * max(seconds)) ** 0.5
-    for candidate, at in zip(candidates, seconds, strict=True):
-        score = candidate.score
+    for candidate in candidates:
+        at, score, number = candidate.record.seconds["total"], candidate.score, numbers[candidate.name]
         if score and score.low is not None and score.high is not None:
             axes.plot([at, at], [score.low, score.high], color=GREY, linewidth=2, solid_capstyle="butt")
         value = score.value if score else np.nan
-        axes.plot(at, value, "o", color=BLUE)
-        beside = ((7, 4), "left") if at <= middle else ((-7, 4), "right")
-        name = shorten(candidate.name, 24)
-        axes.annotate(name, (at, value), beside[0], textcoords="offset points", ha=beside[1])
+        style = {"color": _line(number)["color"], "marker": _MARKERS[number % len(_MARKERS)], "linestyle": "none"}
+        axes.plot(at, value, label=shorten(candidate.name), **style)
     axes.set(xlabel="Training time in seconds (logarithmic)", ylabel=metric.label[:1].upper() + metric.label[1:])
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.1)
@@ -139,15 +140,16 @@ def _cost(candidates: list[Candidate], metric: Metric) -> Any:
     room = 0.03 * (high - low)
     axes.set_ylim(max(low, metric.bounds[0] - room), min(high, metric.bounds[1] + room))
     logarithmic(axes)
+    _legend(figure, len(candidates))
     return figure
 
 
-def _selective(candidates: list[Candidate]) -> tuple[Any, str]:
+def _selective(candidates: list[Candidate], numbers: dict[str, int]) -> tuple[Any, str]:
     """Return accuracy against the share of images without review, and what it means at the first accuracy of interest."""
     figure, axes = new_figure(_WIDTH, 3.3)
     curves = {candidate.name: risk_coverage(candidate.predictions[0]) for candidate in candidates}
-    for number, (name, curve) in enumerate(curves.items()):
-        axes.plot(curve.share, curve.accuracy, label=shorten(name), **_line(number))
+    for name, curve in curves.items():
+        axes.plot(curve.share, curve.accuracy, label=shorten(name), **_line(numbers[name]))
     axes.set(xlabel="Share of images without review", ylabel="Accuracy on these images")
     _legend(figure, len(candidates))
     lowest = min(float(curve.accuracy[-1]) for curve in curves.values())
@@ -218,13 +220,11 @@ def _discordant_images(first: Candidate, second: Candidate, aligned: Predictions
 
 
 def thumbnail(path: Path) -> str | None:
-    """Return an image as a data URL, 128 x 128, or None if it cannot be read."""
+    """Return a whole image as a data URL with at most 160 x 160 pixels, or None if it cannot be read."""
     from PIL import Image
 
-    from inat_ft.images.decode import load_image
-
     try:
-        pixels = load_image(path, 128)
+        pixels = load_whole(path, 160)
     except InatFtError:
         return None
     out = BytesIO()

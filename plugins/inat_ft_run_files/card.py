@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,7 +16,7 @@ from inat_ft_run_files.results import Results
 _SUBSETS = {"val": "validation", "test": "test"}
 _TYPES = {"accuracy": "accuracy", "macro_f1": "f1", "balanced_accuracy": "balanced_accuracy"}
 """Metrics in the YAML header, with their types on the Hub."""
-_SHOWN = {
+SHOWN = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
@@ -43,6 +43,11 @@ from transformers import pipeline
 
 pipeline("image-classification", model=".")("photo.jpg")
 ```
+"""
+
+
+_PADDING = """**timm and transformers pad images with the mean color, but this classifier was trained with black bars.**
+Pad the images to squares with black before these programs transform them; otherwise predictions differ.
 """
 
 
@@ -135,11 +140,11 @@ def _results(results: Sequence[Results]) -> Iterator[str]:
     yield "\n## Results\n"
     yield "| subset | images | metric | value | 95% interval |\n|---|---:|---|---:|---|"
     for each in results:
-        for name in (name for name in _SHOWN if name in each.metrics):
+        for name in (name for name in SHOWN if name in each.metrics):
             metric = each.metrics[name]
             interval = "" if metric.low is None or metric.high is None else f"{metric.low:.4f} to {metric.high:.4f}"
             place = f"| {_SUBSETS[each.subset]} | {each.num_images:,} |"
-            yield f"{place} {_SHOWN[name]} | {metric.value:.4f} | {interval} |"
+            yield f"{place} {SHOWN[name]} | {metric.value:.4f} | {interval} |"
     yield "\nSee `curves.png` for loss and accuracy by epoch, and `confusion-*.png` for the confusion matrices."
 
 
@@ -164,6 +169,8 @@ def _usage(record: RunRecord, in_timm: bool) -> Iterator[str]:
     yield "\n## Use it\n"
     if in_timm:
         yield _TIMM_USAGE.lstrip()
+        if _pads_otherwise(record.preprocess):
+            yield _PADDING
     yield '```python\nimport inat_ft\n\nmodel, transform = inat_ft.load("path/to/this/folder")\n```'
     yield "\n## Repeat the run\n"
     yield "```\ninat-ft train --config path/to/this/folder/config.yaml\n```\n"
@@ -177,6 +184,12 @@ def _usage(record: RunRecord, in_timm: bool) -> Iterator[str]:
     if record.weights_sha256:
         yield f"SHA-256 of the pretrained weights: {_code(record.weights_sha256)}."
     yield f"Environment: {_text(place)}.\n"
+
+
+def _pads_otherwise(preprocess: Mapping[str, Any]) -> bool:
+    """Return whether timm's transform of the folder pads with another color than inat-ft: with the mean."""
+    mean = [round(255 * value) for value in preprocess.get("mean", ())]
+    return preprocess.get("resize") == "pad" and list(preprocess.get("fill", ())) != mean
 
 
 def _code(value: Any) -> str:

@@ -183,6 +183,9 @@ def _cells(canvas: _Canvas, x: float, y: float, cell: int, table: NDArray[np.int
 
 
 def _fitted(name: str, size: int) -> str:
-    while _font(size).getlength(name) > _LABEL * _SCALE:
-        name = name.rstrip("…")[:-1] + "…"
-    return name
+    """Return a name that fits beside a matrix: of a long one, the beginning and the end, which tells subspecies apart."""
+    shown, kept = name, len(name)
+    while _font(size).getlength(shown) > _LABEL * _SCALE:
+        kept -= 1
+        shown = f"{name[: (kept + 1) // 2].rstrip()}…{name[len(name) - kept // 2 :].lstrip()}"
+    return shown

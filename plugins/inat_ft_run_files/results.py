@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inat_ft.errors import InatFtError
 from inat_ft.evaluation.predictions import confusion, read_predictions
-from inat_ft.metrics.base import get_metric
-from inat_ft.metrics.builtin import proportion
+from inat_ft.metrics.base import Predictions, get_metric
 from inat_ft.records import Evaluation, MetricValue, RunRecord, predictions_file
 
+VALIDATED = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
+"""Metrics of the validation images after a training."""
 CLASS_COLUMNS = ("class", "images", "precision", "recall", "f1")
 
 
@@ -52,19 +54,43 @@ class Results:
 def validation(record: RunRecord, directory: Path) -> Results | None:
     """Return the results of the best epoch on the validation images; None if there are no predictions.
 
-    Only accuracy has an interval: those of the other metrics need scipy.stats, whose import takes most of a second.
+    The metrics and intervals are those of `inat-ft eval`, also for images in groups.
     """
     file = predictions_file(record, directory, "val")
     if file is None or not file.is_file():
         return None
     p = read_predictions(file)
-    metrics = {"accuracy": proportion(int(p.correct.sum()), len(p))}
-    for other in ("balanced_accuracy", "log_loss", "ece"):
-        metrics[other] = MetricValue(value=get_metric(other).value(p))
-    found = Results("val", len(p), p.classes, metrics, confusion(p))
-    present = (found.confusion.sum(0) + found.confusion.sum(1)) > 0
-    metrics["macro_f1"] = MetricValue(value=float(np.mean([row[4] for row in found.class_rows()], where=present)))
-    return found
+    metrics = {name: get_metric(name).interval(p) for name in VALIDATED}
+    if _is_grouped(record, directory):
+        metrics = _clustered(p, metrics, record, directory)
+    return Results("val", len(p), p.classes, metrics, confusion(p))
+
+
+def _is_grouped(record: RunRecord, directory: Path) -> bool:
+    """Return whether the split has groups of images, from the first line of the manifest."""
+    file = directory / record.split.manifest if record.split else None
+    if file is None or not file.is_file():
+        return False
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        header = lines.readline()
+    return '"group_by"' in header and '"group_by": null' not in header
+
+
+def _clustered(
+    p: Predictions, metrics: dict[str, MetricValue], record: RunRecord, directory: Path
+) -> dict[str, MetricValue]:
+    """Return the metrics with intervals for grouped images; without intervals if the groups are not known."""
+    from inat_ft_groups.groups import clustered, with_groups
+
+    from inat_ft.evaluation.predict import manifest_of
+
+    try:
+        known = with_groups(p, manifest_of(record, directory))
+    except InatFtError:
+        known = None
+    if known is None or known.groups is None:
+        return {name: MetricValue(value=each.value) for name, each in metrics.items()}
+    return clustered(p, metrics, known.groups)
 
 
 def evaluated(record: RunRecord, subset: str) -> Results | None:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _ABSENT = "not used"
 _MAX_LABELS = 8
-_WIDTH = 4.8
-"""Width of a chart in inches, as in the other reports."""
+_WIDTH, _WIDE = 4.8, 9.6
+"""Width of a chart in inches, as in the other reports: in one of two columns, and in both."""
 
 
 def write_report(sweep: Sweep, folder: Path) -> list[Path]:
@@ -60,11 +60,19 @@ def write_report(sweep: Sweep, folder: Path) -> list[Path]:
         correlations=correlations(trials),
         columns=shown,
         seconds=(sum(seconds), median(seconds)) if seconds else None,
-        charts={name: {"image": inline(figure), "caption": caption} for name, (figure, caption) in figures.items()},
+        overlapping=sum(trial.seconds or 0.0 for trial in trials) > 1.5 * sum(seconds),
+        charts={
+            name: {"image": inline(figure), "caption": caption, "is_wide": figure.get_figwidth() > _WIDTH}
+            for name, (figure, caption) in figures.items()
+        },
         version=__version__,
     )
     write_text(folder / "report.html", page)
     return [folder / "report.html", *(save(figure, folder / name)[0] for name, (figure, _) in figures.items())]
+
+
+def _width(needed: float) -> float:
+    return _WIDTH if needed <= _WIDTH else max(_WIDE, needed)
 
 
 def _over_trials(trials: Sequence[Trial], metric: str, maximize: bool) -> Figure:
@@ -95,7 +103,7 @@ def _parallel(trials: Sequence[Trial], shown: Sequence[Column], metric: str, max
     lines = np.vstack([np.array(heights) + jitter, (values - low) / ((high - low) or 1.0)])
     labels.append([(0.0, f"{low:.4g}"), (1.0, f"{high:.4g}")])
     with plotting() as mpl:
-        figure, axes = new_figure(max(_WIDTH, 1.1 * len(lines)), 3.3)
+        figure, axes = new_figure(_width(1.1 * len(lines)), 3.3)
         colormap = mpl.colormaps["viridis_r" if maximize else "viridis"]
         scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(low, high), colormap)
         figure.colorbar(scale, ax=axes, label=metric, pad=0.1, fraction=0.05)
@@ -129,8 +137,9 @@ def _importance(weights: Sequence[Importance]) -> Figure:
 def _by_value(shown: Sequence[Column], metric: str) -> Figure:
     widths = [max(2.0, 0.35 * len(column.names)) for column in shown]
     with plotting():
-        size = max(3.2, sum(widths)), 3.0
-        figure, grid = new_figure(*size, ncols=len(shown), sharey=True, squeeze=False, width_ratios=widths)
+        figure, grid = new_figure(
+            _width(sum(widths)), 3.0, ncols=len(shown), sharey=True, squeeze=False, width_ratios=widths
+        )
         for axes, column in zip(grid[0], shown, strict=True):
             level, y, number = column.level, column.y, len(column.names)
             axes.plot(level + np.random.default_rng(0).uniform(-0.12, 0.12, len(y)), y, "o", color=BLUE, alpha=0.6)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from inat_ft_report.report import write_report
+from inat_ft_report.report import _charts, write_report
 
 from inat_ft.errors import RecordError, UsageError
 from inat_ft.evaluation.compare import compare
@@ -351,6 +351,40 @@ def test_dollars_in_names_and_long_times_draw(tmp_path: Path) -> None:
     ]
     assert any("from $5_{ to $6" in chart for chart in charts)
     assert not any("mathdefault" in chart for chart in charts)
+
+
+def test_each_classifier_has_one_style_in_all_charts_and_no_label_in_the_plot(tmp_path: Path) -> None:
+    history = [{"epoch": n, "val_accuracy": n / 10} for n in (1, 2)]
+    paths = [record(tmp_path, "without", right(0.9), seconds={"total": 10.0})]
+    paths += [record(tmp_path, name, right(0.8, 1), history=history, seconds={"total": 10.0}) for name in ("p", "q")]
+    found = compare(paths)
+    charts = _charts(found, None)
+    drawn = {
+        name: {line.get_label(): line for line in figure.axes[0].get_lines()} for name, (figure, _) in charts.items()
+    }
+    assert len({drawn["cost"][name].get_marker() for name in ("without", "p", "q")}) == 3
+    for name in ("p", "q"):
+        assert (
+            drawn["cost"][name].get_color() == drawn["curves"][name].get_color() != drawn["cost"]["without"].get_color()
+        )
+    assert not charts["cost"][0].axes[0].texts  # names of close points would overlap
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_settings_of_several_classifiers_are_not_broken_in_a_narrow_terminal(
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    names = ("efficientnet_lite0", "convnext_base", "resnet50")
+    configs = [{"model": {"backbone": name}, "strategy": {"unfreeze_from": None}} for name in names]
+    paths = [
+        record(tmp_path, f"run-of-{name}", right(0.9, n), config=c)
+        for n, (name, c) in enumerate(zip(names, configs, strict=True))
+    ]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    ran = cli("compare", *paths)
+    assert ran.code == 0, ran.err
+    line = next(line for line in ran.out.splitlines() if line.startswith(" model.backbone"))
+    assert line.count(",") == (2 if columns == 80 else 0) and all(name in line for name in names)
 
 
 def test_the_command_line(cli, tmp_path: Path) -> None:

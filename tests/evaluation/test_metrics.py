@@ -1,9 +1,13 @@
+import math
+
 import numpy as np
 import pytest
 from inat_ft_conformal.temperature import fit_temperature, temperature_scale
-from inat_ft_metrics.macro import _random_class_f1_bias
+from inat_ft_metrics.macro import _binomial, _poisson, _random_class_f1_bias
 from inat_ft_metrics.probabilities import Ece
+from scipy.optimize import brentq
 from scipy.special import softmax
+from scipy.stats import binom, poisson
 from sklearn import metrics as sk
 
 from inat_ft.errors import RecordError
@@ -17,6 +21,7 @@ from inat_ft.evaluation.predictions import (
 )
 from inat_ft.metrics import bounds as significance
 from inat_ft.metrics import get_metric
+from inat_ft.metrics.roots import find_root
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -183,3 +188,38 @@ def test_the_bias_of_f1_of_a_random_class_is_the_simulated_one(number: float, re
     f1 = 2 * hits[images > 0] / images[images > 0]
     expected = 2 * number * recall / (number * (1 + recall) + false)
     assert _random_class_f1_bias(number, recall, false) == pytest.approx(f1.mean() - expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("function", "low", "high"),
+    [
+        (lambda x: x**3 - 2, 0.0, 9.0),
+        (lambda x: math.expm1(x) - 1e-9, -1.0, 40.0),
+        (lambda x: 1 / (1 - x) - 1 / (1 + 3 * x), (1 - 1e-13) / -3, 1 - 1e-13),  # poles at both ends
+        (lambda x: (x > 0.3) - 0.5, 0.0, 1.0),
+        (lambda x: x, 0.0, 1.0),
+        (lambda x: x - 1, 0.0, 1.0),
+        (lambda x: math.atan(1e6 * (x - 0.7)), 0.0, 1.0),
+    ],
+)
+def test_zeros_are_those_of_scipy(function, low: float, high: float, sign: int) -> None:
+    calls: list[float] = []
+
+    def counted(x: float) -> float:
+        calls.append(x)
+        return sign * function(x)
+
+    expected = brentq(function, low, high, xtol=1e-13)
+    assert find_root(counted, low, high, 1e-13) == pytest.approx(expected, abs=2e-13)
+    assert len(calls) < 70 and all(low <= x <= high for x in calls)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("mean", [0.0, 0.7, 30.0, 2000.0])
+def test_probabilities_of_counts_are_those_of_scipy(share: float, mean: float) -> None:
+    counts = np.arange(int(mean + 10 * mean**0.5) + 11)
+    np.testing.assert_allclose(_poisson(counts, mean), poisson.pmf(counts, mean), rtol=1e-9, atol=1e-300)
+    for number in (1, 2, 30):
+        expected = binom.pmf(np.arange(number + 1), number, share)
+        np.testing.assert_allclose(_binomial(number, share), expected, rtol=1e-9, atol=1e-300)

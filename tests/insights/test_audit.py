@@ -200,6 +200,14 @@ def test_the_confident_joint_counts_off_diagonal_images() -> None:
     assert label_margin(probabilities, labels).argmin() == 2
 
 
+def test_a_label_that_is_the_most_probable_class_is_not_listed() -> None:
+    # mean probability of label 1 over its images: 0.3. The first image is above it, but not above 0.75, that of label 0.
+    probabilities = np.array([[0.6, 0.4], [0.9, 0.1], [0.75, 0.25], [0.7, 0.3]])
+    labels = np.array([0, 0, 0, 1])
+    errors, estimated = confident_errors(probabilities, labels)
+    assert errors.tolist() == [False] * 4 and estimated == 1
+
+
 def test_an_outlier_is_far_from_the_images_of_other_groups() -> None:
     rng = np.random.default_rng(0)
     values = np.concatenate(

@@ -94,3 +94,19 @@ def test_the_containers_are_complete() -> None:
     assert (folder / about["build"]["dockerfile"]).resolve() == (ROOT / "Dockerfile").resolve()
     assert (folder / about["build"]["context"]).resolve() == ROOT.resolve()
     assert about["postCreateCommand"].startswith("make .venv/.ready ")
+
+
+def test_make_test_extras_runs_every_test_that_other_targets_skip() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    listed = re.search(r"(?m)^EXTRAS_TESTS := (.+)$", makefile)
+    assert listed and all((ROOT / path).exists() for path in listed[1].split())
+    tests = {
+        file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8") for file in ROOT.glob("tests/**/test_*.py")
+    }
+    needed = re.compile(
+        r'importorskip\("(mlflow|openvino|tensorboard|trackio|transformers)"|"(openvino|transformers)"[,}]'
+    )
+    skipped = [path for path, text in tests.items() if needed.search(text)]
+    assert len(skipped) >= 5
+    assert all(path.startswith(tuple(listed[1].split())) for path in skipped), skipped
+    assert "make test-extras" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

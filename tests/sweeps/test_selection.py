@@ -203,7 +203,8 @@ def test_the_report_is_one_page_without_network_or_scripts_and_escapes_names(tmp
     assert all(source.startswith(("data:", "#")) for source in parsed.sources)
     assert "The best of 3 complete trials is trial 1 with val accuracy 0.7550" in re.sub(r"\s+", " ", text)
     assert '<th scope="row">dropout</th><td>0.1</td><td class="n">1</td><td class="n">0.7550</td>' in text
-    assert "The trials took 30.0 s in total, 10.0 s each (median)" in text
+    assert "The trials took 30.0 s in total, 10.0 s each (median)" in text and "share their time" not in text
+    assert "wide full" not in text  # a figure of one parameter is not magnified to the width of the page
     assert [png.name for png in pngs] == ["trials.png", "parallel.png", "importance.png", "values.png"]
     assert all(png.read_bytes().startswith(b"\x89PNG") for png in pngs)
 
@@ -211,6 +212,9 @@ def test_the_report_is_one_page_without_network_or_scripts_and_escapes_names(tmp
 def test_a_report_of_a_single_trial_and_of_words_in_the_space(tmp_path: Path) -> None:
     one = sweep_of(tmp_path / "one", [(300, 5.0)])
     assert [file.name for file in write_report(one, tmp_path / "a")] == ["report.html", "trials.png"]
+    text = (tmp_path / "a" / "report.html").read_text()
+    assert "Trial 0 is the only complete trial, with val accuracy 0.7500" in text
+    assert "better" not in text and "McNemar" not in text
 
     words = {"mode": {"values": ["head", "partial", "full"]}, "lr": {"min": 0.001, "max": 0.1}}
     spec = parse_spec({"method": "random", "run_cap": 6, "parameters": words})

@@ -1,5 +1,6 @@
 """What a training and an evaluation leave in the run's folder: figures and a model card."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from inat_ft_run_files.card import write_card
-from inat_ft_run_files.drawing import draw_confusion
+from inat_ft_run_files.card import SHOWN, write_card
+from inat_ft_run_files.drawing import _fitted, draw_confusion
 from inat_ft_run_files.figures import write_confusion, write_curves
 from inat_ft_run_files.results import Results, validation
 from inat_ft_sweeps.base import TrialJob
@@ -16,6 +17,7 @@ from inat_ft_sweeps.objective import TrainingObjective
 from PIL import Image
 from scipy.stats import binomtest
 
+import inat_ft
 from inat_ft.metrics.builtin import proportion
 from inat_ft.records import Epoch, RunRecord, read_record
 from inat_ft.training import TrainCallbacks, train
@@ -50,9 +52,46 @@ def test_a_training_leaves_figures_and_a_card(run) -> None:
     )  # raises if it is invalid
     assert parsed.model_name == "mine" and parsed.eval_results[0].dataset_split == "validation"
     assert parsed.eval_results[0].metric_value == accuracy["value"] and parsed.library_name == "inat-ft"
-    results = validation(record, directory)
-    assert results.confusion.sum() == record.split.counts["val"]
-    assert f"{results.metrics['accuracy'].low:.4f} to {results.metrics['accuracy'].high:.4f}" in card
+    assert validation(record, directory).confusion.sum() == record.split.counts["val"]
+
+
+def intervals(card: Path) -> dict[str, tuple[float, float, float]]:
+    """Return value and interval of each metric of the validation images in the table of a card."""
+    rows = re.findall(r"(?m)^\| validation \| \d+ \| ([^|]+) \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$", card.read_text())
+    return {name: (float(value), float(low), float(high)) for name, value, low, high in rows}
+
+
+@pytest.mark.parametrize("group_by", [None, r"(\d)\.png$"])
+def test_each_metric_has_the_interval_that_an_evaluation_gives_it(
+    config, directories, images: Path, invoke, group_by: str | None, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "photos.csv"
+    inat_ft.split(images, out=manifest, group_by=group_by, val_fraction=0.5, near=False)
+    run = train(config(data__split=str(manifest), track__files=True), directories)[1]
+    trained = intervals(run / "README.md")
+    ran = invoke("eval", run, "--subset", "val")
+    assert ran.code == 0, ran.err
+    metrics = read_record(run)[0].val.metrics
+    assert "Gaffke" not in {each.method for each in metrics.values()} if group_by else metrics["ece"].low is not None
+    expected = {
+        label: tuple(
+            pytest.approx(part, abs=1e-4) for part in (metrics[name].value, metrics[name].low, metrics[name].high)
+        )
+        for name, label in SHOWN.items()
+        if metrics[name].low is not None
+    }
+    assert len(expected) == (4 if group_by else 5)  # the calibration error of groups has no interval
+    assert trained == expected == intervals(run / "README.md")
+
+
+def test_groups_that_are_not_known_give_no_interval(config, directories, images: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "photos.csv"
+    inat_ft.split(images, out=manifest, group_by=r"(\d)\.png$", val_fraction=0.5, near=False)
+    record, run = train(config(data__split=str(manifest)), directories)
+    inat_ft.split(images, out=manifest, group_by=r"(\d)\.png$", val_fraction=0.3, near=False, force=True)
+    found = validation(record, run).metrics
+    assert found["accuracy"].value == pytest.approx(record.val_accuracy)
+    assert {each.low for each in found.values()} == {None}
 
 
 def test_an_evaluation_adds_the_test_set_and_keeps_a_card_that_was_edited(run, invoke) -> None:
@@ -109,6 +148,14 @@ def test_any_number_of_classes_can_be_drawn(tmp_path: Path, number: int) -> None
     draw_confusion(tmp_path / "matrix.png", names, np.eye(number, dtype=np.int64), "test")
     with Image.open(tmp_path / "matrix.png") as image:
         assert max(image.size) < 3200
+
+
+def test_long_names_keep_the_end_that_tells_them_apart() -> None:
+    names = [f"Animalia_Chordata_Mammalia_Carnivora_Canidae_Vulpes_{species}" for species in ("vulpes", "lagopus")]
+    fitted = [_fitted(name, 13) for name in names]
+    assert all(name.startswith("Animalia") and "…" in name for name in fitted)
+    assert fitted[0].endswith("_vulpes") and fitted[1].endswith("_lagopus")
+    assert _fitted("cat", 13) == "cat"
 
 
 def test_names_in_other_scripts_are_drawn_with_fonts_that_have_them(tmp_path: Path) -> None:
