@@ -20,6 +20,7 @@ from inat_ft.records import write_text
 from inat_ft.settings import dump_config, expand_user, portable
 from inat_ft.setup import SharedSetup, new_directory, split_info
 from inat_ft.training import Directories, TrainCallbacks, TrainJob, release_memory, train_together
+from inat_ft_folds.drawing import draw_folds
 from inat_ft_folds.partition import fold_manifests
 from inat_ft_folds.result import (
     OUT_OF_FOLD,
@@ -136,12 +137,14 @@ def _train_folds(config: RunConfig, directory: Path, cache: Path, folds: int, ca
 def _finish(
     config: RunConfig, summary: Summary, directory: Path, runs: list[Run], callbacks: TrainCallbacks
 ) -> CrossValidation:
-    """Write the out-of-fold predictions and the summary."""
+    """Write the out-of-fold predictions, a figure and the summary."""
     folds = [read_fold(run) for run in runs]
     write_predictions(directory / OUT_OF_FOLD, pooled(folds))
     metrics, errors = spreads(folds)
     for error in errors:
         callbacks.log(f"warning: {error.message}")
+    if config.track.files:
+        draw_folds(metrics["accuracy"], directory / "folds")
     entries = [_entry(number, run) for number, run in enumerate(runs, 1)]
     done = {
         "complete": True,

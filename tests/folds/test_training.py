@@ -11,6 +11,7 @@ from statistics import mean, stdev
 import pytest
 from inat_ft_folds.result import CrossValidation
 from inat_ft_metrics.macro import MacroF1
+from PIL import Image
 
 import inat_ft
 from inat_ft.api.train import Run
@@ -73,6 +74,15 @@ def test_each_image_is_predicted_by_the_classifier_that_was_not_trained_on_it(cl
     assert {"log_loss", "macro_f1"} <= ran.json["metrics"].keys()
     assert "best epoch of each fold was chosen on its held-out images" in ran.json["notes"][0]
     assert json.loads((folder / "cross-validation.json").read_text())["complete"] is True
+    text = (folder / "folds.svg").read_text(encoding="utf-8")
+    assert f"mean {accuracy['mean']:.4f}" in text and f"standard deviation {accuracy['deviation']:.4f}" in text
+    with Image.open(folder / "folds.png") as image:
+        assert image.width > 600
+
+
+def test_the_figure_can_be_left_out(config: Make) -> None:
+    found = inat_ft.train(config(**{"track.files": False}), folds=2)
+    assert not list(found.directory.glob("folds.*"))
 
 
 @pytest.mark.parametrize("more", [{}, {"data.augment": "flip"}], ids=["plain", "flip"])
