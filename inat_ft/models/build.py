@@ -26,8 +26,8 @@ from inat_ft.settings import expand_user
 
 _OTHER_SIZE = "choose another size, or omit --image-size to use the size that the weights were trained with"
 _MAX_EXTRA_TOKENS = 8
-_INITIALIZERS = ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "xavier_normal_", "xavier_uniform_")
-_RANDOM = {getattr(where, name, None) for where in (Tensor, nn.init) for name in _INITIALIZERS}
+_INITIALIZERS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+"""Functions that torch lets a mode replace. Those that draw until all values are in a range must not be skipped."""
 
 
 @dataclass(frozen=True)
@@ -116,19 +116,17 @@ def fit_positions(name: str, given: Tensor, wanted: torch.Size) -> Tensor:
 
 
 class _Uninitialized(TorchFunctionMode):
-    """Leave the weights of new layers as they are in memory, because others will be loaded."""
+    """Skip the default initialization of new layers, because other weights will be loaded."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Skip random numbers; run everything else."""
-        if func in _RANDOM:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+        """Return the tensor of an initializer as it is; call every other function."""
+        return kwargs["tensor"] if func in _INITIALIZERS else func(*args, **(kwargs or {}))
 
 
 def build_net(config: ModelConfig, num_classes: int, image_size: int, seed: int, initialize: bool = True) -> Net:
     """Return the network with random weights drawn from the seed. The global random state does not change.
 
-    initialize: if False, only the head has random weights. Drawing those of the backbone takes longer than loading others.
+    initialize: if False, weights of the backbone are undefined. Drawing them takes longer than loading others.
     """
     backbone: Backbone = build_backbone(config)
     with torch.random.fork_rng(devices=[]):
