@@ -8,7 +8,7 @@ CODE = """
 import sys
 from inat_ft.cli.main import _call
 assert "torch" not in sys.modules
-_call(lambda: __import__("torch"))
+_call(lambda: __import__("torch"), set())
 """
 
 
