@@ -10,6 +10,7 @@ Run it as a separate process: python -m tests.benchmarks.expert ROOT MODE EPOCHS
 import argparse
 import contextlib
 import json
+import os
 import time
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def best_dtype(device: torch.device) -> torch.dtype:
     """Return the fastest dtype that the hardware computes natively."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
-    if device.type == "cpu":
+    if device.type == "cpu" and os.environ.get("ATEN_CPU_CAPABILITY") != "avx2":  # set to measure as on a laptop
         flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
         return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
     return torch.float32
