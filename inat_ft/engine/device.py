@@ -16,6 +16,8 @@ from inat_ft.text import pluralize
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _PRECISIONS = ("fp32", "fp16", "bf16")
+_ISAS_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""Limits of oneDNN with which it emulates bfloat16."""
 """Precisions in the order in which hardware supports them: newer hardware supports the earlier ones too."""
 _CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _OUT_OF_MEMORY = (
@@ -157,8 +159,9 @@ def best_precision(device: torch.device) -> str:
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         return "bf16" if torch.version.hip or capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
-    has_bf16 = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return "bf16" if has_bf16 else "fp32"
+    if device.type != "cpu" or os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _ISAS_WITHOUT_BF16:
+        return "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

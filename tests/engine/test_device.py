@@ -98,6 +98,15 @@ def test_bf16_on_a_cpu_without_it_gives_a_warning(monkeypatch, native: bool) -> 
     assert ["emulates bfloat16" in line for line in choose_compute("cpu", "bf16").warnings] == [True] * (not native)
 
 
+@pytest.mark.parametrize(
+    ("limit", "precision"), [("avx2", "fp32"), ("AVX512_CORE", "fp32"), ("AVX512_CORE_BF16", "bf16")]
+)
+def test_a_limit_of_onednn_decides_about_bf16(monkeypatch, limit: str, precision: str) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert choose_compute("cpu", "auto").precision == precision
+
+
 def test_fp16_requires_cuda() -> None:
     with pytest.raises(UsageError, match="requires a CUDA device, not cpu"):
         choose_compute("cpu", "fp16")
