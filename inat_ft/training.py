@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -26,6 +26,7 @@ from inat_ft.engine.environment import environment, peak_memory_mib
 from inat_ft.engine.fit import EpochTask, Tasks, TrainState, fit, run_tasks
 from inat_ft.errors import InatFtError
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
+from inat_ft.locks import lock_run
 from inat_ft.models.weights import save_model
 from inat_ft.records import Epoch, Parameters, RunRecord, read_record, write_record, write_text
 from inat_ft.registry import FEATURES, call_plugin, get
@@ -63,6 +64,8 @@ def train(
 ) -> tuple[RunRecord, Path]:
     """Train one classifier as described in `inat_ft.train`, and return its record and its directory."""
     if resume is not None and (resume / "record.json").exists():
+        with suppress(InatFtError, OSError), lock_run(resume):
+            pass  # it removes the temporary files of a process that was killed after it had written the record
         return read_record(resume)[0], resume
     with reproducible(config.compute.deterministic):
         return run_tasks(_train(TrainJob(config, directories, callbacks or TrainCallbacks(), resume), SharedSetup()))

@@ -284,6 +284,14 @@ def test_a_killed_process_can_be_resumed(config, directories, cli, manifest_file
     assert histories[0] == histories[1]
 
 
+def test_what_a_process_left_that_was_killed_after_the_record_is_removed(config, directories) -> None:
+    record, run = train(config(), directories)
+    left = run / ".README.md.12345678.tmp"
+    left.write_text("half")
+    assert train(config(), directories, resume=run)[0] == record
+    assert not left.exists()
+
+
 def test_a_finished_run_is_returned(config, directories) -> None:
     record, directory = train(config(), directories)
     again, _ = train(config(), directories, resume=directory)
