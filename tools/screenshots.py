@@ -28,7 +28,7 @@ STEPS = (
     (f"train --mode head --backbone {BACKBONE} --name defaults", ""),
     (f"train --mode head --backbone {BACKBONE} --epochs 10 --lr 1e-3 --name part-b", "train.svg"),
     ("eval runs/part-a", ""),
-    ("eval runs/part-b --cam", ""),
+    ("eval runs/part-b --cam --coverage 0.9", ""),
     ("runs", "runs.svg"),
     ("compare runs/part-a runs/part-b --html report.html", "compare.svg"),
     (f"sweep create sweep.yaml --name digits --set model.backbone={BACKBONE}", ""),
@@ -38,6 +38,8 @@ STEPS = (
     ("runs html --out runs.html", ""),
     (f"audit splits/digits.csv --backbone {BACKBONE} --out audit", ""),
     (f"learning-curve --split splits/digits.csv --backbone {BACKBONE} --target 0.95 --out curve", ""),
+    (f"train --mode head --backbone {BACKBONE} --epochs 10 --lr 1e-3 --folds 5 --name folds", ""),
+    (f"tune splits/digits.csv --budget 2m --backbone {BACKBONE} --set data.image_size=32 --out tuned", ""),
 )
 """The commands in their order, each with the name of its recording."""
 
@@ -71,6 +73,9 @@ PICTURES = {
     "reliability.png": Part("runs/part-b/figures/reliability-test.png"),
     "cam.png": Part("runs/part-b/figures/cam-test.png", 600),
     "learning-curve.png": Part("curve/learning-curve.png"),
+    "risk-coverage.png": Part("runs/part-b/figures/risk-coverage-test.png"),
+    "folds.png": Part("runs/folds/folds.png"),
+    "tune.png": Part("tuned/report.html", 1000),
 }
 """Screenshots of pages, and figures."""
 
@@ -89,7 +94,7 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(sys.argv[1] if len(sys.argv) > 1 else temporary).resolve()
-        for name in ("data", "runs", "splits", "sweeps"):
+        for name in ("data", "runs", "splits", "sweeps", "tuned"):
             shutil.rmtree(folder / name, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         (folder / "sweep.yaml").write_text(_SWEEP)
@@ -157,7 +162,7 @@ def picture(folder: Path, part: Part, out: Path) -> None:
         with Image.open(file) as image:
             whole = image.convert("RGB")
         upper = whole.crop((0, 0, whole.width, part.height or whole.height))
-        upper.quantize(_COLORS, dither=Image.Dither.NONE).save(out, optimize=True)
+        upper.quantize(_COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
 def screenshot(page: Path, temporary: Path, part: Part) -> Path:
