@@ -29,6 +29,13 @@ def test_the_navigation_names_every_page_once() -> None:
     assert all((ROOT / source).is_file() for source in site.INCLUDED.values())
 
 
+def test_packages_whose_names_are_reexported_are_loaded_for_the_reference() -> None:
+    config = (ROOT / "mkdocs.yml").read_text()
+    modules = "\n".join((ROOT / "inat_ft" / name).read_text() for name in ("insights.py", "sweeps.py"))
+    needed = set(re.findall(r"(?m)^from (inat_ft_\w+)", modules))
+    assert needed and needed <= set(re.findall(r"inat_ft_\w+", re.findall("preload_modules: (.*)", config)[0]))
+
+
 def test_links_lead_to_the_site_or_to_the_repository() -> None:
     def link(page: str, target: str) -> str:
         return site.relinked(f"[x]({target})", page, "https://host")[4:-1]
