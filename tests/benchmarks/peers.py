@@ -86,6 +86,7 @@ def trainer(root: Path, mode: str, epochs: int) -> None:
             dataloader_num_workers=WORKERS,
             report_to=[],
             bf16=BF16,
+            use_cpu=DEVICE.type == "cpu",
             disable_tqdm=True,
             remove_unused_columns=False,
         )
