@@ -51,7 +51,7 @@ def test_a_training_leaves_figures_and_a_card(run) -> None:
         pytest.importorskip("huggingface_hub").ModelCard.load(directory / "README.md").data
     )  # raises if it is invalid
     assert parsed.model_name == "mine" and parsed.eval_results[0].dataset_split == "validation"
-    assert parsed.eval_results[0].metric_value == accuracy["value"] and parsed.library_name == "inat-ft"
+    assert parsed.eval_results[0].metric_value == accuracy["value"] and parsed.to_dict()["library_name"] == "inat-ft"
     assert validation(record, directory).confusion.sum() == record.split.counts["val"]
 
 
