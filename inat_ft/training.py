@@ -5,6 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from inat_ft.engine.device import reproducible
 from inat_ft.engine.distributed import convert_sync_layers
 from inat_ft.engine.early_stopping import EarlyStopping
 from inat_ft.engine.environment import environment, peak_memory_mib
-from inat_ft.engine.fit import EpochTask, Tasks, TrainState, fit, run_tasks
+from inat_ft.engine.fit import EpochTask, Task, Tasks, TrainState, WriteTask, fit, run_tasks
 from inat_ft.errors import InatFtError
 from inat_ft.evaluation.predictions import from_probabilities, write_predictions
 from inat_ft.locks import lock_run
@@ -100,7 +101,7 @@ def train_together(jobs: Sequence[TrainJob], shared: SharedSetup) -> list[Outcom
             else:
                 runs[number] = stack.enter_context(closing(_train(job, shared)))
 
-        def advance(number: int, send: Callable[[], EpochTask]) -> EpochTask | None:
+        def advance(number: int, send: Callable[[], Task]) -> Task | None:
             try:
                 return send()
             except StopIteration as end:
@@ -109,14 +110,30 @@ def train_together(jobs: Sequence[TrainJob], shared: SharedSetup) -> list[Outcom
                 outcomes[number] = error
             return None
 
-        run_together = get(FEATURES, "stacked-heads").load()
+        pool = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="results"))
+        writing: dict[int, Future[None]] = {}
         waiting = {number: advance(number, partial(next, run)) for number, run in runs.items()}
         while tasks := {number: task for number, task in waiting.items() if task is not None}:
-            results = run_together(list(tasks.values()))
-            for number, result in zip(tasks, results, strict=True):
-                resume = runs[number].throw if isinstance(result, Exception) else runs[number].send
+            for number, result in _run_round(tasks, writing, pool).items():
+                resume = runs[number].throw if isinstance(result, BaseException) else runs[number].send
                 waiting[number] = advance(number, partial(resume, result))
     return [outcomes[number] for number in range(len(jobs))]
+
+
+def _run_round(tasks: dict[int, Task], writing: dict[int, Future[None]], pool: Executor) -> dict[int, object]:
+    """Run one epoch of each run, and write the files of finished runs meanwhile; return results and errors by number.
+
+    writing: the files that are being written, by number, which is updated. They are waited for when no epoch is left.
+    """
+    run_together = get(FEATURES, "stacked-heads").load()
+    epochs = {number: task for number, task in tasks.items() if isinstance(task, EpochTask)}
+    for number, task in tasks.items():
+        if isinstance(task, WriteTask) and number not in writing:
+            writing[number] = pool.submit(task.run)
+    results: dict[int, object] = dict(zip(epochs, run_together(list(epochs.values())), strict=True))
+    for number in [number for number, future in writing.items() if future.done() or not epochs]:
+        results[number] = writing.pop(number).exception()
+    return results
 
 
 def release_memory() -> None:
@@ -149,12 +166,12 @@ def _train(job: TrainJob, shared: SharedSetup) -> Tasks[tuple[RunRecord, Path]]:
     trackers = make_trackers(config.track) if process_group.is_main_process else Trackers()  # may raise: before mkdir
     new = new_directory(setup.config, directories.runs) if resume is None and process_group.is_main_process else None
     with run_lock(Path(process_group.broadcast(resume or new)), process_group) as directory:
-        run = _Run(setup, directory, directories, callbacks, trackers, started)
+        run = _Run(setup, shared, directory, directories, callbacks, trackers, started)
         record = None
         for warning in setup.warnings:
             callbacks.log(f"warning: {warning}")
         try:
-            record = yield from run.train(shared)
+            record = yield from run.train()
         except BaseException as error:
             checkpoint = directory / "resume.pt"
             saved = checkpoint.exists() or previous_checkpoint(checkpoint).exists()
@@ -174,6 +191,7 @@ def _train(job: TrainJob, shared: SharedSetup) -> Tasks[tuple[RunRecord, Path]]:
 @dataclass
 class _Run:
     setup: Setup
+    shared: SharedSetup
     directory: Path
     directories: Directories
     callbacks: TrainCallbacks
@@ -181,7 +199,7 @@ class _Run:
     started: float
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def train(self, shared: SharedSetup) -> Tasks[RunRecord]:
+    def train(self) -> Tasks[RunRecord]:
         setup, callbacks, directory = self.setup, self.callbacks, self.directory
         is_main = setup.compute.process_group.is_main_process
         config = setup.config.model_copy(update={"name": directory.name})
@@ -197,11 +215,11 @@ class _Run:
         def save(state: TrainState) -> None:
             if is_main:
                 writer.save(checkpoint, state, setup.plan, identity)
-                self._write_metrics(state)
+                writer.then(partial(self._write_metrics, state.history_lines()))
 
         with decoders(config.compute.workers) as pool, CheckpointWriter() as writer:
             start = time.perf_counter()
-            loaders = make_loaders(setup, self.directories, callbacks, pool, shared)
+            loaders = make_loaders(setup, self.directories, callbacks, pool, self.shared)
             self.seconds["checking"] = time.perf_counter() - start
             state = TrainState(EarlyStopping(config.stop.patience, config.stop.min_delta, config.stop.monitor))
             step_config = make_step_config(setup, callbacks.log)  # before the weights are loaded: l2-sp needs the start
@@ -216,7 +234,7 @@ class _Run:
         trained = setup.plan.num_trainable  # before merge() removes adapters
         call_plugin(setup.strategy.merge, setup.plan.net)
         if is_main:
-            self._write_results(config, state, loaders)
+            yield WriteTask(partial(self._write_results, config, state, loaders))
         self.seconds["total"] = time.perf_counter() - self.started
         record = self._record(config, state, loaders, trained)
         if is_main:
@@ -230,11 +248,11 @@ class _Run:
         content = [settings, self.setup.manifest.fingerprint, self.setup.model.weights_sha256]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def _write_metrics(self, state: TrainState) -> None:
-        write_text(self.directory / "metrics.jsonl", state.history_lines())
+    def _write_metrics(self, lines: str) -> None:
+        write_text(self.directory / "metrics.jsonl", lines)
 
     def _write_results(self, config: RunConfig, state: TrainState, loaders: EpochLoaders) -> None:
-        self._write_metrics(state)  # again: a process may have been killed after its last checkpoint
+        self._write_metrics(state.history_lines())  # again: a process may have been killed after its last checkpoint
         manifest, rows = self.setup.manifest, self.setup.manifest.rows("val")
         assert state.best_logits is not None
         probabilities = state.best_logits.double().softmax(1).numpy()
@@ -273,7 +291,7 @@ class _Run:
                 "processes": setup.compute.process_group.size,
                 "decisions": loaders.decisions,
             },
-            environment=environment(setup.compute),
+            environment=self.shared.once("environment", setup.compute.device, partial(environment, setup.compute)),
             weights_sha256=setup.model.weights_sha256,
             predictions={"val": "predictions-val.csv"} if has_predictions else {},
             optimizer_steps=state.steps,

@@ -3,6 +3,7 @@
 The checkpoint before it is kept, and is used when the newest one is damaged.
 """
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -109,6 +110,17 @@ class CheckpointWriter:
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # once, instead of once for each tensor
         self._last = self._thread.submit(_write, file, copied)
+
+    def then(self, write: Callable[[], None]) -> None:
+        """Call a function in the background if the last checkpoint could be written."""
+        last = self._last
+        assert last is not None, "no checkpoint has been saved"
+        self._last = self._thread.submit(_after, last, write)
+
+
+def _after(last: Future[None], write: Callable[[], None]) -> None:
+    last.result()
+    write()
 
 
 def _copy_to_cpu(value: Any) -> Any:

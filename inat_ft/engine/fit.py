@@ -110,8 +110,16 @@ class EpochTask:
         return EpochResult(loss, accuracy, *evaluate(forward.net, self.val, forward.compute, forward.prefix))
 
 
+@dataclass
+class WriteTask:
+    """Files of a finished training, which can be written while other runs train."""
+
+    run: Callable[[], None]
+
+
+Task = EpochTask | WriteTask
 T = TypeVar("T")
-Tasks = Generator[EpochTask, EpochResult, T]
+Tasks = Generator[Task, Any, T]
 
 
 def run_tasks(tasks: Tasks[T]) -> T:

@@ -104,7 +104,7 @@ class _Stack:
         )
         optimizers = _join([task.scheduler.optimizer for task in self.tasks])
         for task in self.tasks:
-            task.forward.net.train()
+            task.forward.net.head.train()
         for index, (inputs, labels) in enumerate(first.forward.batches(first.order)):
             for task in self.tasks:
                 task.scheduler(index, steps)
@@ -219,7 +219,7 @@ def run_stacked(tasks: Sequence[EpochTask]) -> list[EpochResult | InatFtError]:
         trained = stack.train().tolist()
         for task in stack.tasks:
             task.before_val(task.forward)
-            task.forward.net.eval()
+            task.forward.net.head.eval()
         values, logits = stack.evaluate()
     results: dict[int, EpochResult | InatFtError] = {}
     for number, (task, (loss, accuracy), (val_loss, val_accuracy)) in enumerate(

@@ -15,16 +15,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
+from inat_ft import training
 from inat_ft.config import OptimConfig
 from inat_ft.engine.early_stopping import EarlyStopping
 from inat_ft.engine.optimizer import lr_factor, make_optimizer
 from inat_ft.engine.plan import TrainingPlan, make_plan
-from inat_ft.errors import InatFtError, UsageError
+from inat_ft.errors import InatFtError, StorageError, UsageError
 from inat_ft.models.net import make_net
 from inat_ft.records import Epoch, RunRecord, atomic_write, read_record
 from inat_ft.settings import load_config
+from inat_ft.setup import SharedSetup
 from inat_ft.strategies import Group, Strategy
-from inat_ft.training import TrainCallbacks, prepare, train
+from inat_ft.training import TrainCallbacks, TrainJob, prepare, train, train_together
 
 
 def figures(record: RunRecord) -> list[dict[str, object]]:
@@ -290,6 +292,30 @@ def test_what_a_process_left_that_was_killed_after_the_record_is_removed(config,
     left.write_text("half")
     assert train(config(), directories, resume=run)[0] == record
     assert not left.exists()
+
+
+def test_a_run_whose_files_cannot_be_written_fails_alone(config, directories, monkeypatch) -> None:
+    """The files of a shorter run are written while the others train."""
+    names, save = {"short": 1, "long": 3, "full-disk": 1}, training.save_model
+    jobs = [TrainJob(config(name=name, optim__epochs=epochs), directories) for name, epochs in names.items()]
+
+    def save_one(file: Path, *settings: object) -> None:
+        if file.parent.name == "full-disk":
+            raise StorageError(f"cannot write {file}: No space left on device")
+        save(file, *settings)
+
+    monkeypatch.setattr(training, "save_model", save_one)
+    short, long, failed = train_together(jobs, SharedSetup())
+    monkeypatch.undo()
+    assert isinstance(failed, StorageError)
+    assert not (directories.runs / "full-disk/record.json").exists()
+    for outcome, job in ((short, jobs[0]), (long, jobs[1])):
+        alone = train(job.config.model_copy(update={"name": f"{job.config.name}-alone"}), directories)
+        assert_same(outcome, alone)
+    finished = train_together(
+        [TrainJob(jobs[2].config, directories, resume=directories.runs / "full-disk")], SharedSetup()
+    )
+    assert_same(finished[0], short)
 
 
 def test_a_finished_run_is_returned(config, directories) -> None:
