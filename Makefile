@@ -21,7 +21,7 @@ test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m slow
 
 # Trackers and exporters with large packages, which the other tests skip. Their environment adds these packages to .venv.
-EXTRAS_TESTS := tests/tracking tests/engine/test_openvino.py tests/evaluation/test_exports.py tests/evaluation/test_hub.py
+EXTRAS_TESTS := tests/tracking tests/engine/test_runtimes.py tests/evaluation/test_exports.py tests/evaluation/test_hub.py
 SITE := -c 'import site; print(site.getsitepackages()[0])'
 test-extras: $(READY)
 	$(BIN)/python -m venv $(EXTRAS)

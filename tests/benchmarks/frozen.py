@@ -9,14 +9,12 @@ ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 makes torch and OpenVINO comput
 """
 
 import argparse
-import io
 import time
-import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
-from inat_ft_openvino.frozen import convert
+from inat_ft_runtimes.frozen import RUNTIMES
 from torch import Tensor
 
 from inat_ft.cache.prefix_forward import Compiled, folded_prefix, reduced_prefix
@@ -30,30 +28,15 @@ GFLOP = 8.2
 SIDE = 1024
 
 
-def onnx_runtime(net: Net, images: Tensor, threads: int) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
-
-    file = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        module = folded_prefix(net, len(net.stages)).build()
-        torch.onnx.export(module, (torch.zeros(images.shape),), file, dynamo=False, input_names=["images"])
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
-    return lambda inputs: torch.from_numpy(session.run(None, {"images": inputs.contiguous().numpy()})[0])
-
-
 def variants(net: Net, precision: str, images: Tensor, compiled: bool) -> dict[str, Callable[[Tensor], Tensor]]:
     depth, bf16 = len(net.stages), precision == "bf16"
     made = reduced_prefix(net, depth, torch.bfloat16) if bf16 else folded_prefix(net, depth)
     found: dict[str, Callable[[Tensor], Tensor]] = {"torch": made.build()}
     if compiled:
         found["torch.compile"] = Compiled(made.build(), print)
-    if find_spec("openvino"):
-        found["OpenVINO"] = convert(net, depth, images, images.dtype)
-    if find_spec("onnxruntime") and not bf16:
-        found["ONNX Runtime"] = onnx_runtime(net, images, torch.get_num_threads())
+    for name, (packages, convert, dtypes) in RUNTIMES.items():
+        if images.dtype in dtypes and all(map(find_spec, packages)):
+            found[name] = convert(net, depth, images.dtype, images)
     return found
 
 
