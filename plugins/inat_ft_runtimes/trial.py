@@ -22,7 +22,7 @@ class Trial(nn.Module):
     """Layers in torch, until the first batches have shown that another implementation agrees and is faster.
 
     others: by name, functions that return an implementation for batches like the argument. An implementation is used if its
-    output for the first batch differs from that of torch by at most 2% (relative L2 norm), and if it is the fastest on the next
+    output for the first batch differs from that of torch by at most 2% (relative L2 norm) and it is the fastest on the next
     batches, by at least 5%.
     """
 

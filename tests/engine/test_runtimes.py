@@ -109,9 +109,9 @@ def test_the_frozen_layers_of_a_run_are_tried_in_all_runtimes_but_not_in_exact_f
     ids=str,
 )
 def test_a_runtime_gives_the_features_of_torch_for_batches_of_any_size(runtime: str, dtype: torch.dtype) -> None:
-    packages, convert, _ = frozen.RUNTIMES[runtime]
-    for package in packages:
-        pytest.importorskip(package)
+    if runtime == "OpenVINO":
+        pytest.importorskip("openvino")
+    _, convert, _ = frozen.RUNTIMES[runtime]
     net = build_net(ModelConfig(backbone="resnet18", weights="none"), 3, 64, seed=0).eval()
     images = torch.randn(5, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
