@@ -52,6 +52,12 @@ class Tracker(Section):
         Called after `check` for each tracker of the run's configuration, without `start`. An exception becomes a warning.
         """
 
+    def complete(self, record: RunRecord, directory: Path) -> None:
+        """Write what is missing of a finished run, because its process was killed after `record.json`. Default: do nothing.
+
+        Called when the run is resumed, as `evaluated` is.
+        """
+
 
 class Trackers:
     """The trackers of one run. One that fails is reported in one warning and gets no more epochs."""
@@ -76,13 +82,13 @@ class Trackers:
     def finish(self, record: RunRecord | None) -> list[str]:
         return [line for tracker in self._started if (line := self._call(tracker, tracker.finish, record))]
 
-    def evaluated(self, record: RunRecord, directory: Path, subset: str) -> None:
-        """Log an evaluation to each tracker that can be used."""
-        self._work = "evaluation"
+    def call_each(self, method: str, *args: Any) -> None:
+        """Call `evaluated` or `complete` of each tracker that can be used."""
+        self._work = "evaluation" if method == "evaluated" else "command"
         for tracker in self._trackers:
             self._call(tracker, tracker.check)
             if id(tracker) not in self._failed:
-                self._call(tracker, tracker.evaluated, record, directory, subset)
+                self._call(tracker, getattr(tracker, method), *args)
 
     def _call(self, tracker: Tracker, method: Callable[..., Any], *args: Any) -> Any:
         try:
@@ -107,10 +113,19 @@ def make_trackers(config: TrackConfig) -> Trackers:
 
 def log_evaluation(record: RunRecord, directory: Path, subset: str) -> None:
     """Log an evaluation to the trackers of the run. What fails is reported in a warning."""
+    _call_each("the evaluation is not logged", record, "evaluated", record, directory, subset)
+
+
+def complete_run(record: RunRecord, directory: Path) -> None:
+    """Let the trackers of a finished run write what is missing. What fails is reported in a warning."""
+    _call_each("the files of the run are not completed", record, "complete", record, directory)
+
+
+def _call_each(otherwise: str, record: RunRecord, method: str, *args: Any) -> None:
     try:
         options = TrackConfig.model_validate(record.config.get("track", {})).trackers
         trackers = [build_tracker(name, own) for name, own in options.items()]
     except (InatFtError, ValidationError) as error:  # as when the run was trained elsewhere, with another plugin
-        print(f"warning: the evaluation is not logged: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"warning: {otherwise}: {str(error).splitlines()[0]}", file=sys.stderr)
     else:
-        Trackers(trackers).evaluated(record, directory, subset)
+        Trackers(trackers).call_each(method, *args)

@@ -46,7 +46,7 @@ from inat_ft.setup import (
     split_info,
 )
 from inat_ft.threads import decoders
-from inat_ft.tracking import Trackers, make_trackers
+from inat_ft.tracking import Trackers, complete_run, make_trackers
 
 __all__ = [
     "Directories",
@@ -65,9 +65,10 @@ def train(
 ) -> tuple[RunRecord, Path]:
     """Train one classifier as described in `inat_ft.train`, and return its record and its directory."""
     if resume is not None and (resume / "record.json").exists():
-        with suppress(InatFtError, OSError), lock_run(resume):
-            pass  # it removes the temporary files of a process that was killed after it had written the record
-        return read_record(resume)[0], resume
+        record = read_record(resume)[0]
+        with suppress(InatFtError, OSError), lock_run(resume):  # it removes temporary files of a killed process
+            complete_run(record, resume)
+        return record, resume
     with reproducible(config.compute.deterministic):
         return run_tasks(_train(TrainJob(config, directories, callbacks or TrainCallbacks(), resume), SharedSetup()))
 

@@ -32,6 +32,10 @@ class RunFiles(Tracker):
         """Write the card again, with the results of the evaluation, and its confusion matrix."""
         _write(record, directory, subset)
 
+    def complete(self, record: RunRecord, directory: Path) -> None:
+        if not (directory / "README.md").exists():  # it is written last
+            _write(record, directory, None)
+
 
 def _write(record: RunRecord, directory: Path, subset: str | None) -> None:
     from inat_ft_run_files.card import write_card

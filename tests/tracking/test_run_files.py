@@ -106,6 +106,20 @@ def test_an_evaluation_adds_the_test_set_and_keeps_a_card_that_was_edited(run, i
     assert "My classifier" in card.read_text()
 
 
+def test_resuming_a_finished_run_writes_the_files_that_a_killed_process_left_out(run, config, directories) -> None:
+    record, directory = run
+    names = ("README.md", "curves.png", "confusion-val.png")
+    wanted = {name: (directory / name).read_bytes() for name in names}
+    for name in names:
+        (directory / name).unlink()
+    assert train(config(), directories, resume=directory) == (record, directory)
+    assert {name: (directory / name).read_bytes() for name in names} == wanted
+    (directory / "README.md").write_text("edited")
+    (directory / "curves.png").unlink()
+    train(config(), directories, resume=directory)
+    assert (directory / "README.md").read_text() == "edited" and not (directory / "curves.png").exists()
+
+
 def test_a_trial_of_a_sweep_and_a_run_without_files_leave_none(config, directories, manifest_file: Path) -> None:
     settings = {"data.split": str(manifest_file), "model.backbone": "cnn", "data.image_size": 32, "optim.epochs": 1}
     objective = TrainingObjective("val_accuracy", directories.cache, lambda config: TrainCallbacks())
