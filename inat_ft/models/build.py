@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -75,10 +74,8 @@ def build_model(
     if pretrained is None or not load:
         return Model(net, preprocess, "random", None)
     state = _adapt_state_dict(backbone, pretrained, net)
-    with ThreadPoolExecutor(1) as pool:
-        digest = pool.submit(fingerprint, state)
-        net.load_original_state_dict(state, pretrained.name)
-    return Model(net, preprocess, pretrained.name, digest.result())
+    net.load_original_state_dict(state, pretrained.name)
+    return Model(net, preprocess, pretrained.name, fingerprint(state))
 
 
 def _adapt_state_dict(backbone: Backbone, pretrained: PretrainedWeights, net: Net) -> dict[str, Tensor]:
