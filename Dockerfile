@@ -2,8 +2,9 @@
 # NVIDIA GPUs:  docker build -t inat-ft --build-arg TORCH=cu128 .
 FROM python:3.12-slim
 ARG TORCH=cpu
+ARG TORCH_INDEX=https://download.pytorch.org/whl/${TORCH}
 RUN apt-get update && apt-get install -y --no-install-recommends g++ git make && rm -rf /var/lib/apt/lists/*
-RUN pip install --no-cache-dir torch torchvision --index-url https://download.pytorch.org/whl/${TORCH}
+RUN pip install --no-cache-dir torch torchvision --index-url ${TORCH_INDEX}
 COPY . /src
 RUN pip install --no-cache-dir '/src[demo,onnx]'
 RUN useradd --create-home --home-dir /data user
