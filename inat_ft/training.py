@@ -1,6 +1,5 @@
 """Train one classifier, from a configuration to a run directory."""
 
-import gc
 import hashlib
 import json
 import time
@@ -20,7 +19,7 @@ from inat_ft.config import RunConfig
 from inat_ft.crash import write_crash
 from inat_ft.engine.advice import advise
 from inat_ft.engine.checkpoint import CheckpointError, CheckpointWriter, load_checkpoint, previous_checkpoint
-from inat_ft.engine.device import reproducible
+from inat_ft.engine.device import release_memory, reproducible
 from inat_ft.engine.distributed import convert_sync_layers
 from inat_ft.engine.early_stopping import EarlyStopping
 from inat_ft.engine.environment import environment, peak_memory_mib
@@ -135,16 +134,6 @@ def _run_round(tasks: dict[int, Task], writing: dict[int, Future[None]], pool: E
     for number in [number for number, future in writing.items() if future.done() or not epochs]:
         results[number] = writing.pop(number).exception()
     return results
-
-
-def release_memory() -> None:
-    """Free the memory of the previous training. Call it between trainings in one process.
-
-    Networks that torch.fx traced contain reference cycles, which only the garbage collector frees.
-    """
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def share_batches(setup: Setup, callbacks: TrainCallbacks) -> TrainCallbacks:

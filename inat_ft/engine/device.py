@@ -1,5 +1,7 @@
 """The device, the precision and the random state of a training."""
 
+import atexit
+import gc
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,9 +18,9 @@ from inat_ft.text import pluralize
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _PRECISIONS = ("fp32", "fp16", "bf16")
+"""Precisions in the order in which hardware supports them: newer hardware supports the earlier ones too."""
 _ISAS_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 """Limits of oneDNN with which it emulates bfloat16."""
-"""Precisions in the order in which hardware supports them: newer hardware supports the earlier ones too."""
 _CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -29,6 +31,8 @@ _OUT_OF_MEMORY = (
     "could not create a primitive",  # oneDNN
 )
 _Module = TypeVar("_Module", bound=nn.Module)
+
+atexit.register(gc.unfreeze)  # objects frozen between trainings are not freed at exit, and Triton reports them as leaks
 
 
 @dataclass(frozen=True)
@@ -210,3 +214,13 @@ def threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def release_memory() -> None:
+    """Free the memory of the previous training. Call it between trainings in one process.
+
+    Networks that torch.fx traced contain reference cycles, which only the garbage collector frees.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

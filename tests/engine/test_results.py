@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -203,6 +204,18 @@ def test_training_does_not_change_the_garbage_collector(config, directories) -> 
     train(config(optim__epochs=1), directories)
     release_memory()
     assert gc.get_freeze_count() == before
+
+
+def test_no_object_is_frozen_at_exit() -> None:
+    code = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count()))
+import inat_ft.training
+gc.freeze()
+assert gc.get_freeze_count() > 1000
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
+    assert ran.stdout == "0\n"
 
 
 @pytest.mark.parametrize("augment", ["standard", "flip"])
