@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -75,10 +76,14 @@ def test_the_wheel_works_in_an_environment_of_its_own(wheel: Path, tmp_path: Pat
         assert words[1] != "-c" or ran.stdout.count(str(site)) == 2
 
 
-def test_the_containers_are_complete() -> None:
+def container_steps() -> list[list[str]]:
     lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
-    steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
-    known = {"FROM", "ARG", "RUN", "COPY", "USER", "WORKDIR", "ENTRYPOINT", "CMD"}
+    return [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+
+
+def test_the_containers_are_complete() -> None:
+    steps = container_steps()
+    known = {"FROM", "ARG", "ENV", "RUN", "COPY", "USER", "WORKDIR", "ENTRYPOINT", "CMD"}
     assert {name for name, _ in steps} <= known and steps[0] == ["FROM", "python:3.12-slim"]
     assert ["RUN", "inat-ft doctor"] in steps and steps.index(["USER", "user"]) < steps.index(["RUN", "inat-ft doctor"])
     extras = re.search(r"/src\[([\w,]+)\]", " ".join(value for _, value in steps))
@@ -94,6 +99,35 @@ def test_the_containers_are_complete() -> None:
     assert (folder / about["build"]["dockerfile"]).resolve() == (ROOT / "Dockerfile").resolve()
     assert (folder / about["build"]["context"]).resolve() == ROOT.resolve()
     assert about["postCreateCommand"].startswith("make .venv/.ready ")
+    assert ["USER", about["remoteUser"]] in steps
+
+
+def test_every_user_of_the_container_can_write_to_the_home_and_the_cache_folder() -> None:
+    steps = container_steps()
+    variables = dict(word.split("=") for name, value in steps if name == "ENV" for word in value.split())
+    writable = re.search(r"chmod 1777 ([\w/ ]+)", "\n".join(value for name, value in steps if name == "RUN"))
+    assert writable and set(writable[1].split()) == {variables["HOME"], variables["XDG_CACHE_HOME"]}
+    assert ["WORKDIR", variables["HOME"]] in steps
+    page = (ROOT / "docs" / "how-to" / "containers.md").read_text(encoding="utf-8")
+    assert re.findall(r"-v inat-ft-cache:(\S+)", page) == [variables["XDG_CACHE_HOME"]]
+    arguments = {value.split("=")[0] for name, value in steps if name == "ARG"}
+    assert set(re.findall(r"--build-arg (\w+)=", page)) == arguments
+
+
+@pytest.mark.slow
+def test_the_container_is_built_from_the_files_of_the_wheel(tmp_path: Path) -> None:
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    first, *patterns = [line for line in lines if not line.startswith("#")]
+    assert first == "*"
+    (tmp_path / "src").mkdir()
+    for pattern in patterns:
+        source = ROOT / pattern.removeprefix("!")
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / "src" / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif pattern.startswith("!"):
+            shutil.copy(source, tmp_path / "src")
+    names = zipfile.ZipFile(build(tmp_path / "src", tmp_path / "wheel", "wheel")).namelist()
+    assert {name for name in names if ".dist-info/" not in name} == needed()
 
 
 def test_make_test_extras_runs_every_test_that_other_targets_skip() -> None:
