@@ -35,6 +35,14 @@ class _Commands(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{**settings, "commands": commands.builtin()})
 
+    def main(self, *args: Any, **settings: Any) -> Any:
+        try:
+            return super().main(*args, **settings)
+        except SystemExit as end:
+            if end.code == 128 + signal.SIGINT and _stopped_by:  # Typer's exit code for any KeyboardInterrupt
+                sys.exit(128 + _stopped_by)
+            raise
+
     def get_params(self, ctx: Any) -> list[Any]:
         return _without_types(super().get_params(ctx))
 
@@ -57,8 +65,6 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as stop:
-            raise typer.Exit(128 + (_stopped_by or signal.SIGINT)) from stop
         except typer.BadParameter as error:
             cause: Any = error.__cause__
             if hasattr(cause, "errors"):  # an error of pydantic, whose value Typer omits

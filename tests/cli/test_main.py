@@ -255,6 +255,22 @@ def test_a_signal_in_a_callback_whose_exceptions_python_discards_is_repeated(num
     assert ran.returncode == code and not ran.stdout and "Traceback" not in ran.stderr, ran.stderr
 
 
+WHILE_OPTIONS_ARE_READ = """
+import os, sys, time
+from inat_ft.cli import main
+
+main._Commands.make_context = lambda *_, **__: [os.kill(os.getpid(), int(sys.argv[1])), time.sleep(30)]
+main.run()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_the_command_begins_has_the_same_exit_code(number: int, code: int) -> None:
+    command = [sys.executable, "-c", WHILE_OPTIONS_ARE_READ, str(int(number))]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    assert ran.returncode == code and not ran.stdout and "Traceback" not in ran.stderr, ran.stderr
+
+
 def test_a_run_is_resumed_from_another_folder_whatever_its_name(
     invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
