@@ -84,6 +84,8 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    if not isinstance(value, type):
+        value = import_module(f"{__name__}.hints").for_python(value)
     globals()[name] = value
     return value
 

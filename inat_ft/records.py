@@ -253,7 +253,7 @@ def check_output(file: Path, run: Path | None = None, kind: str = "file") -> Non
     found = Path(os.path.realpath(file))
     is_own = found.is_file() and found.name.startswith(own)
     if is_own and (found.parent == run or found.with_name("record.json").is_file()):
-        raise UsageError(f"{file} belongs to the run in its folder", "name another file: --out FILE")
+        raise UsageError(f"{file} belongs to the run in its folder", "name another file")
 
 
 def write_text(file: Path, text: str) -> None:

@@ -156,11 +156,9 @@ def plugin_errors(group: str, loaded: type[Any], method: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         packages = sorted({plugin.package for plugin in _registered_as(group, loaded)} - {_OURS})
-        hint = f"report it to the author of the plugin, or remove it: pip uninstall {' '.join(packages)}\n"
-        raise PluginError(
-            f"{plugin_label(group, loaded)} failed in {method}: {type(error).__name__}: {error}",
-            f"{hint if packages else ''}for a traceback, run the command again with --debug",
-        ) from error
+        hint = f"report it to the author of the plugin, or remove it: pip uninstall {' '.join(packages)}"
+        problem = f"{plugin_label(group, loaded)} failed in {method}: {type(error).__name__}: {error}"
+        raise PluginError(problem, hint if packages else "") from error
 
 
 def _registered_as(group: str, loaded: type[Any]) -> list[Plugin]:

@@ -153,7 +153,7 @@ class PredictionResult(Tabular, Sequence[Prediction]):
         if os.path.exists(file) and os.path.realpath(file) in {
             os.path.realpath(file_of(str(each.path))) for each in self
         }:
-            raise UsageError(f"{file} is one of the images", "name another file: --out FILE")
+            raise UsageError(f"{file} is one of the images", "name another file")
         header = ["path", "predicted", "confidence", *self[0].columns(), *(f"p_{name}" for name in self[0].classes)]
         rows = (
             [each.path.as_posix(), *each.top(1)[0], *each.columns().values(), *each.probabilities.tolist()]

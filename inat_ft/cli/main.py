@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from inat_ft import __version__
 from inat_ft.cli import commands, render
-from inat_ft.errors import InatFtError, UsageError
+from inat_ft.errors import InatFtError, PluginError, UsageError
 from inat_ft.paths import ensure_home
 
 _GLOBAL = ("quiet", "debug")  # options that can stand before and after the name of a command
@@ -84,13 +84,15 @@ def _without_types(options: list[Any]) -> list[Any]:
 
 def _call(command: Callable[..., Any], known: set[str], /, **options: Any) -> Any:
     """Set up the process and run a command. Help and usage errors do not need that. known: its options."""
-    from inat_ft.cli.options import name_settings
+    from inat_ft.hints import name_settings
     from inat_ft.registry import FEATURES, get
 
     get(FEATURES, "startup").load()()
     try:
         return command(**options)
     except InatFtError as error:
+        if isinstance(error, PluginError) and error.__cause__:
+            error.hint = f"{error.hint}\nfor a traceback, run the command again with --debug".lstrip()
         name_settings(error, known)
         raise
 

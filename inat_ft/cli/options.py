@@ -6,15 +6,13 @@ configuration.
 
 import inspect
 import json
-import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from inat_ft.errors import InatFtError
 from inat_ft.paths import check_writable
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -51,8 +49,6 @@ Coverage = Annotated[
 ]
 ByClass = Annotated[bool, typer.Option("--by-class", help="With --coverage: calibrate each class with its own images.")]
 
-_FLAG = re.compile(r"(?<![\w-])--([a-z-]+)(?: (?!(?:or|and|to|if|has|must|requires)\b)([\w.:]*\w))?")
-"""An option in a message, and the word after it, which is its value."""
 _TYPES = {"bool": bool, "float": float, "int": int, "str": str}
 
 
@@ -65,24 +61,6 @@ def output(help: str, kind: str = "file", **settings: Any) -> Any:
         return value
 
     return typer.Option(help=help, callback=check, **settings)
-
-
-def name_settings(error: InatFtError, known: Collection[str]) -> None:
-    """Replace the flags of `inat-ft train` in an error of a command that lacks them by the keys that they set.
-
-    known: the options of the command. Whatever follows `inat-ft` in a line is another command, and is not changed.
-    """
-    from inat_ft.settings import ALIASES
-
-    def key(found: re.Match[str]) -> str:
-        name, value = found[1].replace("-", "_"), found[2]
-        if f"--{found[1]}" in known or name not in ALIASES:
-            return found[0]
-        return f"{'--set ' * ('--set' in known)}{ALIASES[name]}={value}" if value else ALIASES[name]
-
-    for part in ("message", "hint"):
-        pieces = (line.partition("inat-ft ") for line in getattr(error, part).split("\n"))
-        setattr(error, part, "\n".join(_FLAG.sub(key, own) + name + other for own, name, other in pieces))
 
 
 def with_config_flags(command: Callable[..., None]) -> Callable[..., None]:

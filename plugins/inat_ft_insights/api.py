@@ -262,7 +262,7 @@ def run_settings(run: RunLike | None, config: PathLike | RunConfig | None) -> Pa
 def require_mode(config: RunConfig, mode: str) -> None:
     """Raise UsageError if the settings name another strategy than `mode`."""
     if config.strategy.name != mode:
-        raise UsageError(f"strategy.name is '{config.strategy.name}', but mode is '{mode}'", "pass mode (--mode) only")
+        raise UsageError(f"strategy.name is '{config.strategy.name}', but mode is '{mode}'", "pass --mode only")
 
 
 def _resolve(

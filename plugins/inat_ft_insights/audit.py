@@ -128,7 +128,7 @@ def audit(
     needed = list(dict.fromkeys(("train", "val", *subsets)))
     features = frozen_features(config, cache, needed, progress)
     if empty := [subset for subset in subsets if not len(features.manifest.rows(subset))]:
-        raise UsageError(f"{features.manifest.path} has no {empty[0]} images", "choose another --subset")
+        raise UsageError(f"{features.manifest.path} has no {empty[0]} images", "choose another subset")
     return audit_features(features, subsets, features.config.seed)
 
 

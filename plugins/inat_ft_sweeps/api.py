@@ -155,7 +155,14 @@ class TuneResult(Tabular):
         return Table(columns, [[row[name] for name in columns] for row in self.details["trials"]])
 
 
-def tune(data: Any = None, budget: str | float | None = None, **options: Any) -> TuneResult:
+def tune(
+    data: str | os.PathLike[str] | None = None,
+    budget: str | float | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> TuneResult:
     """Choose and train a model in a given time, as `inat-ft tune` does.
 
         result = inat_ft.tune("photos", budget="30m", backbone="resnet18")
@@ -164,11 +171,13 @@ def tune(data: Any = None, budget: str | float | None = None, **options: Any) ->
         data: folder of images, or a manifest; None continues the search in the folder `out`.
         budget: time for everything, such as `90s`, `30m` or `1h30m`, or a number of seconds. Default: `30m`, or the budget
             of the search that continues.
-        **options: `strategies`, `out`, `config`, `settings`, `seed`, `runs_dir`, `cache_dir`, `log`, and those of `train`.
+        out: folder for the search and its report. Default: `tunes/NAME`.
+        settings: values to fix for all runs, by their dotted names, such as `{"optim.momentum": 0.8}`.
+        **options: `strategies`, `config`, `seed`, `runs_dir`, `cache_dir`, `log`, and those of `train`.
 
     Raises:
         UsageError: the data or an option cannot be used, or the budget is too short.
         DataError: an image is missing or has changed since the split.
     """
-    result: TuneResult = get(FEATURES, "tune").load()(data, budget, **options)
+    result: TuneResult = get(FEATURES, "tune").load()(data, budget, out=out, settings=settings, **options)
     return result

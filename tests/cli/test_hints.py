@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from inat_ft.cli.options import name_settings
 from inat_ft.errors import UsageError
+from inat_ft.hints import name_settings
 from tests.test_docs import known_options
 
 SMALL = tuple(
