@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from inat_ft.errors import ConfigError, PluginError, did_you_mean
 from inat_ft.registry import BACKBONES, OPTIMIZERS, STRATEGIES, TRACKERS, get, plugins, split_backbone
-from inat_ft.validation import format_validation_error
+from inat_ft.validation import LIST_KEYS, format_validation_error
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,7 @@ class TrackConfig(PluginSection):
             options = {} if completed[name] is True else completed[name]
             if not isinstance(options, Mapping):
                 near = did_you_mean(name, (*cls.model_fields, *plugins(TRACKERS)))
-                hint = "to list all keys: inat-ft train --show-config"
-                raise ConfigError(f"unknown key '{name}' in track{near}", hint)
+                raise ConfigError(f"unknown key '{name}' in track{near}", LIST_KEYS)
             completed[name] = build_tracker(name, options).model_dump(mode="json")
         return completed
 

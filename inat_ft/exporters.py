@@ -70,7 +70,7 @@ class _PixelClassifier(nn.Module):
         self.prepare = ImageInput(trained.preprocess.mean, trained.preprocess.std)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(self.prepare(images, torch.empty(0))).softmax(1)  # type: ignore[no-any-return]
+        return self.net(self.prepare(images, torch.empty(0))).softmax(1)  # type: ignore[no-any-return]  # modules return Any
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,8 @@ def export_run(run: Path, out: Path | None = None, format: str | None = None) ->
     exporter = call_plugin(loaded)
     exporter.run = run
     if missing := [module for module in exporter.requires if find_spec(module) is None]:
-        raise UsageError(
-            f"the format {name} requires packages that are not installed: {', '.join(missing)}",
-            f"pip install '{exporter.install or ' '.join(missing)}'",
-        )
+        problem = f"the format {name} requires packages that are not installed: {', '.join(missing)}"
+        raise UsageError(problem, f"pip install '{exporter.install or ' '.join(missing)}'")
     stem = "exported" if exporter.suffix == ".safetensors" else "model"  # model.safetensors has the weights of the run
     file = out or run / f"{stem}{exporter.suffix}"
     check_output(file, run.resolve(), "folder" if exporter.writes_folder else "file")
@@ -137,10 +135,8 @@ def export_model(exporter: Exporter, trained: LoadedModel, file: Path, images: T
             same = exported.shape == expected[:number].shape
             error = max(error, float(np.abs(exported - expected[:number]).max()) if same else float("inf"))
         if not error <= _TOLERANCE:
-            raise InatFtError(
-                f"the exported network does not match PyTorch: probabilities differ by up to {error:.2g}",
-                "report it to the author of the exporter; the run itself is not affected",
-            )
+            problem = f"the exported network does not match PyTorch: probabilities differ by up to {error:.2g}"
+            raise InatFtError(problem, "report it to the author of the exporter; the run itself is not affected")
     return error
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 from inat_ft.errors import UsageError
@@ -59,6 +60,11 @@ def relative_path(path: Path, folder: Path) -> str:
         return os.path.relpath(path, folder).replace(os.sep, "/")
     except ValueError:
         return path.as_posix()
+
+
+def free_space(folder: Path) -> int:
+    """Return the free bytes of the disk of a folder, which need not exist yet."""
+    return shutil.disk_usage(next(each for each in (folder, *folder.absolute().parents) if each.exists())).free
 
 
 def check_name(name: str) -> None:

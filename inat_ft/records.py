@@ -213,10 +213,8 @@ def predictions_file(record: RunRecord, folder: Path, subset: str) -> Path | Non
     """Return the file of predictions that a record in a folder names. Raises RecordError if its path is absolute."""
     name = record.predictions.get(subset)
     if name is not None and Path(name).anchor:
-        raise RecordError(
-            f"the record names its predictions by an absolute path, {name}",
-            "write the path relative to the record",
-        )
+        problem = f"the record names its predictions by an absolute path, {name}"
+        raise RecordError(problem, "write the path relative to the record")
     return None if name is None else folder / name
 
 

@@ -63,10 +63,8 @@ class Plugin:
         try:
             loaded = self.entry.load()
         except (Exception, SystemExit) as error:
-            raise PluginError(
-                f"{self} cannot be imported from {self.target}: {type(error).__name__}: {error}",
-                f"repair or remove it: pip uninstall {self.package}",
-            ) from error
+            problem = f"{self} cannot be imported from {self.target}: {type(error).__name__}: {error}"
+            raise PluginError(problem, f"repair or remove it: pip uninstall {self.package}") from error
         if self.group in (COMMANDS, FEATURES) and callable(loaded):
             return loaded
         if not isinstance(loaded, type):

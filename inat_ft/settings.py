@@ -20,7 +20,7 @@ from inat_ft.config import BUILDERS, Flag, OptimConfig, RunConfig, build_tracker
 from inat_ft.errors import ConfigError, UsageError, did_you_mean
 from inat_ft.paths import ensure_home
 from inat_ft.registry import STRATEGIES
-from inat_ft.validation import format_validation_error
+from inat_ft.validation import LIST_KEYS, format_validation_error
 from inat_ft.yaml_io import dump_yaml, parse_yaml, quote_yaml
 
 Override = tuple[str, Any]
@@ -78,9 +78,8 @@ def parse_override(text: str) -> Override:
         return expand_key(key.strip()), parse_yaml(value)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(
-            f"the value of override '{text}' is not valid YAML: {problem}", f"to pass it as text: --set '{key}=\"...\"'"
-        ) from None
+        message, hint = f"the value of override '{text}' is not valid YAML: {problem}", f"--set '{key}=\"...\"'"
+        raise ConfigError(message, f"to pass it as text: {hint}") from None
 
 
 def format_override(key: str, value: Any) -> str:
@@ -105,17 +104,18 @@ def expand_key(key: str) -> str:
             )
         return key
     if key not in ALIASES:
-        hint = "to list all keys: inat-ft train --show-config"
-        raise ConfigError(f"unknown key '{key}'{did_you_mean(key, tuple(ALIASES))}", hint)
+        raise ConfigError(f"unknown key '{key}'{did_you_mean(key, tuple(ALIASES))}", LIST_KEYS)
     return ALIASES[key]
 
 
-def load_config(start: Path | RunConfig | None = None, overrides: Iterable[Override] = ()) -> RunConfig:
+def load_config(
+    start: str | os.PathLike[str] | RunConfig | None = None, overrides: Iterable[Override] = ()
+) -> RunConfig:
     """Return a configuration file, a configuration or the defaults, with the overrides. Raises UsageError or PluginError."""
     if isinstance(start, RunConfig):
         raw = start.model_dump(mode="json")
     else:
-        raw = _located(read_yaml(start), start.parent) if start else {}
+        raw = _located(read_yaml(Path(start)), Path(start).parent) if start is not None else {}
     for key, value in overrides:
         _assign(raw, key, value)
     try:
@@ -141,9 +141,8 @@ def _located(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(inner, dict) and isinstance(path := inner.get(key), str) and path:
             beside = Path(os.path.normpath(folder.resolve() / path))
             below = Path(*(part for part in Path(path).parts if part != ".."))
-            inner[key] = next(
-                (str(each) for each in (beside, Path(path), below) if os.path.exists(each) and each.parts), path
-            )
+            places = (beside, Path(path), below)
+            inner[key] = next((str(each) for each in places if os.path.exists(each) and each.parts), path)
     return raw
 
 

@@ -94,17 +94,14 @@ class Setup:
         return torch.tensor([row["train"] for row in self.manifest.counts().values()]).clamp(min=1).double()
 
 
-def prepare(
-    config: RunConfig, load_weights: bool = True, splits: Path = Path("splits"), shared: SharedSetup | None = None
-) -> Setup:
+def prepare(config: RunConfig, load_weights: bool = True, shared: SharedSetup | None = None) -> Setup:
     """Prepare a run without training it. Raises an InatFtError for settings, data or weights that cannot be used.
 
-    load_weights: whether to read the pretrained weights. splits: folder in which the newest manifest is searched.
-    shared: what other runs of this process have loaded.
+    load_weights: whether to read the pretrained weights. shared: what other runs of this process have loaded.
     """
     shared = shared or SharedSetup()
     data, compute = config.data, choose_compute(config.compute.device, config.compute.precision)
-    split = expand_user(data.split) if data.split else find_manifest(splits)
+    split = expand_user(data.split) if data.split else find_manifest()
     root = expand_user(data.root) if data.root else None
     stamp = split.stat().st_mtime_ns if split.exists() else 0
     manifest = shared.once("manifest", (split, root, stamp), partial(read_manifest, split, root))
@@ -126,9 +123,8 @@ def prepare(
     net = call_plugin(strategy.adapt, model.net).to(compute.device)
     plan = make_plan(strategy, net, config.optim.epochs, config.optim.layer_decay)
     if strategy.trains_head_only and any(plan.frozen_prefix(n) < len(net.stages) for n in range(len(plan.epochs))):
-        raise PluginError(
-            f"{plugin_label(STRATEGIES, type(strategy))} breaks the contract: it trains more than the head"
-        )
+        label = plugin_label(STRATEGIES, type(strategy))
+        raise PluginError(f"{label} breaks the contract: it trains more than the head")
     found = {"split": data.split or split.as_posix(), "image_size": model.preprocess.image_size}
     resolved = {
         "data": data.model_copy(update=found),
@@ -139,10 +135,8 @@ def prepare(
 
 def _check_manifest(manifest: Manifest, split: Path) -> None:
     if len(manifest.classes) < 2:
-        raise UsageError(
-            f"{split} has a single class, {', '.join(manifest.classes)}: a classifier needs at least two",
-            "add a folder of images for another class, and split again: inat-ft split DATA",
-        )
+        problem = f"{split} has a single class, {', '.join(manifest.classes)}: a classifier needs at least two"
+        raise UsageError(problem, "add a folder of images for another class, and split again: inat-ft split DATA")
     for subset in ("train", "val"):
         if not len(manifest.rows(subset)):
             raise UsageError(f"{split} has no images in {subset}", "split again: inat-ft split DATA")
@@ -165,19 +159,14 @@ def make_loaders(
     """Return the data loaders of a run. Raises DataError when image files have changed since the split."""
     config, manifest = setup.config, setup.manifest
     shared = shared or SharedSetup()
-    verify = partial(
-        verify_hashes, manifest, ("train", "val"), directories.cache, config.data.changed, callbacks.progress
-    )
-    hashes = shared.once("hashes", (manifest.path, manifest.fingerprint, config.data.changed), verify)
+    policy, subsets = config.data.changed, ("train", "val")
+    verify = partial(verify_hashes, manifest, subsets, directories.cache, policy, callbacks.progress)
+    hashes = shared.once("hashes", (manifest.path, manifest.fingerprint, policy), verify)
     cache = PrefixCache(setup.plan.net, setup.model.preprocess, setup.compute, directories.cache)
     if setup.strategy.trains_head_only:  # the frozen stages are those of the shared network
-        key = (
-            next(iter(setup.plan.net.stages.values())),
-            cache.preprocess,
-            cache.compute.precision,
-            cache.compute.device,
-        )
-        cache = shared.once("cache", (*key, cache.compute.forced, manifest.fingerprint, cache.folder), lambda: cache)
+        compute, first = setup.compute, next(iter(setup.plan.net.stages.values()))
+        key = first, cache.preprocess, compute.precision, compute.device, compute.forced
+        cache = shared.once("cache", (*key, manifest.fingerprint, cache.folder), lambda: cache)
     weights = None
     if config.data.balance == "sampler":
         weights = 1 / setup.class_counts[torch.from_numpy(manifest.labels[manifest.rows("train")])]
@@ -229,10 +218,8 @@ def new_directory(config: RunConfig, runs: Path) -> Path:
         first_files = ("config.yaml", "crash.txt", "tensorboard", "wandb")  # written before the first checkpoint
         others = (path.name for path in directory.glob("[!.]*") if path.name not in first_files)
         if (directory.exists() and not directory.is_dir()) or any(others):
-            raise UsageError(
-                f"the run {directory} already exists",
-                f"choose another --name, or resume it: inat-ft train --resume {directory}",
-            )
+            problem = f"the run {directory} already exists"
+            raise UsageError(problem, f"choose another --name, or resume it: inat-ft train --resume {directory}")
         directory.mkdir(exist_ok=True)
         return directory
     numbers = count(1)

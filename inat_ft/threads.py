@@ -17,12 +17,12 @@ def decoders(workers: int = 0) -> ThreadPoolExecutor:
 
 
 @contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Limit torch to one thread, for code that uses a pool of threads itself."""
+def torch_threads(number: int) -> Iterator[None]:
+    """Set the number of threads of torch, and restore it on exit. Code that uses a pool of threads itself needs only one."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:

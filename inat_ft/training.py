@@ -19,7 +19,7 @@ from inat_ft.config import RunConfig
 from inat_ft.crash import write_crash
 from inat_ft.engine.advice import advise
 from inat_ft.engine.checkpoint import CheckpointError, CheckpointWriter, load_checkpoint, previous_checkpoint
-from inat_ft.engine.device import release_memory, reproducible
+from inat_ft.engine.device import reproducible
 from inat_ft.engine.distributed import convert_sync_layers
 from inat_ft.engine.early_stopping import EarlyStopping
 from inat_ft.engine.environment import environment, peak_memory_mib
@@ -46,17 +46,6 @@ from inat_ft.setup import (
 )
 from inat_ft.threads import decoders
 from inat_ft.tracking import Trackers, complete_run, make_trackers
-
-__all__ = [
-    "Directories",
-    "Setup",
-    "TrainCallbacks",
-    "prepare",
-    "release_memory",
-    "share_batches",
-    "split_info",
-    "train",
-]
 
 
 def train(

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from inat_ft.errors import ConfigError, did_you_mean
 
+LIST_KEYS = "to list all keys: inat-ft train --show-config"
 _TEXTS = {
     "missing": "required, but missing",
     "greater_than": "{got} is not greater than {gt}",
@@ -49,7 +50,7 @@ def format_validation_error(
             lines.append(str(context["error"]))
         else:
             lines.append(f"{dotted}: {finding['msg'][0].lower()}{finding['msg'][1:]} (got {got!r})")
-    return ConfigError("\n".join(lines), "to list all keys: inat-ft train --show-config")
+    return ConfigError("\n".join(lines), LIST_KEYS)
 
 
 def _fields(model: type[BaseModel], sections: list[str]) -> tuple[str, ...]:

@@ -144,19 +144,20 @@ def train(
         BusyError: another process is using the run.
         PluginError: a plugin cannot be imported or fails.
     """
-    from inat_ft import training
+    from inat_ft.setup import Directories, TrainCallbacks
+    from inat_ft.training import train as train_one
 
     names = tracker.split(",") if isinstance(tracker, str) else tracker
     resolved, directory = resolve_config(
-        config if config is None or isinstance(config, RunConfig) else Path(config),
+        config,
         as_overrides(options, {f"track.{name}": {} for name in names}, settings),
         None if resume is None else Path(resume),
         Path(runs_dir),
     )
-    callbacks = callbacks or training.TrainCallbacks()
+    callbacks = callbacks or TrainCallbacks()
     for plugin in shadowed_plugins(resolved):
         callbacks.log(f"warning: {plugin} is not used: inat-ft or torchvision has the same name")
-    directories = training.Directories(Path(runs_dir), cache_folder(cache_dir))
+    directories = Directories(Path(runs_dir), cache_folder(cache_dir))
     if folds is not None:
         found: CrossValidation = get(FEATURES, "folds").load()(
             resolved, directories, folds, lambda _: callbacks, directory
@@ -164,7 +165,7 @@ def train(
         return found
     if directory and is_cross_validation(directory):
         raise UsageError(f"{directory} is a cross-validation", "resume it with its number of folds: folds=N")
-    return Run(*training.train(resolved, directories, callbacks, directory))
+    return Run(*train_one(resolved, directories, callbacks, directory))
 
 
 def as_overrides(*mappings: Mapping[str, Any] | None) -> list[Override]:
@@ -181,16 +182,17 @@ def as_overrides(*mappings: Mapping[str, Any] | None) -> list[Override]:
 
 
 def resolve_config(
-    config: Path | RunConfig | None, overrides: Sequence[Override], resume: Path | None, runs_dir: Path
+    config: str | os.PathLike[str] | RunConfig | None,
+    overrides: Sequence[Override],
+    resume: Path | None,
+    runs_dir: Path,
 ) -> tuple[RunConfig, Path | None]:
     """Return the configuration and, if a run is resumed, its folder. Raises UsageError or PluginError."""
     given = dict(overrides)
     if resume is not None:
-        if config or {key for key in given if not key.startswith("track.")} - _MOVABLE:
-            raise UsageError(
-                "--resume takes its settings from the run, except --split, --root and those of trackers",
-                f"run: inat-ft train --resume {resume}",
-            )
+        if config is not None or {key for key in given if not key.startswith("track.")} - _MOVABLE:
+            problem = "--resume takes its settings from the run, except --split, --root and those of trackers"
+            raise UsageError(problem, f"run: inat-ft train --resume {resume}")
         resume = _run_to_resume(resume, runs_dir)
         config = resume / "config.yaml"
     resolved = config if isinstance(config, RunConfig) and not overrides else load_config(config, overrides)
@@ -200,8 +202,8 @@ def resolve_config(
         raise UsageError("--alpha requires --average wise-ft", "add --average wise-ft, or remove --alpha")
     if "data.views" in given and resolved.data.views and resolved.data.augment != "standard":
         raise UsageError("--views requires --augment standard", "add --augment standard, or remove --views")
-    is_copy = isinstance(config, Path) and not resume and config.resolve().parent.name == resolved.name
-    if is_copy and "name" not in given:
+    file = None if resume or config is None or isinstance(config, RunConfig) else Path(config)
+    if file and "name" not in given and file.resolve().parent.name == resolved.name:
         resolved = resolved.model_copy(update={"name": None})  # the settings of a run are reused, its name is not
     return resolved, resume
 
@@ -209,20 +211,16 @@ def resolve_config(
 def _run_to_resume(run: Path, runs_dir: Path) -> Path:
     found = next((folder for folder in (run, runs_dir / run) if (folder / "config.yaml").is_file()), None)
     if found is None:
-        raise UsageError(
-            f"cannot resume {run}: it has no config.yaml",
-            f"give the folder of a run, or the name of a run in {runs_dir} (--runs-dir)",
-        )
+        problem = f"cannot resume {run}: it has no config.yaml"
+        raise UsageError(problem, f"give the folder of a run, or the name of a run in {runs_dir} (--runs-dir)")
     return found
 
 
 def _require_split(config: RunConfig, run: Path) -> None:
     split = config.data.split
     if split and not expand_user(split).is_file() and not (run / "record.json").exists():
-        raise UsageError(
-            f"the manifest of {run} is missing: {split}",
-            f"if it was moved, run: inat-ft train --resume {run} --split FILE",
-        )
+        problem = f"the manifest of {run} is missing: {split}"
+        raise UsageError(problem, f"if it was moved, run: inat-ft train --resume {run} --split FILE")
 
 
 def shadowed_plugins(config: RunConfig) -> list[Plugin]:

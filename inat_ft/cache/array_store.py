@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from inat_ft.errors import DataError, is_disk_full
 from inat_ft.locks import FileLock
+from inat_ft.paths import free_space
 from inat_ft.progress import ProgressFn
 from inat_ft.records import write_text
 from inat_ft.text import format_bytes
@@ -83,8 +83,7 @@ class Store:
 
     def require_space(self, count: int) -> None:
         """Raise DataError if the disk has no space for this many rows."""
-        existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
-        need, free = count * self.row_bytes, shutil.disk_usage(existing).free
+        need, free = count * self.row_bytes, free_space(self.folder)
         if need > free:
             raise DataError(
                 f"the cache needs {format_bytes(need)} and {self.folder} has {format_bytes(free)} left", _ADVICE

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from inat_ft.cache.array_store import Store
 from inat_ft.cache.packed_images import Pixels
 from inat_ft.data.batches import Batches, ImageInput, RowSource, StoredRows
-from inat_ft.engine.device import Compute, is_out_of_memory
-from inat_ft.errors import InatFtError
+from inat_ft.engine.device import Compute, is_out_of_memory, too_little_memory
 from inat_ft.progress import ProgressFn
 
 _ROUND = 512
@@ -86,9 +85,7 @@ class Extraction:
                 if not is_out_of_memory(error):
                     raise
                 if self._size == 1:
-                    raise InatFtError(
-                        "out of memory with one image", "use a smaller --image-size or backbone"
-                    ) from error
+                    raise too_little_memory("one image") from error
                 self._size //= 2
                 self._module = getattr(self._module, "plain", self._module)  # a compiled one pads smaller batches
             self.compute.free_memory()

@@ -6,7 +6,6 @@ takes decides whether it is used.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -37,6 +36,7 @@ from inat_ft.errors import InatFtError
 from inat_ft.models.base import Preprocess
 from inat_ft.models.net import Net
 from inat_ft.models.weights import fingerprint
+from inat_ft.paths import free_space
 from inat_ft.progress import Log, ProgressFn, ignore_log
 from inat_ft.records import write_text
 from inat_ft.registry import FEATURES, get
@@ -118,18 +118,16 @@ class PrefixCache:
         steps = epochs * (3 * num_train * train.after + num_val * val.after)
         without = epochs * (num_train * train.before + num_val * val.before) + steps
         cached = views * num_train * train.before + num_val * val.before + steps
-        may_reduce = self.compute.precision != "fp32" or (
-            self.compute.device.type == "cuda" and not self.compute.forced
-        )
+        is_free = self.compute.device.type == "cuda" and not self.compute.forced
+        may_reduce = self.compute.precision != "fp32" or is_free
         row_bytes = [(2 if may_reduce else 4) * int(np.prod(cost.row_shape)) for cost in (train, val)]
         size = views * num_train * row_bytes[0] + num_val * row_bytes[1]
         is_resident = size <= self.resident_budget()
         if not is_resident:
             moved = size + epochs * (num_train * row_bytes[0] + num_val * row_bytes[1])
             cached += int(moved / _DISK_BYTES_PER_S * _flops_per_s(self.compute.device))
-        existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
         unit = "arithmetic" if is_resident else "estimated time"
-        return Estimate(size, shutil.disk_usage(existing).free, 1 - cached / without, unit)
+        return Estimate(size, free_space(self.folder), 1 - cached / without, unit)
 
     def _cost(self, depth: int, size: int) -> _Cost:
         if (depth, size) not in self._costs:
@@ -226,12 +224,7 @@ class PrefixCache:
     ) -> StoredRows:
         """Return the outputs of the first stages for the images; compute and store the missing ones."""
         cost = self._cost(prefix.depth, pixels.size)
-        key = {
-            **pixels.key,
-            **prefix.key,
-            "form": prefix.form,
-            "view": view.name,
-        }
+        key = {**pixels.key, **prefix.key, "form": prefix.form, "view": view.name}
         store = open_store(self.folder, "prefix", key, cost.row_shape, _NUMPY_DTYPES[prefix.dtype])
         draws = to_device(view.draws(pixels.hashes), self.compute.device) if view.draws else None
         prepare = ImageInput(self.preprocess.mean, self.preprocess.std, view.augment, draws)

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +24,7 @@ _AFTER_SCALING = {
 
 
 def evaluate(
+    ctx: typer.Context,
     run: options.RunFolder,
     subset: Annotated[Literal["test", "val"], typer.Option(help="Images to evaluate on.")] = "test",
     weights: Annotated[
@@ -52,21 +53,7 @@ def evaluate(
     from inat_ft.api.evaluate import evaluate as evaluate_run
 
     with render.progress(f"evaluating on {subset}") as progress:
-        found = evaluate_run(
-            run,
-            subset,
-            tta=tta,
-            image_size=image_size,
-            device=device,
-            precision=precision,
-            root=root,
-            taxa=taxa,
-            rollup=rollup,
-            cam=cam,
-            coverage=coverage,
-            by_class=by_class,
-            progress=progress,
-        )
+        found = evaluate_run(run, subset, root=root, cam=cam, progress=progress, **_inference(ctx))
     for error in found.errors:
         render.warn(f"{error.message}; skipped")
     render.emit(json, found.to_dict(), lambda: _show(found))
@@ -112,7 +99,15 @@ def _label(name: str) -> str:
     return metric.label if metric.unit in ("", "%") else f"{metric.label} ({metric.unit})"
 
 
+def _inference(ctx: typer.Context) -> dict[str, Any]:
+    """Return the options of a command that are those of both `evaluate` and `predict`."""
+    from inat_ft.evaluation.predict import InferenceConfig
+
+    return {name: ctx.params[name] for name in InferenceConfig.__dataclass_fields__}
+
+
 def predict(
+    ctx: typer.Context,
     run: Annotated[Path, typer.Argument(help="Folder of a run, its record.json, or a model.safetensors.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, folders, or CSVs of boxes (path,x,y,w,h).")],
     out: Annotated[
@@ -151,19 +146,7 @@ def predict(
         raise UsageError(f"--out {out} is one of the inputs", "name another file")
     runs = [run, *(ensemble or ())]
     with render.progress("predicting") as progress:
-        found = predict_images(
-            runs,
-            images,
-            tta=tta,
-            image_size=image_size,
-            device=device,
-            precision=precision,
-            taxa=taxa,
-            rollup=rollup,
-            coverage=coverage,
-            by_class=by_class,
-            progress=progress,
-        )
+        found = predict_images(runs, images, progress=progress, **_inference(ctx))
     for problem in found.skipped:
         render.warn(f"{problem.message}; skipped")
     if out is not None:

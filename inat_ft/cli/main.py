@@ -200,9 +200,8 @@ def _repeat(discarded: Any) -> None:
     if discarded.exc_type is not KeyboardInterrupt or not _stopped_by:
         sys.__unraisablehook__(discarded)
         return
-    send = (
-        partial(os.kill, os.getpid()) if os.name == "posix" else signal.raise_signal
-    )  # os.kill ends a Windows process
+    # os.kill ends a Windows process
+    send = partial(os.kill, os.getpid()) if os.name == "posix" else signal.raise_signal
     again = threading.Timer(0.05, send, (_stopped_by,))
     again.daemon, _discarded = True, True
     again.start()
@@ -235,10 +234,8 @@ def _require_utf8() -> None:
     """Refuse a locale in which file names are not UTF-8, since some names could not be read."""
     encoding = sys.getfilesystemencoding()
     if codecs.lookup(encoding).name != "utf-8":
-        raise UsageError(
-            f"file names are read as {encoding} under this locale, not as UTF-8",
-            "set PYTHONUTF8=1, or a UTF-8 locale: export LC_ALL=C.UTF-8",
-        )
+        problem = f"file names are read as {encoding} under this locale, not as UTF-8"
+        raise UsageError(problem, "set PYTHONUTF8=1, or a UTF-8 locale: export LC_ALL=C.UTF-8")
 
 
 def _open_streams() -> None:

@@ -23,6 +23,13 @@ CacheDir = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Random seed.")]
 
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings, as in `inat-ft train`.")]
+Backbone = Annotated[str | None, typer.Option(help="Network, as in `inat-ft train`.", show_default="resnet50")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any key, such as data.image_size=160. Can be repeated."),
+]
+
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a run, or its record.json.")]
 Tta = Annotated[
     Literal["none", "flip"],

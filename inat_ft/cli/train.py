@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from inat_ft.api.train import Run
     from inat_ft.config import RunConfig
     from inat_ft.records import Epoch, RunRecord
-    from inat_ft.training import Directories, TrainCallbacks
+    from inat_ft.setup import Directories, TrainCallbacks
 
 _SUGGESTED_EPOCHS = 30
 
@@ -77,7 +77,7 @@ def train(
     for plugin in shadowed_plugins(resolved):
         remedy = f"to remove the plugin: pip uninstall {plugin.package}"
         render.warn(f"{plugin} is not used: the name belongs to inat-ft or torchvision; {remedy}")
-    from inat_ft.training import Directories  # imports torch, which invalid settings do not need
+    from inat_ft.setup import Directories  # imports torch, which invalid settings do not need
 
     directories = Directories(runs_dir, cache_folder(cache_dir))
     if show_config:
@@ -107,7 +107,7 @@ def train(
 
 def callbacks(config: "RunConfig") -> "TrainCallbacks":
     """Return callbacks that show progress bars on a terminal and print lines otherwise."""
-    from inat_ft.training import TrainCallbacks
+    from inat_ft.setup import TrainCallbacks
 
     epochs = _Epochs(config.optim.epochs)
     return TrainCallbacks(log=render.info, progress=render.progress, on_step=epochs.step, on_epoch=epochs.end)
@@ -186,7 +186,7 @@ def _advise(record: "RunRecord") -> None:
 def _train_seeds(config: "RunConfig", seeds: int, directories: "Directories", json: bool) -> None:
     from statistics import mean, stdev
 
-    from inat_ft.training import release_memory
+    from inat_ft.engine.device import release_memory
 
     runs = []
     for seed in range(config.seed, config.seed + seeds):
@@ -218,7 +218,7 @@ def _dry_run(config: "RunConfig", json: bool) -> None:
 
     from inat_ft.engine.summary import stage_table
     from inat_ft.settings import dump_config
-    from inat_ft.training import prepare
+    from inat_ft.setup import prepare
 
     setup = prepare(config, load_weights=False)
     config = setup.config

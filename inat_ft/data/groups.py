@@ -56,9 +56,8 @@ def group_images(
     named = np.fromiter((first.setdefault(name, n) if name else n for n, name in enumerate(groups)), np.int64, count)
     copies = np.concatenate([pairs, np.stack([exact, numbers], 1)])
     in_groups = np.concatenate([copies, np.stack([named, numbers], 1)])
-    return DuplicateGroups(
-        exact, components(count, pairs), components(count, copies), components(count, in_groups), pairs
-    )
+    near, either, all_groups = (components(count, each) for each in (pairs, copies, in_groups))
+    return DuplicateGroups(exact, near, either, all_groups, pairs)
 
 
 def components(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -140,10 +140,8 @@ def write_manifest(manifest: Manifest, force: bool = False) -> bool:
             os.utime(manifest.path)  # `train` uses the newest manifest by default
             return False
         if not force:
-            raise UsageError(
-                f"{manifest.path} already contains a different split",
-                "replace it with --force, or choose another --out",
-            )
+            problem = f"{manifest.path} already contains a different split"
+            raise UsageError(problem, "replace it with --force, or choose another --out")
     with atomic_write(manifest.path) as temporary:
         temporary.write_bytes(text)
     return True
@@ -177,10 +175,8 @@ def read_manifest(path: Path, root: Path | None = None) -> Manifest:
         raise DataError(f"the manifest {path} is damaged: {reason}", _SPLIT_AGAIN) from error
     for file in manifest.paths:
         if (".." in file and ".." in file.split("/")) or os.path.isabs(file) or "\0" in file:
-            raise DataError(
-                f"the manifest {path} lists {file!r}, which is outside the folder of the images",
-                "use only manifests that `inat-ft split` wrote, from people you trust",
-            )
+            problem = f"the manifest {path} lists {file!r}, which is outside the folder of the images"
+            raise DataError(problem, "use only manifests that `inat-ft split` wrote, from people you trust")
     return manifest
 
 

@@ -219,6 +219,5 @@ def _read(file: Path, device: torch.device) -> Any:
             raise ValueError("it is not a checkpoint of inat-ft")
         return content
     except Exception as error:  # a damaged file may raise anything
-        raise CheckpointError(
-            f"cannot read the checkpoint {file}: {str(error) or 'the file is not complete'}", _NEW_RUN
-        ) from error
+        reason = str(error) or "the file is not complete"
+        raise CheckpointError(f"cannot read the checkpoint {file}: {reason}", _NEW_RUN) from error

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from inat_ft.engine.distributed import SINGLE_PROCESS, ProcessGroup, init_distributed, local_rank
-from inat_ft.errors import UsageError
+from inat_ft.errors import InatFtError, UsageError
 from inat_ft.text import pluralize
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -86,10 +86,8 @@ def choose_compute(device: str, precision: str) -> Compute:
     best, warnings = best_precision(chosen), []
     if precision == "bf16" and best != "bf16":
         if chosen.type == "cuda":
-            raise UsageError(
-                f"--precision bf16: {torch.cuda.get_device_name(chosen)} has no bfloat16 (compute capability 8.0)",
-                f"use --precision auto, which selects {best}",
-            )
+            problem = f"--precision bf16: {torch.cuda.get_device_name(chosen)} has no bfloat16 (compute capability 8.0)"
+            raise UsageError(problem, f"use --precision auto, which selects {best}")
         warnings = ["this processor emulates bfloat16, so bf16 is probably slower than fp32"]
     if precision == "fp16" and chosen.type != "cuda":
         raise UsageError(f"--precision fp16 requires a CUDA device, not {chosen.type}", "use --precision auto")
@@ -131,10 +129,8 @@ def _choose_device(device: str) -> torch.device:
         if chosen.index is not None and processes > 1:
             raise UsageError(f"--device {device}: {processes} processes cannot share one GPU", "use --device cuda")
         chosen = torch.device("cuda", rank if chosen.index is None else chosen.index)
-    if (chosen.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"--device {device}: {chosen} does not exist, because {torch.cuda.device_count()} GPUs are visible"
-        )
+    if (chosen.index or 0) >= (count := torch.cuda.device_count()):
+        raise UsageError(f"--device {device}: {chosen} does not exist, because {count} GPUs are visible")
     capability, kernels = torch.cuda.get_device_capability(chosen), torch.cuda.get_arch_list()
     if not has_kernels(capability, kernels):
         raise UsageError(
@@ -170,9 +166,13 @@ def best_precision(device: torch.device) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that the GPU or the CPU ran out of memory."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        words in str(error).lower() for words in _OUT_OF_MEMORY
-    )
+    text = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in text for words in _OUT_OF_MEMORY)
+
+
+def too_little_memory(images: str) -> InatFtError:
+    """Return the error for memory that does not suffice for the fewest images, such as `one image`."""
+    return InatFtError(f"out of memory with {images}", "use a smaller --image-size or backbone")
 
 
 def has_compiler() -> bool:
@@ -186,15 +186,13 @@ def reproducible(deterministic: bool) -> Iterator[None]:
 
     Raises UsageError if CUDA was used before without the workspace setting that deterministic algorithms require.
     """
-    is_started = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    is_started = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # torch declares no types here
     devices = [torch.cuda.current_device()] if is_started else []
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if deterministic:
         if is_started and _CUBLAS_WORKSPACE not in os.environ:
-            raise UsageError(
-                "--deterministic must be set before this process uses the GPU",
-                f"start Python again, or with {_CUBLAS_WORKSPACE}=:4096:8",
-            )
+            problem = "--deterministic must be set before this process uses the GPU"
+            raise UsageError(problem, f"start Python again, or with {_CUBLAS_WORKSPACE}=:4096:8")
         os.environ.setdefault(_CUBLAS_WORKSPACE, ":4096:8")  # cuBLAS reads it once per process, so it is kept
         torch.use_deterministic_algorithms(True)
     try:
@@ -203,17 +201,6 @@ def reproducible(deterministic: bool) -> Iterator[None]:
     finally:
         if deterministic:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Set the number of threads of torch, and restore it on exit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def release_memory() -> None:

@@ -80,12 +80,11 @@ class ProcessGroup:
         """Return a module whose backward pass averages the gradients over all processes."""
         if self.size == 1:
             return module
-        options = inspect.signature(
-            DistributedDataParallel
-        ).parameters  # newer versions of torch warn about the older name
+        options = inspect.signature(DistributedDataParallel).parameters
+        # newer versions of torch warn about the older name
         name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
-        parallel: nn.Module = DistributedDataParallel(module, **{name: False, "gradient_as_bucket_view": True})  # type: ignore[arg-type]
-        return parallel
+        settings: dict[str, Any] = {name: False, "gradient_as_bucket_view": True}
+        return DistributedDataParallel(module, **settings)
 
     def all_gather(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """Return the rows of each process, all of one shape and dtype. counts: number of rows of each process."""
@@ -278,6 +277,7 @@ def _sync_layer(module: nn.Module, rows: BatchSlice) -> nn.Module | None:
         return _SyncDropout(module, rows, drops_rows)
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     if isinstance(module, norms) and kind in norms and module.affine and module.track_running_stats:
-        on_cuda = module.weight.device.type == "cuda"
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module) if on_cuda else _CpuSyncBatchNorm(module)  # type: ignore
+        to_sync: Any = nn.SyncBatchNorm.convert_sync_batchnorm if module.weight.is_cuda else _CpuSyncBatchNorm
+        synced: nn.Module = to_sync(module)
+        return synced
     return None

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from inat_ft.config import OptimConfig
 from inat_ft.data.batches import Batches
-from inat_ft.engine.device import Compute, has_compiler, threads
+from inat_ft.engine.device import Compute, has_compiler, too_little_memory
 from inat_ft.engine.distributed import ProcessGroup
-from inat_ft.errors import InatFtError, UsageError
+from inat_ft.errors import UsageError
 from inat_ft.models.net import Net
 from inat_ft.progress import Log, ignore_log
+from inat_ft.threads import torch_threads
 
 
 class Tail(nn.Module):
@@ -59,9 +60,7 @@ class StepConfig:
     def halve_micro_batch(self, rows: int) -> None:
         """Double the number of micro-batches. Raises InatFtError when they have two images, the minimum of BatchNorm."""
         if self.accumulation_steps >= rows // 2:
-            raise InatFtError(
-                "out of memory with micro-batches of two images", "use a smaller --image-size or backbone"
-            )
+            raise too_little_memory("micro-batches of two images")
         self.accumulation_steps = min(2 * self.accumulation_steps, rows // 2)
         self.log(f"memory: out of memory, so each batch of {rows} images is split into {self.accumulation_steps} parts")
 
@@ -79,9 +78,8 @@ class StepConfig:
             self._key, self._tail = key, Tail(net, prefix, compute)
             if self.compile and prefix < len(net.stages):
                 if not has_compiler():
-                    raise UsageError(
-                        "--compile requires a C++ compiler, and none is installed", "install g++, or leave it out"
-                    )
+                    problem = "--compile requires a C++ compiler, and none is installed"
+                    raise UsageError(problem, "install g++, or leave it out")
                 self._tail.run = torch.compile(self._tail.stages.forward)
             self._parallel = compute.process_group.data_parallel(self._tail)
         return self._parallel
@@ -117,7 +115,7 @@ class Forward:
         """Apply the stages of the frozen prefix that are not cached."""
         if self.batches.start >= self.prefix:
             return inputs
-        with torch.no_grad(), threads(self.cores):
+        with torch.no_grad(), torch_threads(self.cores):
             if self.batches.frozen:
                 return self.batches.frozen(inputs)
             with self.compute.autocast():
@@ -126,4 +124,4 @@ class Forward:
     def single_threaded(self) -> AbstractContextManager[None]:
         """Use one thread if only the head is trained on a CPU: more threads are slower on a busy machine."""
         only_head = self.prefix == len(self.net.stages) and self.compute.device.type == "cpu"
-        return threads(1) if only_head else nullcontext()
+        return torch_threads(1) if only_head else nullcontext()

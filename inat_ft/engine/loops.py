@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from inat_ft.data.batches import Batches
-from inat_ft.engine.device import Compute, is_out_of_memory
+from inat_ft.engine.device import Compute, is_out_of_memory, too_little_memory
 from inat_ft.engine.distributed import accumulates, communication
 from inat_ft.engine.forward import Forward, StepConfig, Tail
 from inat_ft.engine.optimizer import LRScheduler
@@ -196,7 +196,7 @@ def in_halves(compute: Compute, run: Callable[[Tensor], Tensor], rows: Tensor) -
         if not is_out_of_memory(error):
             raise
         if len(rows) == 1:
-            raise InatFtError("out of memory with one image", "use a smaller --image-size or backbone") from error
+            raise too_little_memory("one image") from error
     else:
         yield output
         return

@@ -128,9 +128,8 @@ def make_plan(strategy: Strategy, net: Net, epochs: int, layer_decay: float = 1.
         for name, parameter in net.named_parameters()
         if parameter.ndim <= 1 or net.original_name(name) in net.no_weight_decay
     )
-    return TrainingPlan(
-        net, tuple(Trainable(_scales(strategy, net, epoch, factors), no_weight_decay) for epoch in range(epochs))
-    )
+    scales = (_scales(strategy, net, epoch, factors) for epoch in range(epochs))
+    return TrainingPlan(net, tuple(Trainable(each, no_weight_decay) for each in scales))
 
 
 def _layer(net: Net, name: str) -> int:

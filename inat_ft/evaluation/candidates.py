@@ -124,9 +124,8 @@ def read_candidates(paths: Sequence[Path], metric: Metric, group: bool) -> list[
         if path.is_dir() and not any((path / name).exists() for name in ("record.json", "config.yaml")):
             inside = sorted(file.parent for file in path.glob("*/record.json"))
             if not inside:
-                raise RecordError(
-                    f"{path} has no runs: neither it nor its folders have a record.json", "pass runs or records"
-                )
+                problem = f"{path} has no runs: neither it nor its folders have a record.json"
+                raise RecordError(problem, "pass runs or records")
             found += inside
         else:
             found.append(path)

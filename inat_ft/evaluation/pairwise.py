@@ -193,10 +193,8 @@ def _of_two(pair: PairwiseResult, metric: Metric, margin: float | None, where: s
     first, second = (pair.first, pair.second) if first_is_ahead else (pair.second, pair.first)
     sign = 1 if difference.value >= 0 else -1  # the interval is that of the one that is ahead
     low, high = sorted((sign * difference.low, sign * difference.high))
-    size, interval = (
-        _amount(abs(difference.value), metric),
-        f"95% interval {_number(low, metric)} to {_number(high, metric)}",
-    )
+    size = _amount(abs(difference.value), metric)
+    interval = f"95% interval {_number(low, metric)} to {_number(high, metric)}"
     if pair.reason is Reason.DIFFERENT_IMAGES:
         return f"{_no_conclusion(pair)} The difference of {size} ({interval}) can come from the images alone."
     if pair.p_holm is None:
@@ -241,9 +239,8 @@ def _of_many(pairs: Sequence[PairwiseResult], metric: Metric, margin: float | No
         parts.append(f"It is equivalent to {_listed(equivalent)} within {_amount(margin, metric)}.")
     groups: dict[str, list[str]] = {}
     for pair in left_out:
-        groups.setdefault(_SHORT.get(pair.reason or Reason.NO_PREDICTIONS, "which {has} no predictions"), []).append(
-            pair.second
-        )
+        why = _SHORT.get(pair.reason or Reason.NO_PREDICTIONS, "which {has} no predictions")
+        groups.setdefault(why, []).append(pair.second)
     for reason, names in groups.items():
         has, was = ("has", "was") if len(names) == 1 else ("have", "were")
         parts.append(f"It cannot be compared with {_listed(names)}, {reason.format(has=has, was=was)}.")

@@ -107,9 +107,8 @@ def read_model(file: Path) -> SavedModel:
         build_backbone(found.model)  # its options are validated
     except (ValidationError, ConfigError) as error:
         problem = format_validation_error(error, _Metadata) if isinstance(error, ValidationError) else error
-        raise WeightsError(
-            f"{file} does not describe its network:\n{problem.message}", "name the model.safetensors of a run"
-        ) from error
+        message = f"{file} does not describe its network:\n{problem.message}"
+        raise WeightsError(message, "name the model.safetensors of a run") from error
     return SavedModel(state, found.model, found.preprocess, tuple(found.classes))
 
 
@@ -213,10 +212,8 @@ def manifest_of(record: RunRecord, directory: Path, root: Path | None = None) ->
     configured = (record.config.get("data") or {}).get("root")
     manifest = read_manifest(path, root or (expand_user(configured) if configured else None))
     if manifest.fingerprint != record.split.fingerprint:
-        raise RecordError(
-            f"{path} has changed since '{record.name}' was trained with it",
-            "train again on the new split, or restore the old manifest",
-        )
+        problem = f"{path} has changed since '{record.name}' was trained with it"
+        raise RecordError(problem, "train again on the new split, or restore the old manifest")
     return manifest
 
 
@@ -233,10 +230,9 @@ def predict_images(
     for run, trained in zip(runs, models, strict=True):
         if trained.classes != classes:
             other = sorted(set(trained.classes) ^ set(classes))
-            problem = f"only one of them has {few(other)}" if other else "they are in another order"
-            raise UsageError(
-                f"the classes of {run} are not those of {runs[0]}: {problem}", "average runs with the same classes"
-            )
+            why = f"only one of them has {few(other)}" if other else "they are in another order"
+            problem = f"the classes of {run} are not those of {runs[0]}: {why}"
+            raise UsageError(problem, "average runs with the same classes")
     sets = calibrate_sets(runs, inference)
     taxonomy = load_taxonomy(inference.taxa, classes, lambda: manifest_of(*_record_of(runs[0])))
     mean = np.mean([predict_files(each, paths, inference.tta, progress, problems) for each in models], axis=0)

@@ -95,10 +95,8 @@ def read_predictions(file: Path) -> Predictions:
     header, rows = read_csv(file, _NEEDED)
     if missing := sorted(set(_NEEDED) - set(header)):
         # The other columns are not listed: a record can name any file.
-        raise RecordError(
-            f"{file} lacks the columns {', '.join(missing)}{did_you_mean(missing[0], header)}",
-            "the first line must be path,true,predicted[,sha256][,p_<class>...]",
-        )
+        problem = f"{file} lacks the columns {', '.join(missing)}{did_you_mean(missing[0], header)}"
+        raise RecordError(problem, "the first line must be path,true,predicted[,sha256][,p_<class>...]")
     if repeated := [name for name, count in Counter(header).items() if count > 1]:
         raise RecordError(f"{file} has the column {repeated[0]!r} twice")
     if not rows:
@@ -118,9 +116,8 @@ def _check_rows(file: Path, place: dict[str, int], rows: list[Row]) -> None:
                 raise RecordError(f"{file}, line {line}: no value for {name}")
         path = cells[place["path"]]
         if path in seen:
-            raise RecordError(
-                f"{file}, line {line}: {path!r} is already in line {seen[path]}", "write one row per image"
-            )
+            problem = f"{file}, line {line}: {path!r} is already in line {seen[path]}"
+            raise RecordError(problem, "write one row per image")
         seen[path] = line
 
 

@@ -37,9 +37,8 @@ def standard(images: Tensor, draws: Tensor) -> Tensor:
     so they need no antialiasing. As in torchvision's training recipe, with a larger smallest area.
     """
     pixels = images.permute(0, 3, 1, 2).to(torch.float32)
-    pixels = F.grid_sample(
-        pixels, _grid(pixels, draws), mode="bilinear", padding_mode="reflection", align_corners=False
-    )
+    grid = _grid(pixels, draws)
+    pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     return _jitter(pixels, draws).permute(0, 2, 3, 1)
 
 

@@ -62,9 +62,8 @@ def _box(values: Mapping[str, str]) -> Box:
     ends = (box.x + box.w, box.y + box.h)
     if not (min(box[:2]) >= 0 and max(box[:2]) < 1 and min(box[2:]) > 0 and max(ends) <= 1 + _ROUNDING):
         shown = ", ".join(f"{name} {values.get(name) or 'missing'}" for name in _COLUMNS)
-        raise DataError(
-            f"the box {shown} is not inside the image", "give x, y, w and h as fractions of the image, 0 to 1"
-        )
+        hint = "give x, y, w and h as fractions of the image, 0 to 1"
+        raise DataError(f"the box {shown} is not inside the image", hint)
     return box
 
 

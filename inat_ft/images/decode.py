@@ -96,10 +96,8 @@ def load_image(
         file, box = split_path(path)
         data = read_file(file)
         if sha256 is not None and image_hash(data, box) != sha256:
-            raise DataError(
-                f"the image {path} changed after it was checked: its SHA-256 is not {sha256[:12]}...",
-                "run the command again to check all files; to split again: inat-ft split DATA",
-            )
+            problem = f"the image {path} changed after it was checked: its SHA-256 is not {sha256[:12]}..."
+            raise DataError(problem, "run the command again to check all files; to split again: inat-ft split DATA")
         pixels = crop(decode(data, max_pixels), box)
     except ImageProblem as problem:
         reason = str(problem).removeprefix("cannot be read: ")

@@ -15,7 +15,7 @@ from inat_ft.images.decode import ImageProblem, decode, read_file
 from inat_ft.images.resizing import crop
 from inat_ft.progress import ProgressFn
 from inat_ft.registry import FEATURES, get
-from inat_ft.threads import one_thread_each
+from inat_ft.threads import torch_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,7 +89,7 @@ def scan(
     parts = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     pool = ThreadPoolExecutor(workers, thread_name_prefix="scan")
     batch: dict[int, Tensor] = {}
-    with one_thread_each(), warnings.catch_warnings():
+    with torch_threads(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about metadata without naming the file
         try:
             for part, thumbnails in zip(parts, pool.map(visit, parts), strict=True):

@@ -56,9 +56,8 @@ class Contributions:
         member = np.arange(len(self.values)) if self.member is None else self.member
         sizes, sums = (np.bincount(member, weights) for weights in (None, self.values - self.values.mean()))
         ratio = len(sizes) / max(1, len(sizes) - 1)
-        return float((sums**2).sum()) / len(member) ** 2 * ratio, max(
-            1.0, len(member) ** 2 / float((sizes**2).sum()) - 1
-        )
+        effective = len(member) ** 2 / float((sizes**2).sum())
+        return float((sums**2).sum()) / len(member) ** 2 * ratio, max(1.0, effective - 1)
 
     @cached_property
     def is_exact(self) -> bool:
@@ -75,14 +74,14 @@ class Contributions:
         """Two-sided p-value of the hypothesis that the metric is 0."""
         return min(1.0, 2 * min(self._tails(0.0)))
 
-    def interval(self, alpha: float = 0.05) -> tuple[float, float]:
+    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
         """Return the two-sided interval of level 1 - alpha; it excludes 0 exactly when p is below alpha."""
         low, high = self._bound(alpha / 2), -self._mirrored._bound(alpha / 2)
         return low - max(0.0, self.bias), high - min(0.0, self.bias)
 
-    def within(self, margin: float, alpha: float = 0.05) -> bool:
+    def within(self, margin: float) -> bool:
         """Return whether the metric is between -margin and margin by two one-sided tests (TOST, Schuirmann 1987)."""
-        return max(self._tails(margin)) < alpha
+        return max(self._tails(margin)) < ALPHA
 
     @cached_property
     def _groups(self) -> tuple[Floats, Floats]:
@@ -221,9 +220,8 @@ def seed_variance_test(sides: Sequence[Runs], margin: float | None = None, alpha
     """
     images = average(sides[0]) if len(sides) == 1 else average(sides[0]) - average(sides[1])
     parts = [(float(np.var([run.value for run in side], ddof=1)) / len(side), len(side) - 1.0) for side in sides]
-    return _by_variance(
-        images, parts, Method.SEEDS if images.member is None else Method.SEEDS_AND_GROUPS, margin, alpha
-    )
+    method = Method.SEEDS if images.member is None else Method.SEEDS_AND_GROUPS
+    return _by_variance(images, parts, method, margin, alpha)
 
 
 def _by_variance(

@@ -85,10 +85,9 @@ def _adapt_state_dict(backbone: Backbone, pretrained: PretrainedWeights, net: Ne
     mine = net.original_state_dict()
     with plugin_errors(BACKBONES, type(backbone), "reading its weights"):
         state = pretrained.load()
-    named = named_alike(
-        state, mine
-    ).items()  # GoogLeNet and Inception have auxiliary outputs, which the network has not
-    state = {name: tensor for name, tensor in named if name in mine or not name.lower().startswith("aux")}
+    named = named_alike(state, mine)
+    # GoogLeNet and Inception have auxiliary outputs, which the network has not
+    state = {name: tensor for name, tensor in named.items() if name in mine or not name.lower().startswith("aux")}
     for name in (f"{net.head_name}.{part}" for part, _ in net.head[1].named_parameters()):
         if name not in state or state[name].shape != mine[name].shape:  # another number of classes: keep the new head
             state[name] = mine[name]
@@ -180,14 +179,11 @@ def _built(backbone: Backbone, config: ModelConfig, num_classes: int, image_size
         try:
             classifier = backbone.build(num_classes, image_size, config.dropout)
         except (AssertionError, ValueError) as error:  # builders raise these for an unsupported size
-            raise ConfigError(
-                f"{config.backbone} cannot be built for images of {image_size} pixels: {_first_line(error)}",
-                _OTHER_SIZE,
-            ) from error
+            problem = f"{config.backbone} cannot be built for images of {image_size} pixels: {_first_line(error)}"
+            raise ConfigError(problem, _OTHER_SIZE) from error
     if not isinstance(classifier, nn.Module):
-        raise PluginError(
-            f"{plugin_label(BACKBONES, type(backbone))} must return a torch.nn.Module from build(), not {classifier!r}"
-        )
+        label = plugin_label(BACKBONES, type(backbone))
+        raise PluginError(f"{label} must return a torch.nn.Module from build(), not {classifier!r}")
     return classifier
 
 
@@ -204,9 +200,8 @@ def check_input_size(net: Net, size: int, built_for: int) -> None:
             logits = net(torch.zeros(1, 3, size, size, device=device))
     except (RuntimeError, ValueError, AssertionError) as error:
         fixed = f"; it was built for {built_for}" if size != built_for else ""
-        raise ConfigError(
-            f"{net.name} does not support images of {size} pixels{fixed}: {_first_line(error)}", _OTHER_SIZE
-        ) from None
+        problem = f"{net.name} does not support images of {size} pixels{fixed}: {_first_line(error)}"
+        raise ConfigError(problem, _OTHER_SIZE) from None
     if logits.shape != (1, net.head[1].out_features):
         raise PluginError(f"{net.name} returns {tuple(logits.shape)} for one image, not one row of logits")
 

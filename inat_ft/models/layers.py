@@ -11,17 +11,8 @@ from torch import nn
 
 _SEQUENCES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _NO_WEIGHT_DECAY = (
-    "*pos_embed",
-    "*pos_embedding",
-    "*position_embedding",
-    "*cls_token",
-    "*class_token",
-    "*dist_token",
-    "*reg_token",
-    "*relative_position_bias_table",
-    "*layer_scale",
-    "*gamma",
-    "*gamma_?",
+    *("*pos_embed", "*pos_embedding", "*position_embedding", "*cls_token", "*class_token", "*dist_token", "*reg_token"),
+    *("*relative_position_bias_table", "*layer_scale", "*gamma", "*gamma_?"),
 )
 
 

@@ -45,7 +45,7 @@ class Net(nn.Module):
         """Return a network that shares the stages and has a copy of the head. It is meant for frozen stages."""
         net = Net(self.name, self.stages, copy.deepcopy(self.head), self.head_name, self.seed)
         net.layer_ids, net.no_weight_decay = self.layer_ids, self.no_weight_decay
-        net.head[0].p = dropout  # type: ignore[assignment]
+        net.head[0].p = dropout  # type: ignore[assignment]  # an attribute of a module
         return net
 
     @property
@@ -61,16 +61,16 @@ class Net(nn.Module):
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        return len(self.head[1].weight)  # type: ignore[arg-type]
+        return len(self.head[1].weight)  # type: ignore[arg-type]  # an attribute of a module
 
     @property
     def default_stage(self) -> str:
         """First stage of the last third: layer3 of a ResNet."""
         return self._names[len(self._names) * 2 // 3]
 
-    def forward(self, inputs: Tensor, start: int = 0) -> Tensor:
-        """Return logits `[N, C]`. `inputs` are the inputs of stage number `start`; those of stage 0 are images."""
-        return self.head(self.forward_stages(inputs, start, len(self._chain)))  # type: ignore[no-any-return]
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits `[N, C]`."""
+        return self.head(self.forward_stages(images, 0, len(self._chain)))  # type: ignore[no-any-return]  # modules return Any
 
     def forward_stages(self, inputs: Tensor, start: int, stop: int) -> Tensor:
         """Apply the stages `start` to `stop` (exclusive) to the inputs of stage `start`."""
@@ -166,9 +166,8 @@ def _require_values(given: Tensor, mine: Tensor, name: str, source: str) -> None
         fits = torch.equal(given.to(mine.dtype).to(given.dtype), given)
     if not fits:
         has, wants = (str(each.dtype).removeprefix("torch.") for each in (given, mine))
-        raise WeightsError(
-            f"{source} does not fit this network: {name} is {has}, not {wants}", "save it as float32: model.float()"
-        )
+        problem = f"{source} does not fit this network: {name} is {has}, not {wants}"
+        raise WeightsError(problem, "save it as float32: model.float()")
     if mine.is_floating_point() and given.numel() and not torch.stack(given.aminmax()).isfinite().all():
         raise WeightsError(f"the weights {source} contain values that are not finite, in {name}", "use other weights")
 

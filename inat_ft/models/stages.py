@@ -41,7 +41,7 @@ def split_into_stages(classifier: nn.Module) -> StagedModel:
     if not stages:
         raise PluginError(f"{type(classifier).__name__} cannot be fine-tuned: it has no layer before its last one")
     in_features = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
-    return StagedModel(stages, str(last.target), int(in_features), layer.bias is not None)  # type: ignore[arg-type]
+    return StagedModel(stages, str(last.target), int(in_features), layer.bias is not None)  # type: ignore[arg-type]  # attributes of a module
 
 
 class _Tracer(fx.Tracer):
@@ -103,18 +103,16 @@ def _path_to_output(classifier: nn.Module) -> set[str]:
         try:
             graph = _Tracer(opened).graph_of(classifier)
         except Exception as error:  # fx raises any exception of the traced forward pass
-            raise PluginError(
-                f"the forward pass of {type(classifier).__name__} cannot be traced: {type(error).__name__}: {error}"
-            ) from error
+            problem = f"the forward pass of {type(classifier).__name__} cannot be traced"
+            raise PluginError(f"{problem}: {type(error).__name__}: {error}") from error
         last = _output_layer(graph)
         layer = graph.get_submodule(str(last.target)) if last.op == "call_module" else None
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
             return opened
         if layer is None or not list(layer.children()):
             what = f"'{last.target}'" if last.op == "call_module" else getattr(last.target, "__name__", last.target)
-            raise PluginError(
-                f"{type(classifier).__name__} does not end with a Linear layer that a new head could replace, but with {what}"
-            )
+            problem = f"{type(classifier).__name__} does not end with a Linear layer that a new head could replace"
+            raise PluginError(f"{problem}, but with {what}")
         opened.add(str(last.target))
 
 

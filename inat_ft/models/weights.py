@@ -45,9 +45,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     No code from the file is run. Raises WeightsError with the file and the cause.
     """
     if not path.is_file():
-        raise WeightsError(
-            f"no such weights file: {path}", "use --weights imagenet, none, or a .pth or .safetensors file"
-        )
+        hint = "use --weights imagenet, none, or a .pth or .safetensors file"
+        raise WeightsError(f"no such weights file: {path}", hint)
     loaded = _loaded(path)
     while isinstance(loaded, dict):
         held = next((loaded[key] for key in _HOLDERS if isinstance(loaded.get(key), dict) and loaded[key]), None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from inat_ft.cli import render
 from inat_ft.config import RunConfig
-from inat_ft.training import Directories
+from inat_ft.setup import Directories
 from inat_ft_folds.result import CrossValidation
 from inat_ft_folds.training import Callbacks, cross_validate
 

@@ -12,14 +12,15 @@ from pathlib import Path
 from inat_ft.api.train import Run
 from inat_ft.config import RunConfig
 from inat_ft.data.manifest import find_manifest, manifest_text, read_manifest
+from inat_ft.engine.device import release_memory
 from inat_ft.errors import InatFtError, UsageError
 from inat_ft.evaluation.predictions import write_predictions
 from inat_ft.locks import lock_run
 from inat_ft.paths import FOLDS_SUMMARY
 from inat_ft.records import write_text
 from inat_ft.settings import dump_config, expand_user, portable
-from inat_ft.setup import SharedSetup, new_directory, split_info
-from inat_ft.training import Directories, TrainCallbacks, TrainJob, release_memory, train_together
+from inat_ft.setup import Directories, SharedSetup, TrainCallbacks, new_directory, split_info
+from inat_ft.training import TrainJob, train_together
 from inat_ft_folds.drawing import draw_folds
 from inat_ft_folds.partition import fold_manifests
 from inat_ft_folds.result import (

@@ -13,7 +13,7 @@ from inat_ft.config import RunConfig
 from inat_ft.data.manifest import find_manifest
 from inat_ft.errors import UsageError
 from inat_ft.paths import cache_folder
-from inat_ft.settings import Override, load_config
+from inat_ft.settings import load_config
 from inat_ft.setup import TrainCallbacks
 from inat_ft.text import pluralize
 from inat_ft_insights import audit as auditing
@@ -128,7 +128,7 @@ def audit(
     if limit < 1:
         raise UsageError(f"limit {limit} is not positive", "use the default: leave out limit")
     heard, folder = callbacks or TrainCallbacks(), _folder(out, f"audit-{Path(split).stem}")
-    resolved = _resolve(config, [("data.split", os.fspath(split))], options, settings)
+    resolved = load_config(config, [("data.split", os.fspath(split)), *as_overrides(options, settings)])
     found = auditing.audit(resolved, cache_folder(cache_dir), subsets, heard.progress)
     if found.estimated_errors > len(found.ranking) / 2:
         heard.log(
@@ -187,7 +187,7 @@ def learning_curve(
     chosen_sizes = _number("sizes", sizes, defaults[1], 20)
     if target is not None and not 0 < target < 1:
         raise UsageError(f"target {target:g} is not between 0 and 1", "for 95%, pass 0.95")
-    resolved = _resolve(run_settings(run, config), [("strategy.name", mode)], options, settings)
+    resolved = load_config(run_settings(run, config), [("strategy.name", mode), *as_overrides(options, settings)])
     require_mode(resolved, mode)
     split = resolved.data.split or find_manifest().as_posix()
     resolved = load_config(resolved, [("data.split", split)])
@@ -244,10 +244,10 @@ def suggest(
     return SuggestResult(**vars(found), page=page, csv=csv)
 
 
-def run_settings(run: RunLike | None, config: PathLike | RunConfig | None) -> Path | RunConfig | None:
+def run_settings(run: RunLike | None, config: PathLike | RunConfig | None) -> PathLike | RunConfig | None:
     """Return the settings of a run, or those given. Raises UsageError if both are given, or if the run has none."""
     if run is None:
-        return config if config is None or isinstance(config, RunConfig) else Path(config)
+        return config
     if config is not None:
         raise UsageError("a run and --config both give the settings", "remove one of them")
     path = Path(run)
@@ -263,16 +263,6 @@ def require_mode(config: RunConfig, mode: str) -> None:
     """Raise UsageError if the settings name another strategy than `mode`."""
     if config.strategy.name != mode:
         raise UsageError(f"strategy.name is '{config.strategy.name}', but mode is '{mode}'", "pass --mode only")
-
-
-def _resolve(
-    config: PathLike | RunConfig | None,
-    overrides: Sequence[Override],
-    options: Mapping[str, Any],
-    settings: Mapping[str, Any] | None,
-) -> RunConfig:
-    start = config if config is None or isinstance(config, RunConfig) else Path(config)
-    return load_config(start, [*overrides, *as_overrides(options, settings)])
 
 
 def _folder(out: PathLike | None, name: str) -> Path:

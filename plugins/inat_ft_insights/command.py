@@ -10,6 +10,8 @@ import typer
 from inat_ft.cli import options, render
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from inat_ft.config import RunConfig
     from inat_ft.setup import TrainCallbacks
     from inat_ft.tables import Table
@@ -26,12 +28,6 @@ class Subset(StrEnum):
     test = "test"
 
 
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings, as in `inat-ft train`.")]
-Backbone = Annotated[str | None, typer.Option(help="Network, as in `inat-ft train`.", show_default="resnet50")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any key, such as data.image_size=160. Can be repeated."),
-]
 OutDir = Annotated[Path | None, options.output("Folder for the files.", "folder", show_default="insights/COMMAND-NAME")]
 
 
@@ -43,9 +39,9 @@ def audit(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Number of images of each kind on the page.")] = 200,
     out: OutDir = None,
-    config: Config = None,
-    backbone: Backbone = None,
-    set_: Set = None,
+    config: options.Config = None,
+    backbone: options.Backbone = None,
+    set_: options.Set = None,
     json: options.Json = False,
     cache_dir: options.CacheDir = None,
 ) -> None:
@@ -110,9 +106,9 @@ def learning_curve(
         ),
     ] = None,
     out: OutDir = None,
-    config: Config = None,
-    backbone: Backbone = None,
-    set_: Set = None,
+    config: options.Config = None,
+    backbone: options.Backbone = None,
+    set_: options.Set = None,
     json: options.Json = False,
     cache_dir: options.CacheDir = None,
 ) -> None:
@@ -150,7 +146,7 @@ def _show_curve(found: "LearningCurveResult") -> None:
 
 
 def _settings(
-    config: "Path | RunConfig | None",
+    config: "str | PathLike[str] | RunConfig | None",
     backbone: str | None,
     set_: list[str] | None,
     given: Sequence[tuple[str, Any]] = (),

@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 
 from inat_ft.config import RunConfig
 from inat_ft.data.manifest import Manifest, manifest_text
+from inat_ft.engine.device import release_memory
 from inat_ft.errors import UsageError
 from inat_ft.evaluation.predictions import read_predictions
 from inat_ft.locks import lock_run
 from inat_ft.records import write_text
 from inat_ft.settings import load_config
-from inat_ft.setup import SharedSetup, prepare
+from inat_ft.setup import Directories, SharedSetup, TrainCallbacks, prepare
 from inat_ft.text import pluralize
-from inat_ft.training import Directories, TrainCallbacks, TrainJob, release_memory, train_together
+from inat_ft.training import TrainJob, train_together
 from inat_ft_insights.features import Ints, group_numbers, head_config
 from inat_ft_insights.learning_curve import LearningCurve, make_curve
 from inat_ft_insights.subsets import nested_subsets

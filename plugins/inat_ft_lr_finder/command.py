@@ -2,7 +2,7 @@
 
 from inat_ft.cli import render
 from inat_ft.config import RunConfig
-from inat_ft.training import Directories, TrainCallbacks
+from inat_ft.setup import Directories, TrainCallbacks
 from inat_ft_lr_finder.range_test import draw_lr_range, find_lr
 
 

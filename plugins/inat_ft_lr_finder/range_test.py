@@ -17,9 +17,9 @@ from inat_ft.engine.forward import Forward, StepConfig
 from inat_ft.engine.loops import Batch, local_batches, step
 from inat_ft.engine.optimizer import make_optimizer
 from inat_ft.engine.plan import TrainingPlan
-from inat_ft.setup import make_loaders, make_step_config
+from inat_ft.setup import Directories, TrainCallbacks, make_loaders, make_step_config, prepare
 from inat_ft.threads import decoders
-from inat_ft.training import Directories, TrainCallbacks, prepare, share_batches
+from inat_ft.training import share_batches
 
 _LOWEST, _HIGHEST = 1e-6, 10.0
 _SMOOTHING = 3

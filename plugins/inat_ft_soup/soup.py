@@ -32,8 +32,8 @@ from inat_ft.models.weights import read_state, save_model
 from inat_ft.progress import ProgressFn, ignore_progress, no_progress
 from inat_ft.records import RunRecord, write_record, write_text
 from inat_ft.settings import dump_config, portable
+from inat_ft.setup import split_info
 from inat_ft.threads import decoders
-from inat_ft.training import split_info
 
 _BATCH = 64
 State = dict[str, Tensor]

@@ -18,11 +18,12 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from inat_ft.data.batches import ResidentRows
-from inat_ft.engine.device import is_out_of_memory, threads
+from inat_ft.engine.device import is_out_of_memory
 from inat_ft.engine.fit import EpochResult, EpochTask
 from inat_ft.engine.loops import diverged
 from inat_ft.errors import InatFtError
 from inat_ft.models.dropout import Dropout
+from inat_ft.threads import torch_threads
 
 
 def stack_key(task: EpochTask) -> tuple[object, ...] | None:
@@ -215,7 +216,7 @@ def run_stacked(tasks: Sequence[EpochTask]) -> list[EpochResult | InatFtError]:
     """
     stack = _Stack(tasks)
     is_cpu = tasks[0].forward.compute.device.type == "cpu"
-    with threads(1 if is_cpu else torch.get_num_threads()):
+    with torch_threads(1 if is_cpu else torch.get_num_threads()):
         trained = stack.train().tolist()
         for task in stack.tasks:
             task.before_val(task.forward)

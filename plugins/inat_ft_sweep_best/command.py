@@ -92,7 +92,8 @@ def _train(sweep: "Sweep", trial: "Trial", runs_dir: Path, cache_dir: Path | Non
     from inat_ft.cli.train import callbacks
     from inat_ft.paths import cache_folder
     from inat_ft.settings import load_config
-    from inat_ft.training import Directories, train
+    from inat_ft.setup import Directories
+    from inat_ft.training import train
 
     config = load_config(None, sweep.settings(trial.params))
     return train(config, Directories(runs_dir, cache_folder(cache_dir)), callbacks(config))[1]

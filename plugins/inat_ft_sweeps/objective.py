@@ -16,8 +16,8 @@ from inat_ft_sweeps.base import TrialJob
 
 if TYPE_CHECKING:
     from inat_ft.records import Epoch, RunRecord
-    from inat_ft.setup import SharedSetup
-    from inat_ft.training import TrainCallbacks, TrainJob
+    from inat_ft.setup import SharedSetup, TrainCallbacks
+    from inat_ft.training import TrainJob
 
 
 def metric_of(record: RunRecord, name: str) -> float:
@@ -54,7 +54,8 @@ class TrainingObjective:
             return False
 
     def together(self, jobs: Sequence[TrialJob]) -> list[float | Exception]:
-        from inat_ft.training import release_memory, train_together
+        from inat_ft.engine.device import release_memory
+        from inat_ft.training import train_together
 
         release_memory()
         outcomes: dict[int, float | Exception] = {}
@@ -72,7 +73,8 @@ class TrainingObjective:
         return load_config(None, [*job.overrides, *self.extra, ("name", job.name), ("track.files", False)])
 
     def _train_job(self, job: TrialJob) -> TrainJob:
-        from inat_ft.training import Directories, TrainJob
+        from inat_ft.setup import Directories
+        from inat_ft.training import TrainJob
 
         config = self._config(job)
         callbacks = self.make_callbacks(config)

@@ -65,7 +65,7 @@ def open_sweep(id: str | None, sweeps_dir: Path, storage: str | None, adopt: boo
 
 def objective(sweep: "Sweep", cache: Path, *extra: "Override") -> "Objective":
     """Return the function that trains a trial. extra: settings for all trials. Only the first trial logs its setup."""
-    from inat_ft.training import TrainCallbacks
+    from inat_ft.setup import TrainCallbacks
     from inat_ft_sweeps.objective import TrainingObjective
 
     first = iter([render.info])

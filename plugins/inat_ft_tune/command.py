@@ -35,18 +35,9 @@ def tune(
     evaluate: Annotated[
         bool, typer.Option("--eval", help="Evaluate the chosen run on the test set. Evaluations are counted.")
     ] = False,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="YAML file of settings, as in `inat-ft train`.")
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Network, as in `inat-ft train`.", show_default="resnet50")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", "-s", metavar="KEY=VALUE", help="Fix a setting, such as data.image_size=160. Can be repeated."
-        ),
-    ] = None,
+    config: options.Config = None,
+    backbone: options.Backbone = None,
+    set_: options.Set = None,
     seed: options.Seed = 0,
     json: options.Json = False,
     runs_dir: options.RunsDir = Path("runs"),

@@ -11,12 +11,12 @@ import numpy as np
 
 from inat_ft.config import RunConfig
 from inat_ft.data.manifest import Manifest
+from inat_ft.engine.device import release_memory
 from inat_ft.engine.early_stopping import EarlyStopping
 from inat_ft.engine.fit import TrainState, fit
 from inat_ft.errors import InatFtError
 from inat_ft.setup import Directories, Setup, SharedSetup, TrainCallbacks, make_loaders, make_step_config, prepare
 from inat_ft.threads import decoders
-from inat_ft.training import release_memory
 from inat_ft_tune.planner import Cost
 
 _FEWEST, _BATCHES = 8, 2

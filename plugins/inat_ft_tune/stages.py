@@ -12,8 +12,8 @@ from inat_ft_sweeps.objective import TrainingObjective
 
 from inat_ft.errors import DataError, StorageError, UsageError
 from inat_ft.records import read_record
+from inat_ft.setup import TrainCallbacks
 from inat_ft.text import pluralize
-from inat_ft.training import TrainCallbacks
 from inat_ft_tune import planner
 from inat_ft_tune.candidates import Params, head_params
 from inat_ft_tune.planner import format_seconds

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inat_ft.config import RunConfig
+from inat_ft.engine.device import release_memory
 from inat_ft.errors import DataError, InatFtError, StorageError
 from inat_ft.progress import ProgressBar, ProgressFn
 from inat_ft.records import Epoch, RunRecord
-from inat_ft.training import Directories, TrainCallbacks, release_memory, train
+from inat_ft.setup import Directories, TrainCallbacks
+from inat_ft.training import train
 from inat_ft_tune.state import Trial
 
 _PROBE_S, _CERTAIN = 3.0, 1.5

@@ -42,7 +42,7 @@ class Request:
     budget_s: float | None = None
     out: Path | None = None
     strategies: Sequence[str] = ()
-    config: Path | RunConfig | None = None
+    config: str | os.PathLike[str] | RunConfig | None = None
     overrides: Sequence[Override] = ()
     seed: int = 0
     runs: Path = Path("runs")
@@ -267,7 +267,7 @@ def tune(
         None if budget is None else parse_duration(budget),
         None if out is None else Path(out),
         strategies,
-        config if config is None or isinstance(config, RunConfig) else Path(config),
+        config,
         as_overrides(options, settings),
         seed,
         Path(runs_dir),

@@ -27,9 +27,10 @@ from sklearn.datasets import load_digits
 
 import inat_ft
 from inat_ft.data.manifest import Manifest, manifest_text
+from inat_ft.engine.device import release_memory
 from inat_ft.evaluation.predict import InferenceConfig, load_model, predict_subset
 from inat_ft.settings import load_config
-from inat_ft.training import Directories, release_memory, train
+from inat_ft.training import Directories, train
 from tests.benchmarks.reporting import report
 
 

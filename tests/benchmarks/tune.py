@@ -19,7 +19,7 @@ from pathlib import Path
 from inat_ft_datasets.digits import write_digits
 
 import inat_ft
-from inat_ft.training import release_memory
+from inat_ft.engine.device import release_memory
 from tests.benchmarks.reporting import report
 from tests.benchmarks.strategies import measure, split
 

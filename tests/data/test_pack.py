@@ -111,7 +111,7 @@ def test_packing_ends_with_a_warning_when_the_disk_is_full(photos: Path, tmp_pat
 
 
 def test_too_large_a_cache_is_refused_before_the_scan(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("inat_ft.cache.array_store.shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 0))
+    monkeypatch.setattr("inat_ft.paths.shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 0))
     with pytest.raises(DataError, match="needs"), Packing(["32"], tmp_path, 5, print, print):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ from inat_ft.config import OptimConfig
 from inat_ft.data.batches import Batches, ResidentRows
 from inat_ft.data.manifest import read_manifest, write_manifest
 from inat_ft.engine.advice import advise
-from inat_ft.engine.device import Compute, reproducible
+from inat_ft.engine.device import Compute, release_memory, reproducible
 from inat_ft.engine.forward import Forward, StepConfig, Tail
 from inat_ft.engine.loops import Batch, evaluate, step
 from inat_ft.engine.plan import make_plan
@@ -27,7 +27,7 @@ from inat_ft.errors import UsageError
 from inat_ft.records import Advice, Epoch, read_record
 from inat_ft.strategies import Group, Strategy
 from inat_ft.testing import tiny_net
-from inat_ft.training import TrainCallbacks, release_memory, train
+from inat_ft.training import TrainCallbacks, train
 
 CPU = Compute(torch.device("cpu"), "fp32", forced=True)
 TINY = ["--backbone", "cnn", "--set", "model.filters=16", "--image-size", "32", "--precision", "fp32"]

@@ -45,7 +45,7 @@ class World:
             monkeypatch.setattr(f"inat_ft_tune.{module}.time", clock)
         monkeypatch.setattr("inat_ft_tune.trainer.train", self.train)
         monkeypatch.setattr("inat_ft.training.train_together", self.train_together)
-        for module in ("inat_ft_tune.trainer", "inat_ft.training"):
+        for module in ("inat_ft_tune.trainer", "inat_ft.engine.device"):
             monkeypatch.setattr(f"{module}.release_memory", lambda: None)  # there is no memory to release
 
     def train(
