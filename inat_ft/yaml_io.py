@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Compose a value, unless it would make the file too large or too deep."""
-        event, before = self.peek_event(), self._values  # type: ignore[no-untyped-call]
+        event, before = self.peek_event(), self._values  # type: ignore[no-untyped-call]  # PyYAML declares no types here
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             raise _refusal(event, "it is nested too deep")

@@ -91,7 +91,7 @@ class FakeDevice(Counts):
             getattr(self, counter).append(what if counter == "kernels" else f"{what} in {_caller()}")
 
     def is_target(self, device: object) -> bool:
-        return device is not None and torch.device(device).type == self.kind  # type: ignore[arg-type]
+        return device is not None and torch.device(device).type == self.kind
 
     def pin(self, tensor: Tensor) -> Tensor:
         """Return a pinned copy. It is kept, so that its address stays unique."""
@@ -127,7 +127,7 @@ def _caller() -> str:
         path = frame.f_code.co_filename
         if "/inat_ft" in path:
             return f"{path.rpartition('/inat_ft')[2].lstrip('/')}:{frame.f_lineno} {frame.f_code.co_name}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "a test"
 
 
@@ -150,14 +150,14 @@ class DeviceTensor(Tensor):
             requires_grad=requires_grad,
         )
         made.elem = elem
-        return made  # type: ignore[return-value]
+        return made
 
-    device = property(lambda self: _active.device)  # type: ignore[assignment]
-    is_cuda = property(lambda self: _active.kind == "cuda")  # type: ignore[assignment]
-    is_mps = property(lambda self: _active.kind == "mps")  # type: ignore[assignment]
-    is_cpu = property(lambda self: False)  # type: ignore[assignment]
+    device = property(lambda self: _active.device)
+    is_cuda = property(lambda self: _active.kind == "cuda")
+    is_mps = property(lambda self: _active.kind == "mps")
+    is_cpu = property(lambda self: False)
 
-    def __repr__(self) -> str:  # type: ignore[override]
+    def __repr__(self) -> str:
         return f"DeviceTensor({self.elem})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
@@ -359,7 +359,7 @@ def fake_device(kind: str = "cuda", **settings: Any) -> Iterator[FakeDevice]:
     """Simulate a device, `cuda` or `mps`, in this thread and in threads that it starts. settings: fields of FakeDevice."""
     import torch._dynamo  # before `torch.cuda` is patched; dispatch modes import it
 
-    global _active  # noqa: PLW0603
+    global _active  # noqa: PLW0603 - one simulated device at a time
     _active = gpu = FakeDevice(kind=kind, **settings)
     run_thread, load, autocast, one_hot = threading.Thread.run, torch.load, torch.autocast, torch.nn.functional.one_hot
 

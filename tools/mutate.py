@@ -134,7 +134,7 @@ def expression_variants(node: ast.expr, field: str) -> Iterator[ast.AST]:
         case ast.Constant(value=bool()):
             yield ast.Constant(not node.value)
         case ast.Constant(value=int() | float()):
-            yield ast.Constant(node.value + 1)  # type: ignore[operator]
+            yield ast.Constant(node.value + 1)
         case ast.Name(id=name) if field == "func" and name in OPPOSITES:
             yield ast.Name(OPPOSITES[name], ast.Load())
         case ast.Attribute(attr=name) if field == "func" and name in OPPOSITES:

@@ -89,7 +89,7 @@ class Metric(ABC):
 
     def contributions(self, predictions: Predictions) -> Contributions:
         """Return the contribution of each image; their mean is the metric."""
-        return get(FEATURES, "jackknife").load()(self, predictions)  # type: ignore[no-any-return]
+        return get(FEATURES, "jackknife").load()(self, predictions)  # type: ignore[no-any-return]  # features are untyped
 
     def interval(self, predictions: Predictions) -> MetricValue:
         """Return the metric with its 95% interval."""

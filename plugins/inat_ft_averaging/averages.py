@@ -50,7 +50,7 @@ class Ema(_Average):
         """Add the weights of this step."""
         count = self._count()
         decay = min(self.config.ema_decay, (1 + count) / (10 + count))
-        self._update(get_ema_multi_avg_fn(decay), count - 1)  # type: ignore[no-untyped-call]
+        self._update(get_ema_multi_avg_fn(decay), count - 1)  # type: ignore[no-untyped-call]  # torch declares no types here
 
     def after_epoch(self, epoch: int) -> dict[str, Tensor]:
         """Return the average over all steps so far."""
@@ -66,7 +66,7 @@ class Swa(_Average):
         """Add the weights of this epoch and return the mean, from the first of the last epochs on."""
         if epoch < min(int(self.config.swa_from * self.config.epochs), self.config.epochs - 2):
             return {}
-        self._update(get_swa_multi_avg_fn(), self._count() - 1)  # type: ignore[no-untyped-call]
+        self._update(get_swa_multi_avg_fn(), self._count() - 1)  # type: ignore[no-untyped-call]  # torch declares no types here
         return self._averaged()
 
 

@@ -111,7 +111,7 @@ def grad_cam(trained: LoadedModel, paths: Sequence[Path], classes: Sequence[int]
             evidence: Tensor = found.detach()[:, 0].float().cpu()
             return evidence / evidence.amax((1, 2), keepdim=True).clamp_min(1e-12)
 
-        parts = torch.arange(len(paths)).split(_BATCH)  # type: ignore[no-untyped-call]
+        parts = torch.arange(len(paths)).split(_BATCH)  # type: ignore[no-untyped-call]  # torch declares no types here
         return torch.cat([each for numbers in parts for each in in_halves(trained.compute, maps, numbers)])
 
 

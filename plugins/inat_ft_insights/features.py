@@ -107,7 +107,7 @@ def _compute(setup: Setup, kept: PrefixCache, pixels: Pixels, update: Any) -> ND
     """
     depth, count = len(setup.plan.net.stages), len(pixels)
     if not count:
-        return np.empty((0, setup.plan.net.head[1].in_features), np.float32)  # type: ignore[arg-type]
+        return np.empty((0, setup.plan.net.head[1].in_features), np.float32)  # type: ignore[arg-type]  # an attribute of a module
     numbers = torch.linspace(0, count - 1, min(_COMPARED, count)).long()
     prepare_input = ImageInput(kept.preprocess.mean, kept.preprocess.std)
     compared = [pixels.hashes[number] for number in numbers.tolist()]

@@ -177,7 +177,7 @@ def _classes(classes: dict[str, Any]) -> Any:
 def _recalls(p: Predictions) -> list[float]:
     """Return the recall of each class, 0 without images."""
     counts, hits = (np.bincount(labels, minlength=len(p.classes)) for labels in (p.true, p.true[p.correct]))
-    return (hits / np.maximum(counts, 1)).tolist()  # type: ignore[no-any-return]
+    return (hits / np.maximum(counts, 1)).tolist()  # type: ignore[no-any-return]  # numpy returns Any
 
 
 def _best_two(comparison: Comparison) -> tuple[Candidate, Candidate, Predictions] | None:

@@ -56,7 +56,7 @@ def merge_adapters(net: nn.Module) -> None:
     """Add every LowRank adapter to its weight, and remove the adapter."""
     for module in list(net.modules()):
         for name in [name for name in _matrices(module) if parametrize.is_parametrized(module, name)]:
-            if isinstance(module.parametrizations[name][0], LowRank):  # type: ignore[index]
+            if isinstance(module.parametrizations[name][0], LowRank):  # type: ignore[index]  # an attribute of a module
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 

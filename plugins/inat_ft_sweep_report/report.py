@@ -85,7 +85,7 @@ def _over_trials(trials: Sequence[Trial], metric: str, maximize: bool) -> Figure
         axes.set(xlabel="trial", ylabel=metric)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-    return figure  # type: ignore[no-any-return]
+    return figure  # type: ignore[no-any-return]  # matplotlib is untyped
 
 
 def _parallel(trials: Sequence[Trial], shown: Sequence[Column], metric: str, maximize: bool) -> Figure:
@@ -117,7 +117,7 @@ def _parallel(trials: Sequence[Trial], shown: Sequence[Column], metric: str, max
         axes.set_xticks(range(len(lines)), [*(column.name for column in shown), metric])
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-    return figure  # type: ignore[no-any-return]
+    return figure  # type: ignore[no-any-return]  # matplotlib is untyped
 
 
 def _importance(weights: Sequence[Importance]) -> Figure:
@@ -131,7 +131,7 @@ def _importance(weights: Sequence[Importance]) -> Figure:
         axes.set_yticks(range(len(weights)), [weight.name for weight in reversed(weights)])
         axes.set(xlim=(0, 1), xlabel="fraction of the variance, with 95% interval")
         figure.legend(frameon=False, loc="outside lower right")
-    return figure  # type: ignore[no-any-return]
+    return figure  # type: ignore[no-any-return]  # matplotlib is untyped
 
 
 def _by_value(shown: Sequence[Column], metric: str) -> Figure:
@@ -148,4 +148,4 @@ def _by_value(shown: Sequence[Column], metric: str) -> Figure:
             axes.set_xticks(range(number), column.names, rotation=0 if number <= 3 else 30 if number <= 6 else 90)
             axes.set(xlabel=column.name, xlim=(-0.6, number - 0.4))
         grid[0][0].set_ylabel(metric)
-    return figure  # type: ignore[no-any-return]
+    return figure  # type: ignore[no-any-return]  # matplotlib is untyped

@@ -58,7 +58,7 @@ def run_worker(sweep: Sweep, objective: Objective, count: int | None = None, log
 def _claim_more(sweep: Sweep, objective: Objective, first: Claimed, left: int | None) -> list[Claimed]:
     """Return the first trial and others that can be trained in the same steps, at most `left` in all."""
     group, most = [first], _group_size(sweep) if isinstance(objective, TrainingObjective) else 1
-    while len(group) < min(most, left or most) and objective.joins(_job(sweep, group[-1])):  # type: ignore[attr-defined]
+    while len(group) < min(most, left or most) and objective.joins(_job(sweep, group[-1])):  # type: ignore[attr-defined]  # else `most` is 1
         claimed = sweep.claim()
         if not isinstance(claimed, Claimed):
             break

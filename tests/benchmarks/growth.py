@@ -51,7 +51,9 @@ def images(number: int, folder: Path) -> dict[str, Callable[[], object]]:
         write_manifest(make_manifest(listed, scanned, SplitOptions(near=False, test_fraction=0.1), file)[0])
 
     def fill() -> None:
-        blocks = lambda missing: (rows[: len(missing) - at] for at in range(0, len(missing), 1024))  # noqa: E731
+        def blocks(missing):
+            return (rows[: len(missing) - at] for at in range(0, len(missing), 1024))
+
         store.ensure(hashes, blocks, lambda done, total: None)
 
     def epoch() -> None:
@@ -130,7 +132,7 @@ def epochs(number: int, folder: Path) -> dict[str, Callable[[], object]]:
     torch.manual_seed(0)
 
     def plan(strategy: object) -> None:
-        made = make_plan(strategy, net, number)  # type: ignore[arg-type]
+        made = make_plan(strategy, net, number)
         for epoch in range(number):
             made.epochs_until_thaw(epoch)
             made.last_trained_epoch(made.frozen_prefix(epoch), epoch)

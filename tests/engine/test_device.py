@@ -31,7 +31,9 @@ def gpus(monkeypatch: pytest.MonkeyPatch):
     """A function that installs GPUs by name, and a build of torch with kernels for some of them."""
 
     def install(*names: str, kernels: Sequence[str] = (*WHEEL, "sm_60", "sm_70")) -> None:
-        at = lambda where: torch.device(where).index or 0  # noqa: E731
+        def at(where: object) -> int:
+            return torch.device(where).index or 0
+
         fakes = {
             "is_available": lambda: True,
             "device_count": lambda: len(names),

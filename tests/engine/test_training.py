@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -437,7 +438,7 @@ class HeadThenAll(Strategy):
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
 def test_a_prefix_thaws_in_the_first_epoch_with_a_shorter_one(prefixes: list[int]) -> None:
-    plan = TrainingPlan(nn.Module(), (None,) * len(prefixes))  # type: ignore[arg-type]  # only the prefixes are read
+    plan = TrainingPlan(nn.Module(), (None,) * len(prefixes))  # only the prefixes are read
     vars(plan)["_prefixes"] = prefixes
     for epoch, prefix in enumerate(prefixes):
         following = [number for number, other in enumerate(prefixes) if number > epoch and other < prefix]
@@ -497,7 +498,7 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_file(manifest_file) -> No
         "--name",
         "full",
     ]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))  # noqa: E731 - acts like a full disk
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2**18, 2**18))  # acts like a full disk
     ran = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
     assert ran.returncode == 1 and "cannot write runs/full/resume.pt: File too large" in ran.stderr, ran.stderr
     assert "free some space" in ran.stderr and "fault of inat-ft" not in ran.stderr

@@ -51,7 +51,7 @@ def push(hub: FakeHub, run: Path, *words: str, **more: str) -> tuple[subprocess.
         seen.extend(file.read_bytes().decode(errors="replace") for file in Path("/proc").glob("[0-9]*/cmdline"))
         respond(handler)
 
-    hub.respond = watch  # type: ignore[method-assign]
+    hub.respond = watch
     command = [sys.executable, "-m", "inat_ft", "export", str(run), "--push-to-hub", "org/leaf", *words]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment(hub, **more), check=False)
     return ran, "\n".join(seen)

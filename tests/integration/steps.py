@@ -14,7 +14,7 @@ import torchvision.models  # noqa: F401 - imported before the fork
 
 import inat_ft.evaluation.evaluate
 import inat_ft.exporters
-import inat_ft.training  # noqa: F401
+import inat_ft.training  # noqa: F401 - as above
 from inat_ft.cli import main
 
 EXACT = (

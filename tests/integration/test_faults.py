@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -271,7 +272,7 @@ main.run()
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("name", ["split", "train", "eval", "predict", "sweep", "folds", "curve", "suggest", "folder"])
 def test_few_file_descriptors(name: str) -> None:
-    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))  # noqa: E731
+    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, 64))
     ran = subprocess.run(
         [sys.executable, "-m", "inat_ft", *ALL[name]],
         preexec_fn=limit,
@@ -297,7 +298,7 @@ def test_few_file_descriptors(name: str) -> None:
 )
 def test_little_memory(name: str, gigabytes: float) -> None:
     size = int(gigabytes * 2**30)
-    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (size, size))  # noqa: E731
+    limit = partial(resource.setrlimit, resource.RLIMIT_AS, (size, size))
     train = ("train", *CNN, "--name", "new", "--batch-size", "36")
     command = [sys.executable, "-m", "inat_ft", *(ALL | {"train": train})[name]]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}

@@ -120,7 +120,7 @@ def text_problem(call: ast.Call) -> str:
     ],
 )
 def test_the_check_of_text_files_finds_what_is_missing(source: str, lacks: str) -> None:
-    assert text_problem(ast.parse(source).body[0].value) == lacks  # type: ignore[attr-defined]
+    assert text_problem(ast.parse(source).body[0].value) == lacks
 
 
 def test_text_files_do_not_depend_on_the_platform() -> None:

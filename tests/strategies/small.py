@@ -33,7 +33,7 @@ def _maxvit() -> nn.Module:
 def _timm(name: str, **options: object) -> nn.Module:
     import timm
 
-    return timm.create_model(name, num_classes=5, **options)  # type: ignore[no-any-return]
+    return timm.create_model(name, num_classes=5, **options)
 
 
 _TOKENS = {"img_size": SIZE, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}

@@ -39,8 +39,11 @@ class Client:
 
     def init(self, settings: object) -> SimpleNamespace:
         number = len(self.places)
-        finish = lambda exit_code: self.exits.append((number, exit_code))  # noqa: E731
-        return SimpleNamespace(id=f"r{number}", config=self.points.pop(0), finish=finish)
+        return SimpleNamespace(
+            id=f"r{number}",
+            config=self.points.pop(0),
+            finish=lambda exit_code: self.exits.append((number, exit_code)),
+        )
 
     def Settings(self, **settings: object) -> Mapping[str, object]:
         return settings
@@ -126,7 +129,7 @@ def test_a_run_that_is_stopped_from_the_page_leaves_no_crash_report(client) -> N
 
     def objective(settings: dict[str, Any]) -> float:
         error = Exception()
-        error.crash_file = report  # type: ignore[attr-defined]
+        error.crash_file = report
         raise error
 
     _, lines = run(sweep := adopted(), objective, 1)

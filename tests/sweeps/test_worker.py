@@ -85,7 +85,7 @@ def test_an_error_is_one_line() -> None:
     assert describe_error(InatFtError("a\nb", "c\nd")) == "a; b; c; d"
     error = RuntimeError("lost\nand more")
     assert describe_error(error) == "RuntimeError: lost"
-    error.crash_file = Path("runs/r/crash.txt")  # type: ignore[attr-defined]
+    error.crash_file = Path("runs/r/crash.txt")
     assert describe_error(error) == "RuntimeError: lost (traceback: runs/r/crash.txt)"
     assert describe_error(ConfigError("x")) == "x"
 
