@@ -78,9 +78,8 @@ def _arguments(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the names and defaults of a function's arguments, with the short keys if it takes further options."""
     from inat_ft.settings import ALIASES
 
-    parameters = inspect.signature(function).parameters.values()
-    takes_more = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
-    return dict.fromkeys(ALIASES if takes_more else ()) | {each.name: each.default for each in parameters}
+    own = inspect.signature(function).parameters
+    return dict.fromkeys(ALIASES if "options" in own else ()) | {name: each.default for name, each in own.items()}
 
 
 def _argument(arguments: dict[str, Any], name: str, value: str | None) -> str:
@@ -88,9 +87,8 @@ def _argument(arguments: dict[str, Any], name: str, value: str | None) -> str:
     if name == "set" and "settings" in arguments:
         key, _, value = (value or "").partition("=")
         return f'settings={{"{key}": {_literal(value)}}}' if key else "settings"
-    if isinstance(arguments.get(name.removeprefix("no_")), bool):
-        own = f"{name.removeprefix('no_')}={not name.startswith('no_')}"
-        return f"{own} {value}" if value else own
+    if isinstance(arguments.get(key := name.removeprefix("no_")), bool):
+        return f"{key}={not name.startswith('no_')}" + (f" {value}" if value else "")
     if name not in arguments or not value:
         return name if name in arguments else ""
     return f"{name}=[{_literal(value)}]" if arguments[name] == () else f"{name}={_literal(value)}"

@@ -98,10 +98,8 @@ def expand_key(key: str) -> str:
     if "." in key:
         section = key.partition(".")[0]
         if section not in RunConfig.model_fields:
-            known = tuple(RunConfig.model_fields)
-            raise ConfigError(
-                f"unknown section '{section}'{did_you_mean(section, known)}", f"known: {', '.join(known)}"
-            )
+            near = did_you_mean(section, RunConfig.model_fields)
+            raise ConfigError(f"unknown section '{section}'{near}", f"known: {', '.join(RunConfig.model_fields)}")
         return key
     if key not in ALIASES:
         raise ConfigError(f"unknown key '{key}'{did_you_mean(key, tuple(ALIASES))}", LIST_KEYS)

@@ -115,8 +115,7 @@ def evaluate(
         DataError: an image is missing or has changed since the split.
         WeightsError: the saved weights are damaged.
     """
-    ranks = None if taxa is None else os.fspath(taxa)
-    inference = InferenceConfig(device, precision, tta, image_size, ranks, rollup, coverage, by_class)
+    inference = InferenceConfig(device, precision, tta, image_size, taxa, rollup, coverage, by_class)
     moved = None if root is None else Path(root)
     found = evaluation.evaluate_run(Path(run), subset, inference, root=moved, cam=cam, progress=progress)
     log_evaluation(found.record, found.directory, subset)
@@ -218,8 +217,7 @@ def predict(
     given = [images] if isinstance(images, str | os.PathLike) else list(images)
     if not given:
         raise UsageError("no images to classify", "name an image or a folder of images")
-    ranks = None if taxa is None else os.fspath(taxa)
-    inference = InferenceConfig(device, precision, tta, image_size, ranks, rollup, coverage, by_class)
+    inference = InferenceConfig(device, precision, tta, image_size, taxa, rollup, coverage, by_class)
     runs = [Path(each) for each in ([run] if isinstance(run, str | os.PathLike) else run)]
     if not runs:
         raise UsageError("no run to predict with", "name at least one run")

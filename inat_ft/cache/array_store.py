@@ -148,15 +148,19 @@ class Store:
         return [raw[start : start + _DIGEST] for start in range(0, count * _DIGEST, _DIGEST)]
 
 
+def file_name(key: object) -> str:
+    """Return the name of a file or folder in the cache for what determines its content."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+
+
 def open_store(cache: Path, kind: str, key: dict[str, Any], row_shape: tuple[int, ...], dtype: str) -> Store:
     """Return the store for a key in the cache folder; it is created when rows are added.
 
     kind: its parent folder. key: everything that determines a row, except its image.
     """
     full = {"key": key, "row_shape": row_shape, "dtype": np.dtype(dtype).str}
-    name = hashlib.sha256(json.dumps(full, sort_keys=True).encode()).hexdigest()[:24]
     description = json.dumps(full, indent=1, sort_keys=True) + "\n"
-    return Store(cache / kind / name, description, row_shape, np.dtype(dtype))
+    return Store(cache / kind / file_name(full), description, row_shape, np.dtype(dtype))
 
 
 @dataclass

@@ -4,7 +4,6 @@ All runs that start from the same weights share it. An estimate of the arithmeti
 takes decides whether it is used.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inat_ft.cache.array_store import open_store
+from inat_ft.cache.array_store import file_name, open_store
 from inat_ft.cache.extraction import Extraction, as_rows
 from inat_ft.cache.packed_images import Pixels, pixels_key
 from inat_ft.cache.prefix_forward import (
@@ -175,8 +174,7 @@ class PrefixCache:
 
     def _remembered(self, key: object, measure: Callable[[], Any], read: Callable[[Any], T]) -> T:
         """Return what was measured for a key, from the cache folder if it is there and `read` accepts it."""
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-        file = self.folder / "checked" / f"{name}.json"
+        file = self.folder / "checked" / f"{file_name(key)}.json"
         try:
             return read(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):

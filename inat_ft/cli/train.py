@@ -64,6 +64,7 @@ def train(
     from inat_ft.api.train import resolve_config, shadowed_plugins
     from inat_ft.errors import UsageError
     from inat_ft.paths import cache_folder, is_cross_validation
+    from inat_ft.registry import FEATURES, get
     from inat_ft.settings import ALIASES, parse_override
 
     overrides = [(ALIASES[name], value) for name, value in flags.items() if value is not None]
@@ -89,12 +90,8 @@ def train(
     elif dry_run:
         _dry_run(resolved, json)
     elif find_lr:
-        from inat_ft.registry import FEATURES, get
-
         get(FEATURES, "find-lr").load()(resolved, directories, callbacks(resolved), json)
     elif folds or (resume and is_cross_validation(resume)):
-        from inat_ft.registry import FEATURES, get
-
         get(FEATURES, "folds-command").load()(resolved, directories, folds, callbacks, resume, json)
     elif seeds > 1:
         _train_seeds(resolved, seeds, directories, json)

@@ -224,6 +224,5 @@ def _row(pixel: tuple[float, float, float], width: int, device: torch.device) ->
     Filled on the device, which needs no transfer from the host. Not cached: a tensor made while torch traces, compiles or
     runs in inference mode must not be used by a later call.
     """
-    return torch.stack(
-        [torch.full((width,), value, dtype=torch.float32, device=device) for value in pixel], 1
-    ).flatten()
+    channels = [torch.full((width,), value, dtype=torch.float32, device=device) for value in pixel]
+    return torch.stack(channels, 1).flatten()

@@ -62,10 +62,8 @@ def _require_images(images: ImageList, counts: dict[str, Counter[str]], skipped:
             hint = "expected: DATA/<class>/*.jpg, a folder for each class"
             if any(path.startswith(f"{name}/") and path.count("/") > 1 for path in images.paths):
                 hint += f"\nif the folders in it are the classes: inat-ft split {images.root / name}"
-        where = images.root / images.listing
-        raise DataError(
-            f"{where} has a single class, '{escape_unprintable(name)}': a classifier requires at least two", hint
-        )
+        problem = f"{images.root / images.listing} has a single class, '{escape_unprintable(name)}'"
+        raise DataError(f"{problem}: a classifier requires at least two", hint)
     if empty := [name for name, count in counts.items() if not count]:
         causes = [skipped[row.path] for row in images.rows if row.label == empty[0]]
         causes += [left for left in images.left_out if empty[0] in left.path.split("/")]

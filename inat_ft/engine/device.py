@@ -103,26 +103,26 @@ def choose_compute(device: str, precision: str) -> Compute:
     return Compute(chosen, resolved, precision != "auto", process_group, warnings)
 
 
-def _parse_device(device: str) -> torch.device:
-    try:
-        return torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"--device {device}: torch does not know this device", "try: --device auto") from None
-
-
 def _choose_device(device: str) -> torch.device:
     """Return the device of this process. Raises UsageError when it is not available."""
     has_mps = torch.backends.mps.is_available()
     best = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
-    chosen = _parse_device(best if device == "auto" else device)
+    try:
+        chosen = torch.device(best if device == "auto" else device)
+    except RuntimeError:
+        raise UsageError(f"--device {device}: torch does not know this device", "try: --device auto") from None
+    if chosen.type == "cuda":
+        return _choose_gpu(device, chosen)
+    if chosen.type == "mps" and not has_mps:
+        raise UsageError("--device mps: torch finds no Apple GPU on this machine", "try: --device auto")
+    if chosen.type == "mps" and local_rank() is not None and int(os.environ["WORLD_SIZE"]) > 1:
+        raise UsageError(f"--device {device}: several processes cannot share an Apple GPU", "use --device cpu")
+    return chosen
+
+
+def _choose_gpu(device: str, chosen: torch.device) -> torch.device:
+    """Return the GPU of this process: the chosen one, or the one with the process's number."""
     rank, processes = local_rank(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if chosen.type == "mps":
-        if not has_mps:
-            raise UsageError("--device mps: torch finds no Apple GPU on this machine", "try: --device auto")
-        if rank is not None and int(os.environ["WORLD_SIZE"]) > 1:
-            raise UsageError(f"--device {device}: several processes cannot share an Apple GPU", "use --device cpu")
-    if chosen.type != "cuda":
-        return chosen
     if not torch.cuda.is_available():
         raise UsageError(f"--device {device}: torch finds no CUDA device on this machine", "try: --device auto")
     if rank is not None:

@@ -199,8 +199,7 @@ def _score_predictions(candidate: Candidate, metric: Metric) -> None:
         if claimed is not None and abs(claimed - computed) > 0.5 / len(predictions):
             candidate.add(Caveat.CONTRADICTED, claimed=claimed, computed=computed)
     if predictions.probabilities is not None:
-        odd = int((predictions.probabilities.argmax(1) != predictions.predicted).sum())
-        if odd:
+        if odd := int((predictions.probabilities.argmax(1) != predictions.predicted).sum()):
             candidate.add(Caveat.NOT_MOST_PROBABLE, count=odd)
     elif metric.needs_probabilities:
         candidate.add(Caveat.NO_PROBABILITIES, metric=metric.label)
@@ -223,8 +222,32 @@ def _configuration(record: RunRecord) -> str:
 
 def _merge(members: list[Candidate], metric: Metric) -> Candidate:
     """Merge the members that were tested on the first one's images, each seed once."""
+    runs, caveats = _by_seed(members)
+    if len(runs) == 1:
+        runs[0].caveats += caveats
+        return runs[0]
+    predictions = [member.predictions[0] for member in runs]
+    contributions = [contributions_of(metric, p) for p in predictions]
+    mean = seed_variance_test([contributions]).difference
+    low, high = np.clip((mean.low, mean.high), *metric.bounds).tolist()
+    seeds = ", ".join(str(member.record.seed) for member in runs)
+    mean_of = Caveat.MEAN_OF_SEEDS
+    return Candidate(
+        name=f"{runs[0].name} ({len(runs)} seeds)",
+        records=[member.record for member in runs],
+        files=[member.files[0] for member in runs],
+        predictions=predictions,
+        score=MetricValue(value=mean.value, low=low, high=high, method=mean.method),
+        num_test=len(predictions[0]),
+        std=float(np.std([run.value for run in contributions], ddof=1)),
+        caveats=[(mean_of, mean_of.format(count=len(runs), seeds=seeds)), *caveats],
+    )
+
+
+def _by_seed(members: list[Candidate]) -> tuple[list[Candidate], list[tuple[Caveat, str]]]:
+    """Return the members with predictions on the first one's images, one of each seed, and why others are left out."""
     if len(members) == 1:
-        return members[0]
+        return members, []
     first = next((member for member in members if member.evidence == 3), members[0])
     kept: dict[int | None, Candidate] = {}
     group = Candidate("", [], [])
@@ -240,24 +263,4 @@ def _merge(members: list[Candidate], metric: Metric) -> Candidate:
         else:
             member.predictions = [aligned]
             kept[seed] = member
-    runs = list(kept.values())
-    if len(runs) < 2:
-        alone = runs[0] if runs else first
-        alone.caveats += group.caveats
-        return alone
-    predictions = [member.predictions[0] for member in runs]
-    contributions = [contributions_of(metric, p) for p in predictions]
-    mean = seed_variance_test([contributions]).difference
-    low, high = np.clip((mean.low, mean.high), *metric.bounds).tolist()
-    seeds = ", ".join(str(member.record.seed) for member in runs)
-    mean_of = Caveat.MEAN_OF_SEEDS
-    return Candidate(
-        name=f"{runs[0].name} ({len(runs)} seeds)",
-        records=[member.record for member in runs],
-        files=[member.files[0] for member in runs],
-        predictions=predictions,
-        score=MetricValue(value=mean.value, low=low, high=high, method=mean.method),
-        num_test=len(predictions[0]),
-        std=float(np.std([run.value for run in contributions], ddof=1)),
-        caveats=[(mean_of, mean_of.format(count=len(runs), seeds=seeds)), *group.caveats],
-    )
+    return list(kept.values()) or [first], group.caveats

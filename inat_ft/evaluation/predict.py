@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -56,7 +57,7 @@ class InferenceConfig:
     precision: str = "fp32"
     tta: str = "none"
     image_size: int | None = None
-    taxa: str | None = None
+    taxa: str | os.PathLike[str] | None = None
     rollup: float = 0.8
     coverage: float | None = None
     by_class: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +47,9 @@ class Prediction:
         return [(self.classes[place], float(self.probabilities[place])) for place in order]
 
 
-def load_taxonomy(taxa: str | None, classes: Sequence[str], manifest: Callable[[], Manifest]) -> Any:
+def load_taxonomy(taxa: str | os.PathLike[str] | None, classes: Sequence[str], manifest: Callable[[], Manifest]) -> Any:
     """Return the taxa of the classes, an `inat_ft_taxa.taxonomy.Taxonomy`; None without `taxa`.
 
     taxa: a CSV, or "folders" for the folders of the images. manifest(): returns the manifest of the run.
     """
-    return None if taxa is None else get(FEATURES, "taxonomy").load()(taxa, tuple(classes), manifest)
+    return None if taxa is None else get(FEATURES, "taxonomy").load()(os.fspath(taxa), tuple(classes), manifest)

@@ -188,9 +188,8 @@ def _relative(paths: Sequence[str]) -> list[str]:
     """Return paths relative to the folder that contains all of them, with either kind of slash."""
     parts = [PurePosixPath(path.replace("\\", "/")).parts for path in paths]
     first, last = min(p[:-1] for p in parts), max(p[:-1] for p in parts)
-    depth = next(
-        (depth for depth, names in enumerate(zip(first, last, strict=False)) if len(set(names)) > 1), len(first)
-    )
+    pairs = enumerate(zip(first, last, strict=False))
+    depth = next((depth for depth, names in pairs if len(set(names)) > 1), len(first))
     return ["/".join(p[depth:]) for p in parts]
 
 

@@ -98,12 +98,10 @@ class Torchvision(Backbone):
         if self.variant not in names:
             from inat_ft.registry import BACKBONES, plugins
 
-            known = [*(name for name in plugins(BACKBONES) if name != "torchvision"), *names]
-            raise ConfigError(
-                f"unknown backbone '{self.variant}'{did_you_mean(self.variant, known)}",
-                "available: resnet50, any other torchvision classifier, and "
-                + ", ".join(name for name in plugins(BACKBONES) if name != "torchvision"),
-            )
+            others = [name for name in plugins(BACKBONES) if name != "torchvision"]
+            problem = f"unknown backbone '{self.variant}'{did_you_mean(self.variant, [*others, *names])}"
+            hint = f"available: resnet50, any other torchvision classifier, and {', '.join(others)}"
+            raise ConfigError(problem, hint)
         return get_model_builder(self.variant)
 
 

@@ -146,22 +146,24 @@ class _Walk:
         for entry in entries:
             path = f"{relative}/{entry.name}"
             is_manifest = self.manifest and entry.name == self.manifest.name and real_path(entry.path) == self.manifest
-            if is_manifest or is_ignored(entry.name) or self.exclude(path):
-                continue
-            if not is_text(path):
-                self.found.leave_out(path, *NOT_UTF8)
-            elif entry.is_symlink() and (reason := _link_reason(self.root, Path(entry.path))):
-                self.found.leave_out(path, reason)
-            elif entry.is_dir():
-                self._add_files(path, label, subset)
-            elif label:
-                self.found.add(path, label, subset)
-            else:
-                raise DataError(
-                    f"--classes-from {self.rank}: no folder of {path} is named like "
-                    "00012_Kingdom_Phylum_Class_Order_Family_Genus_species",
-                    "remove --classes-from to use the folder names as classes",
-                )
+            if not (is_manifest or is_ignored(entry.name) or self.exclude(path)):
+                self._add_entry(entry, path, label, subset)
+
+    def _add_entry(self, entry: os.DirEntry[str], path: str, label: str, subset: str) -> None:
+        if not is_text(path):
+            self.found.leave_out(path, *NOT_UTF8)
+        elif entry.is_symlink() and (reason := _link_reason(self.root, Path(entry.path))):
+            self.found.leave_out(path, reason)
+        elif entry.is_dir():
+            self._add_files(path, label, subset)
+        elif label:
+            self.found.add(path, label, subset)
+        else:
+            raise DataError(
+                f"--classes-from {self.rank}: no folder of {path} is named like "
+                "00012_Kingdom_Phylum_Class_Order_Family_Genus_species",
+                "remove --classes-from to use the folder names as classes",
+            )
 
 
 def _link_reason(root: Path, link: Path) -> str:

@@ -32,6 +32,15 @@ _LARGEST = 1e15  # floating-point numbers beyond this bound are not exact
 _LARGEST_EXPONENT = 700.0
 
 
+def _check_distribution(kind: Any) -> None:
+    """Raise ValueError for a distribution that is not supported or unknown."""
+    if isinstance(kind, str) and kind in _REFUSED:
+        raise ValueError(f"distribution '{kind}' is not supported: {_REFUSED[kind]}")
+    if kind is not None and kind not in _DISTRIBUTIONS:
+        near = did_you_mean(str(kind), _DISTRIBUTIONS)
+        raise ValueError(f"distribution '{kind}' is unknown{near}; known: {', '.join(_DISTRIBUTIONS)}")
+
+
 class Parameter(Section):
     """One parameter: a value, a list of values, or a range with a distribution."""
 
@@ -47,17 +56,13 @@ class Parameter(Section):
     def _check_keys(cls, raw: Any) -> Any:
         if not isinstance(raw, Mapping):
             raise ValueError(f"expected value, values, or min and max (got {raw!r})")
-        kind, values = raw.get("distribution"), raw.get("values")
-        if isinstance(kind, str) and kind in _REFUSED:
-            raise ValueError(f"distribution '{kind}' is not supported: {_REFUSED[kind]}")
-        if kind is not None and kind not in _DISTRIBUTIONS:
-            near = did_you_mean(str(kind), _DISTRIBUTIONS)
-            raise ValueError(f"distribution '{kind}' is unknown{near}; known: {', '.join(_DISTRIBUTIONS)}")
+        _check_distribution(raw.get("distribution"))
         if found := {"probabilities", "mu", "sigma"} & raw.keys():
             raise ValueError(f"'{min(found)}' is not supported: all values are equally likely at the start")
-        if isinstance(values, list) and len(values) > MAX_POINTS:
+        values = raw["values"] if isinstance(raw.get("values"), list) else []
+        if len(values) > MAX_POINTS:
             raise ValueError(f"values: at most {MAX_POINTS:,} (got {len(values):,}); use min and max for a range")
-        for value in values if isinstance(values, list) else ():
+        for value in values:
             if not isinstance(value, bool | int | float | str | None):
                 raise ValueError(f"values: expected a number, a string, true, false or null (got {value!r})")
         for key in ("min", "max"):

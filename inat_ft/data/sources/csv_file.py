@@ -50,33 +50,41 @@ def read_rows(file: Path, needed: str, boxes: bool = False) -> Iterator[tuple[in
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
             reader = csv.reader(text)
-            columns = [name.strip().lower() for name in next(reader, [])]
-            if not {"path", needed} <= set(columns):
-                raise DataError(
-                    f"{file} requires the columns path and {needed}; it has {', '.join(columns) or 'none'}",
-                    f"start it with the line path,{needed}; separate values by commas, not by semicolons or tabs",
-                )
-            if repeated := [name for number, name in enumerate(columns) if name and name in columns[:number]]:
-                raise DataError(f"{file} has two columns named {repeated[0]}", "rename or remove one of them")
+            columns = _columns(file, needed, next(reader, []))
             for values in reader:
                 if not "".join(values).strip() and len(values) < 2:
                     continue
-                row = dict(zip(columns, (from_csv_cell(value.strip(" \t")) for value in values), strict=False))
-                if len(values) > len(columns):
-                    hint = "put a value that contains a comma in double quotes"
-                    raise DataError(f"{file}, line {reader.line_num}: more values than columns", hint)
-                if missing := ["path"] * (not row.get("path")) + [needed] * (needed not in row):
-                    raise DataError(f"{file}, line {reader.line_num}: no value for {' and '.join(missing)}", "add it")
-                row["path"] = _with_slashes(row["path"], file.parent)
                 try:
-                    row["path"] = add_box(row["path"], row) if boxes else row["path"]
+                    row = _row(columns, values, needed, file.parent, boxes)
                 except DataError as error:
                     raise DataError(f"{file}, line {reader.line_num}: {error.message}", error.hint) from None
-                yield reader.line_num, dict.fromkeys(columns, "") | row
+                yield reader.line_num, row
     except UnicodeDecodeError as error:
         raise DataError(f"cannot read {file} as CSV: it is not UTF-8 ({error})", "save it as UTF-8") from None
     except (OSError, csv.Error) as error:
         raise DataError(f"cannot read {file} as CSV: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _columns(file: Path, needed: str, header: list[str]) -> list[str]:
+    columns = [name.strip().lower() for name in header]
+    if not {"path", needed} <= set(columns):
+        raise DataError(
+            f"{file} requires the columns path and {needed}; it has {', '.join(columns) or 'none'}",
+            f"start it with the line path,{needed}; separate values by commas, not by semicolons or tabs",
+        )
+    if repeated := [name for number, name in enumerate(columns) if name and name in columns[:number]]:
+        raise DataError(f"{file} has two columns named {repeated[0]}", "rename or remove one of them")
+    return columns
+
+
+def _row(columns: list[str], values: list[str], needed: str, folder: Path, boxes: bool) -> dict[str, str]:
+    row = dict(zip(columns, (from_csv_cell(value.strip(" \t")) for value in values), strict=False))
+    if len(values) > len(columns):
+        raise DataError("more values than columns", "put a value that contains a comma in double quotes")
+    if missing := ["path"] * (not row.get("path")) + [needed] * (needed not in row):
+        raise DataError(f"no value for {' and '.join(missing)}", "add it")
+    path = _with_slashes(row["path"], folder)
+    return dict.fromkeys(columns, "") | row | {"path": add_box(path, row) if boxes else path}
 
 
 def _with_slashes(path: str, folder: Path) -> str:
