@@ -128,7 +128,7 @@ def test_train_returns_a_run(runs) -> None:
     assert head.name in str(head) and head.to_dict()["directory"] == head.directory.as_posix()
 
 
-def test_train_takes_dotted_settings_files_and_configurations(runs, tmp_path: Path) -> None:
+def test_train_takes_dotted_settings_files_and_configurations(runs) -> None:
     split, head, _ = runs
     epochs = []
     callbacks = inat_ft.TrainCallbacks(on_epoch=lambda epoch: epochs.append(epoch.epoch))
@@ -222,7 +222,7 @@ def test_names_are_escaped_in_html_and_text() -> None:
     ("backbone", "package"),
     [("resnet18", "torchvision"), ("squeezenet1_1", None), ("cnn", None), ("timm:test_resnet.r160_in1k", "timm")],
 )
-def test_load_returns_an_ordinary_module(runs, backbone: str, package: str | None, tmp_path: Path) -> None:
+def test_load_returns_an_ordinary_module(runs, backbone: str, package: str | None) -> None:
     if package == "timm":
         pytest.importorskip("timm")
     split, *_ = runs

@@ -90,7 +90,7 @@ def test_the_tutorial_runs(cli, weights: Path) -> None:
     assert json.loads(Path("runs/partial/record.json").read_text())["test_accuracy"] is not None
 
 
-def test_the_tutorial_in_python(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tutorial_in_python(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(nature()) as server:
         fetch_inat12k(Path("data"), url=server.url)
     (code,) = python("tutorial.md")

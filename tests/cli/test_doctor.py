@@ -17,7 +17,7 @@ def test_the_checks_say_what_is_found_and_what_to_do(cli) -> None:
     assert not Path("runs").exists() and not Path("cache").exists()  # no file is left behind
 
 
-def test_a_folder_that_cannot_be_written_is_a_problem(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_a_problem(cli) -> None:
     Path("file").write_text("")
     ran = cli("doctor", "--cache-dir", "file/cache")
     assert ran.code == 1 and "cannot be written" in ran.out and "--cache-dir" in ran.out

@@ -144,7 +144,7 @@ def test_the_value_of_an_option_is_not_taken_for_an_option(invoke, word: str) ->
     assert f"run or record not found: {word}" in invoke("compare", "--", word, "another").err
 
 
-def test_an_unexpected_exception_is_kept_with_the_run(cli, images: Path, manifest_file: Path, tmp_path: Path) -> None:
+def test_an_unexpected_exception_is_kept_with_the_run(cli, manifest_file: Path, tmp_path: Path) -> None:
     (tmp_path / "plugin.py").write_text(
         "import inat_ft.training\n"
         "def broken(*_, **__): raise KeyError('lost')\n"
@@ -209,7 +209,7 @@ def test_secrets_do_not_reach_the_report(text: str) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_is_the_exit_code(images: Path, manifest_file: Path, number: int, code: int) -> None:
+def test_a_signal_is_the_exit_code(manifest_file: Path, number: int, code: int) -> None:
     words = [*SMALL, "--set", "optim.epochs=5000", "--patience", "0", "--split", str(manifest_file), "--name", "r"]
     command = [sys.executable, "-m", "inat_ft", "train", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -126,7 +126,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path: Path) -> None:
     assert (rows(tmp_path, HASHES) == content(range(40))).all()
 
 
-def test_too_large_a_cache_is_refused_before_it_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_a_cache_is_refused_before_it_is_begun(tmp_path: Path) -> None:
     huge = open_store(tmp_path, "prefix", {}, (2**40,), "f4")
     with pytest.raises(DataError, match=r"the cache needs 12,288.0 GiB and .* has .* [GM]iB left"):
         huge.ensure(HASHES[:3], make, silent)

@@ -223,7 +223,7 @@ class TestHeic:
         with pytest.raises(ImageProblem, match=r"pip install 'inat-ft\[heif\]'"):
             decode(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + b"\x00" * 100)
 
-    def test_with_the_extra_it_is_read(self, tmp_path: Path) -> None:
+    def test_with_the_extra_it_is_read(self) -> None:
         heif = pytest.importorskip("pillow_heif")
         grid = np.zeros((48, 64, 3), np.uint8)
         grid[:, :32], grid[:, 32:] = (200, 20, 20), (20, 20, 200)

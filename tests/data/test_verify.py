@@ -134,7 +134,7 @@ def test_a_run_stops_if_an_image_changes_and_leaves_caches_correct(
     assert len(losses) == 1
 
 
-def test_an_image_that_changes_while_it_is_evaluated_is_refused(manifest: Manifest, tmp_path: Path) -> None:
+def test_an_image_that_changes_while_it_is_evaluated_is_refused(manifest: Manifest) -> None:
     row = int(manifest.rows("test")[0])
     with decoders(1) as pool, pytest.raises(DataError, match="changed after it was checked"):
         source = ImageFiles([repaint(manifest, row)], 32, pool, hashes=[manifest.hashes[row]])

@@ -97,7 +97,7 @@ def test_frozen_stages_that_are_not_cached_use_the_chosen_precision(
     assert (made.float() - wanted).norm() <= (error or 1e-5) * wanted.norm()
 
 
-def test_the_exact_form_gives_the_same_bits_in_every_batch(config, directories) -> None:
+def test_the_exact_form_gives_the_same_bits_in_every_batch() -> None:
     net = build_net(ModelConfig(backbone="efficientnet_b0", weights="none"), 3, 32, seed=0).eval()
     images = torch.randn(40, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     prefix_forward = exact_prefix(net, len(net.stages)).build()

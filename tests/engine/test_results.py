@@ -179,7 +179,7 @@ class TestDeterministic:
         a, b = (load_file(directory / "model.safetensors") for _, directory in runs)
         assert all(torch.equal(a[name], b[name]) for name in a)
 
-    def test_the_previous_setting_is_restored_after_an_error(self, config, directories, monkeypatch) -> None:
+    def test_the_previous_setting_is_restored_after_an_error(self, monkeypatch) -> None:
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:

@@ -265,7 +265,7 @@ def test_a_resumed_run_gives_the_same_numbers(config, directories, settings, sto
 
 
 @pytest.mark.slow
-def test_a_killed_process_can_be_resumed(config, directories, cli, manifest_file) -> None:
+def test_a_killed_process_can_be_resumed(cli, manifest_file) -> None:
     arguments = ["train", "--split", manifest_file, "--backbone", "resnet18", "--weights", "none", "--mode", "full"]
     arguments += ["--image-size", 32, "--epochs", 4, "--patience", 0, "--precision", "fp32", "--batch-size", 8]
     command = [sys.executable, "-m", "inat_ft", *map(str, arguments), "--name", "killed"]

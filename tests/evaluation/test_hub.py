@@ -59,7 +59,7 @@ def push(hub: FakeHub, run: Path, *words: str, **more: str) -> tuple[subprocess.
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["variable", "file"])
-def test_timm_and_transformers_load_what_was_pushed(run: Path, place: str, tmp_path: Path) -> None:
+def test_timm_and_transformers_load_what_was_pushed(run: Path, place: str) -> None:
     if place == "file":
         Path("hf").mkdir()
         (Path("hf") / "token").write_text(TOKEN)
@@ -110,7 +110,7 @@ def test_a_server_that_cannot_be_reached(run: Path) -> None:
     assert ran.returncode == 1 and "HF_HUB_OFFLINE" in ran.stderr and "Traceback" not in ran.stderr
 
 
-def test_what_is_refused_before_the_export(trained: Path, cli, monkeypatch, tmp_path: Path) -> None:
+def test_what_is_refused_before_the_export(trained: Path, cli, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     for repository in ("leaf", "a/b/c", "org/le af", "org/", ""):
         ran = cli("export", trained, "--push-to-hub", repository)

@@ -56,7 +56,7 @@ def test_split_train_eval_compare(cli, tmp_path: Path) -> None:
     assert validated.json["look"] is None
 
 
-def test_train_says_what_is_missing(cli, tmp_path: Path) -> None:
+def test_train_says_what_is_missing(cli) -> None:
     ran = cli("train", *SMALL)
     assert ran.code == 2 and "no manifest in splits/" in ran.err and "inat-ft split" in ran.err
     assert cli("train", *SMALL, "--split", "nowhere.csv").code == 2
@@ -141,7 +141,7 @@ def test_a_run_is_resumed_by_its_name_too(cli, manifest_file: Path) -> None:
     assert ran.code == 0 and "run:  there/mine" in ran.out
 
 
-def test_a_fault_of_ours_shows_its_traceback_only_when_asked(cli, manifest_file: Path, tmp_path: Path) -> None:
+def test_a_fault_of_ours_shows_its_traceback_only_when_asked(cli, manifest_file: Path) -> None:
     Path("runs").write_text("in the way")
     ran = cli("train", *SMALL, "--split", manifest_file)
     assert ran.code == 1 and "Traceback" not in ran.err

@@ -21,7 +21,7 @@ def model_config(**options: object) -> ModelConfig:
     return load_config(None, [(f"model.{key}", value) for key, value in options.items()]).model
 
 
-def test_resnet50_has_torchvisions_stages_and_its_weights_load_there(tmp_path) -> None:
+def test_resnet50_has_torchvisions_stages_and_its_weights_load_there() -> None:
     net = build_net(model_config(backbone="resnet50", weights="none"), 10, 224, seed=0)
     assert net.stage_names == ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
     assert net.head_name == "fc"

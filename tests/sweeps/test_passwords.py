@@ -35,7 +35,7 @@ def test_a_refused_storage_shows_no_password(invoke, manifest_file: Path, url: s
     assert not Path("sweeps/s").exists()
 
 
-def test_workers_do_not_get_the_storage_on_their_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_workers_do_not_get_the_storage_on_their_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from inat_ft_sweeps import command, worker
     from inat_ft_sweeps.base import SweepBackend, SweepState, SweepStatus
 

@@ -221,7 +221,7 @@ def test_what_does_not_count_for_a_mode_is_not_in_its_trials() -> None:
     assert parse_spec(spec.to_wandb()) == spec
 
 
-def test_set_fixes_a_key_for_every_mode_and_a_mode_for_all_its_own_keys(tmp_path) -> None:
+def test_set_fixes_a_key_for_every_mode_and_a_mode_for_all_its_own_keys() -> None:
     assert read_spec(None, [("optim.lr", 0.3)], {"method": "random", "parameters": MIXED}).points() == [
         {"mode": "head"},
         {"mode": "partial", "unfreeze_from": "layer3"},

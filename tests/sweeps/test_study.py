@@ -84,7 +84,7 @@ def test_a_trial_keeps_the_epoch_that_is_best_by_the_metric_of_its_sweep(tmp_pat
     assert log_loss(predictions.true, predictions.probabilities) == pytest.approx(trial.value, rel=1e-3)
 
 
-def test_an_epoch_without_a_finite_loss_is_reported_as_such(tmp_path: Path) -> None:
+def test_an_epoch_without_a_finite_loss_is_reported_as_such() -> None:
     record = RunRecord(name="n", history=[Epoch(epoch=1, val_loss=None)], best_epoch=1)
     assert math.isnan(metric_of(record, "val_loss"))
 

@@ -561,7 +561,7 @@ def test_costs_that_were_far_too_low_do_not_break_the_budget(session, monkeypatc
 
 
 @pytest.mark.slow
-def test_repetitions_that_do_not_fit_are_not_made(session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repetitions_that_do_not_fit_are_not_made(session) -> None:
     tuning = session()
     tuning.measure()
     state = tuning.state
