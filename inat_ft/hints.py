@@ -22,7 +22,7 @@ _CALLS = {
 }
 """The commands in hints that have a function, and its name and first words."""
 
-_NO_VALUE = "and|applies|cannot|does|has|if|must|or|requires|starts|takes|to|with"
+_NO_VALUE = "and|applies|both|by|cannot|continues|does|for|has|if|must|only|or|requires|starts|takes|to|with"
 _WORD = r"(?:'[^']*'|[;,](?=\S)|[^\s;,()'`])+"
 _SETTING = re.compile(
     rf"inat-ft(?: ({'|'.join(_CALLS)})\b)?((?: {_WORD})*)"  # a command, and its words

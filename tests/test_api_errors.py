@@ -113,6 +113,7 @@ def test_an_error_names_no_option_of_the_command_line(name, bad, images: Path, m
         ("train", "use --image-size 32 or more", "use image_size=32 or more"),
         ("suggest", "use --image-size 32 or more", "use data.image_size=32 or more"),
         ("train", "--views requires --augment standard", 'views requires augment="standard"'),
+        ("learning_curve", "a run and --config both give the settings", "a run and config both give the settings"),
         ("train", "try: --set strategy.block=layer1", 'try: settings={"strategy.block": "layer1"}'),
         ("split", "leave it out: --exclude 'a b', or --no-near", 'leave it out: exclude=["a b"], or near=False'),
         ("split", "another --out, or: inat-ft split DATA --force", "another out, or: inat_ft.split(DATA, force=True)"),

@@ -120,7 +120,7 @@ def test_an_interrupted_cross_validation_resumes_with_the_folds_not_done(config:
     whole = inat_ft.train(config(), folds=3, name="whole")
     with pytest.raises(KeyboardInterrupt) as stopped:
         inat_ft.train(config(), folds=3, name="part", callbacks=interrupt_after(2))
-    assert stopped.value.__notes__ == ["resume: inat-ft train --resume runs/part"]
+    assert stopped.value.__notes__ == ['resume: inat_ft.train(resume="runs/part")']
     first = Path("runs/part/part-fold-1/record.json")
     before = first.read_bytes()
     with pytest.raises(UsageError, match="is not finished"):
@@ -169,7 +169,7 @@ def test_a_full_disk_before_the_first_fold_leaves_no_folder(config: Make, monkey
     monkeypatch.setattr("inat_ft_folds.training.write_predictions", full)
     with pytest.raises(StorageError) as stopped:
         inat_ft.train(config(), folds=2, name="cv")
-    assert stopped.value.__notes__ == ["resume: inat-ft train --resume runs/cv"]
+    assert stopped.value.__notes__ == ['resume: inat_ft.train(resume="runs/cv")']
 
 
 def test_a_metric_that_is_not_finite_is_left_out(config: Make, monkeypatch) -> None:
