@@ -27,7 +27,9 @@ from inat_ft.settings import expand_user
 _OTHER_SIZE = "choose another size, or omit --image-size to use the size that the weights were trained with"
 _MAX_EXTRA_TOKENS = 8
 _INITIALIZERS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
-"""Functions that torch lets a mode replace. Those that draw until all values are in a range must not be skipped."""
+"""Functions that torch lets a mode replace. Other initializers call the methods below."""
+_DRAWS = (Tensor.normal_, Tensor.uniform_)
+"""Methods that are skipped for parameters only: truncated distributions are drawn again, in other tensors, until all fit."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,11 @@ class _Uninitialized(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Return the tensor of an initializer as it is; call every other function."""
-        return kwargs["tensor"] if func in _INITIALIZERS else func(*args, **(kwargs or {}))
+        if func in _INITIALIZERS:
+            return kwargs["tensor"]
+        if func in _DRAWS and isinstance(args[0], nn.Parameter):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def build_net(config: ModelConfig, num_classes: int, image_size: int, seed: int, initialize: bool = True) -> Net:

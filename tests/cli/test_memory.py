@@ -28,3 +28,20 @@ def test_what_is_freed_is_taken_again_without_asking_the_system_unless_the_user_
     asked = faults(kept=False)
     assert faults(kept=True) < asked / 5
     assert faults(kept=True, MALLOC_ARENA_MAX="4") > asked / 5
+
+
+AT_EXIT = """
+import atexit, gc, sys, types
+from inat_ft_startup.startup import collect_less_often
+atexit.register(lambda: print(gc.get_freeze_count() > 1000))
+collect_less_often()
+if sys.argv[1:]: sys.modules[sys.argv[1]] = types.ModuleType(sys.argv[1])
+"""
+
+
+def test_cycles_are_not_searched_at_exit_unless_triton_would_report_them() -> None:
+    shown = [
+        subprocess.run([sys.executable, "-c", AT_EXIT, *words], capture_output=True, text=True, check=True).stdout
+        for words in ([], ["triton"])
+    ]
+    assert shown == ["True\n", "False\n"]

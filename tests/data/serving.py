@@ -12,7 +12,7 @@ class Server:
     """Serves `body` at every path. Each request uses up one of `faults`; then responses are correct.
 
     Faults: a status code; `drop` (a third, then the connection ends), `stall` (a third, then silence), `slow`, `long` and
-    `short` (a Content-Length that lies by 1,000), `garbage` (one that is no number), `digits` (one of 5,000 digits),
+    `short` (a Content-Length that lies by 1,000), `garbage` (one that is not a number), `digits` (one of 5,000 digits),
     `shifted` (another part than asked for), `capped` (at most 50,000 bytes a part), `other` (first, body and tag become
     those of another version), `to:URL` (a redirection).
     """

@@ -21,7 +21,7 @@ def rewrite(run: Path, metadata: dict[str, str] | None = None, factor: float = 1
     file = run / "model.safetensors"
     with safe_open(file, "pt") as opened:
         known = opened.metadata()
-        state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+        state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is not a mapping
     state = {name: tensor * factor if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     save_file(state, file, known if metadata is None else metadata)
 
