@@ -226,12 +226,7 @@ class PrefixCache:
     ) -> StoredRows:
         """Return the outputs of the first stages for the images; compute and store the missing ones."""
         cost = self._cost(prefix.depth, pixels.size)
-        key = {
-            **pixels.key,
-            **prefix.key,
-            "form": prefix.form,
-            "view": view.name,
-        }
+        key = {**pixels.key, **prefix.key, "form": prefix.form, "view": view.name}
         store = open_store(self.folder, "prefix", key, cost.row_shape, _NUMPY_DTYPES[prefix.dtype])
         draws = to_device(view.draws(pixels.hashes), self.compute.device) if view.draws else None
         prepare = ImageInput(self.preprocess.mean, self.preprocess.std, view.augment, draws)

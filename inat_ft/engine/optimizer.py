@@ -18,10 +18,7 @@ _ROUNDING = 1e-9
 
 
 def make_optimizer(
-    trainable: Trainable,
-    config: OptimConfig,
-    previous: Optimizer | None = None,
-    plugin: OptimizerPlugin | None = None,
+    trainable: Trainable, config: OptimConfig, previous: Optimizer | None = None, plugin: OptimizerPlugin | None = None
 ) -> Optimizer:
     """Return an optimizer of the trainable parameters, in one group per learning rate and weight decay.
 
