@@ -268,7 +268,7 @@ class PrefixCache:
         if self.compute.exact or self.compute.device.type != "cpu" or self.compute.process_group.size > 1:
             return module
         if flops >= _COMPILE_FLOPS * num_cores() and has_compiler():
-            log(f"prefix: compiled with torch.compile, which pays for {count:,} images")
+            log(f"prefix: compiled with torch.compile, which pays off for {count:,} images")
             module = Compiled(module, log)
         faster: nn.Module = get(FEATURES, "frozen-forward").load()(self.net, prefix, module, flops, log)
         return faster

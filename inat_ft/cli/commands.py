@@ -30,18 +30,18 @@ def builtin() -> dict[str, Any]:
 
 
 def listed() -> dict[str, Any]:
-    """Return a placeholder for each command, by name: first those of plugins, with the first sentence of their docstrings.
+    """Return a placeholder for each command, by name: those of plugins with the first sentence of their docstrings.
 
     A name such as `sweep.soup` belongs to the command `sweep` and is not returned.
     """
-    found = {}
+    found = builtin()
     for name in _plugin_names():
-        if "." not in name:
+        if "." not in name and name not in BUILTIN:
             plugin = _plugin(name)
             text = plugin.info.help if isinstance(plugin, typer.Typer) else inspect.getdoc(plugin)
             summary = (text or "").partition("\n")[0].partition(". ")[0]
             found[name] = TyperCommand(name, help=f"{summary.removesuffix('.')}.")
-    return {**found, **builtin()}
+    return found
 
 
 def load(name: str) -> Any:

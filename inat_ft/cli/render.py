@@ -121,8 +121,7 @@ def table(table: "Table", drop: Sequence[str] = ()) -> None:
     for name in drop:
         if sum(min(max(map(cell_len, column)), _LONG_CELL) + 3 for column in texts.values()) > terminal.width:
             del texts[name]
-    title = Text(_safe(table.title)) if table.title else None
-    drawn = rich_table.Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    drawn = rich_table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, side in zip(table.names, table.alignments(), strict=True):
         if name in texts:
             longest = max((len(word) for text in texts[name][1:] for word in text.split()), default=0)
@@ -130,6 +129,7 @@ def table(table: "Table", drop: Sequence[str] = ()) -> None:
             drawn.add_column(header, justify="right" if side == "right" else "left", overflow="fold", min_width=width)
     for row in list(zip(*texts.values(), strict=True))[1:]:
         drawn.add_row(*map(Text, row))
+    terminal.print(Text(_safe(table.title or ""), "table.title"), end="\n" * bool(table.title))
     terminal.print(drawn)
     if omitted := [name for name in table.names if name not in texts]:
         info(f"columns omitted because the terminal is narrow: {', '.join(omitted)}")

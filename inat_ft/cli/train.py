@@ -104,8 +104,11 @@ def train(
 
 def callbacks(config: "RunConfig") -> "TrainCallbacks":
     """Return callbacks that show progress bars on a terminal and print lines otherwise."""
+    from inat_ft.data.manifest import find_manifest
     from inat_ft.setup import TrainCallbacks
 
+    if not config.data.split and len(list(Path("splits").glob("*.csv"))) > 1:
+        render.info(f"split: {find_manifest()}, the newest in splits/; for another one: --split FILE")
     epochs = _Epochs(config.optim.epochs)
     return TrainCallbacks(log=render.info, progress=render.progress, on_step=epochs.step, on_epoch=epochs.end)
 
@@ -202,9 +205,7 @@ def _train_seeds(config: "RunConfig", seeds: int, directories: "Directories", js
         for run in runs:
             render.echo(f"seed {run.record.seed}: validation accuracy {run.val_accuracy:.4f}  {run.directory}")
         render.echo(f"{seeds} seeds: validation accuracy {average:.4f} ± {deviation:.4f}")
-        render.info(
-            "next: inat-ft eval each run, then inat-ft compare --group them with those of another configuration"
-        )
+        render.info("next: evaluate each run, then compare with runs of other settings: inat-ft compare RUNS --group")
 
     summary = {"mean": average, "deviation": deviation, "val_accuracy": accuracies}
     render.emit(json, {**summary, "directories": [run.directory.as_posix() for run in runs]}, show)

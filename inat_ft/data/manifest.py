@@ -213,7 +213,6 @@ def _read_rows(path: Path, root: Path | None, values: dict[str, Any], reader: It
 
 def find_manifest(folder: Path = Path("splits")) -> Path:
     """Return the newest manifest in a folder. Raises UsageError if there is none."""
-    found = sorted(folder.glob("*.csv"), key=lambda file: file.stat().st_mtime_ns)
-    if not found:
+    if not (found := sorted(folder.glob("*.csv"), key=lambda file: file.stat().st_mtime_ns)):
         raise UsageError(f"no manifest in {folder}/", "create one: inat-ft split DATA")
     return found[-1]

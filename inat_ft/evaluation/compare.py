@@ -192,9 +192,9 @@ def compare(
 
 
 def differing_settings(records: Sequence[RunRecord]) -> dict[str, tuple[str, ...]]:
-    """Return, for each configuration key whose value is not the same in all records, its value in each of them.
+    """Return, for each configuration key whose known values are not all the same, its value in each record.
 
-    A record without a configuration has `unknown` everywhere; a key that a configuration lacks has an empty value.
+    A record without a configuration has `unknown` in each row; a key that a configuration lacks has an empty value.
     """
     flat = [_flatten(record.config) for record in records]
     keys = dict.fromkeys(key for values in flat for key in values)
@@ -203,7 +203,7 @@ def differing_settings(records: Sequence[RunRecord]) -> dict[str, tuple[str, ...
         for key in keys
         if not any(key == ignored or key.startswith(f"{ignored}.") for ignored in _IGNORED)
     }
-    return {key: values for key, values in rows.items() if len(set(values)) > 1}
+    return {key: values for key, values in rows.items() if len({*values} - {UNKNOWN}) > 1}
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

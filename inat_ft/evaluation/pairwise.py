@@ -22,7 +22,7 @@ from inat_ft.metrics.bounds import (
 )
 from inat_ft.records import RunRecord
 
-_WAY_OUT = "To have it checked, make a record from its predictions: inat-ft record new predictions.csv --name NAME"
+_WAY_OUT = "To verify it, make a record from its predictions: inat-ft record new predictions.csv --name NAME --out FILE"
 _SHORT = {
     Reason.DIFFERENT_IMAGES: "which {was} tested on different images, labels or classes",
     Reason.SINGLE_SEED: "which {has} a single seed",

@@ -147,7 +147,7 @@ def build_net(config: ModelConfig, num_classes: int, image_size: int, seed: int,
         except PluginError as error:
             raise PluginError(
                 f"{config.backbone}, {plugin_label(BACKBONES, type(backbone))}, cannot be split into stages: {error.message}",
-                "see the requirements in docs/plugins/index.md",
+                "see the requirements in docs/plugins/backbones.md",
             ) from error
 
 

@@ -101,7 +101,7 @@ def chapters(network: Network) -> tuple[Chapter, ...]:
             (Command(f"train --mode head {options} {_TRAINING} --name {HEAD}"),),
         ),
         Chapter(
-            "A better strategy on the same budget",
+            "A better strategy",
             "The same images and number of epochs, but the last third of the network is trained too.",
             (Command(f"train --mode partial {options} {_TRAINING} --name {PARTIAL}"),),
         ),
@@ -215,8 +215,8 @@ def conclusion(runs: Path, network: Network) -> str:
     says = {True: "is better than", False: "is worse than", None: "is not significantly different from"}
     scratch = f"the small network from scratch {says[better]} the fine-tuned one ({scores})"
     return (
-        f"- On the same budget, {strategies}.\n- In the sweep, {tuned}.\n- On these images, {scratch}. They are "
-        "drawings of 8 x 8 pixels, about which features learned from photographs say little. On photographs, expect the "
+        f"- With the same number of epochs, {strategies}.\n- In the sweep, {tuned}.\n- On these images, {scratch}. They are "
+        "drawings of 8 x 8 pixels, to which features learned from photographs transfer poorly. On photographs, expect the "
         "fine-tuned network to be far better than one from scratch.\n"
         "- Next, use your own photographs, one folder for each class: inat-ft split PHOTOS"
     )

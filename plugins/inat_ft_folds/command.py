@@ -6,6 +6,7 @@ from pathlib import Path
 
 from inat_ft.cli import render
 from inat_ft.config import RunConfig
+from inat_ft.data.manifest import find_manifest
 from inat_ft.setup import Directories
 from inat_ft_folds.result import CrossValidation
 from inat_ft_folds.training import Callbacks, cross_validate
@@ -20,6 +21,10 @@ def run(
     json: bool,
 ) -> None:
     """Cross-validate, or resume a cross-validation, and show the result."""
+    if resume is None and not config.data.split:
+        split = find_manifest()
+        render.info(f"split: {split}, the newest in {split.parent}/")
+        config = config.model_copy(update={"data": config.data.model_copy(update={"split": split.as_posix()})})
     try:
         found = cross_validate(config, directories, folds, callbacks, resume)
     except KeyboardInterrupt as stopped:

@@ -220,6 +220,6 @@ def _remarks(candidates: Sequence[FoldCandidate], tested: dict[str, float | None
     if biased:
         texts.append(
             f"{' and '.join(biased)}: the best epochs were chosen on the held-out images, so the {metric.label} is slightly "
-            "too good (--monitor train_loss avoids it)"
+            "optimistic (--monitor train_loss avoids this)"
         )
     return [*texts, *(f"{c.name} {text}" for c in candidates for _, text in c.caveats)]

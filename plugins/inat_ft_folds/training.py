@@ -161,7 +161,7 @@ def _finish(
 
 
 _BIAS = (
-    "the best epoch of each fold was chosen on its held-out images, so the results are slightly too good; "
+    "the best epoch of each fold was chosen on its held-out images, so the results are slightly optimistic; "
     "--monitor train_loss chooses it on the training images"
 )
 

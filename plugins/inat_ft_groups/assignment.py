@@ -1,6 +1,7 @@
 """The group of each image for `inat-ft split --group-by`: from its file name, or from a CSV."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from inat_ft.data.sources.base import ImageList
@@ -15,7 +16,8 @@ def assign_groups(images: ImageList, group_by: str, log: Log = ignore_log) -> No
     """Set the group of each image from a regular expression on its file name, or from a CSV with the columns path and group.
 
     If the expression has a group, its first group counts, otherwise the whole match. No match, or an empty value in a CSV,
-    means no group. log is called with a message about paths of a CSV that are not images. Raises UsageError or DataError.
+    means no group. log is called with the number of groups, and with paths of a CSV that are not images. Raises UsageError
+    or DataError.
     """
     if Path(group_by).suffix.lower() == ".csv":
         _assign_from_csv(images, Path(group_by), log)
@@ -29,13 +31,12 @@ def assign_groups(images: ImageList, group_by: str, log: Log = ignore_log) -> No
         ) from None
     matches = [pattern.search(file_of(row.path).rsplit("/", 1)[-1]) for row in images.rows]
     groups = [match and match.group(1 if pattern.groups else 0) for match in matches]
-    for row, group in zip(images.rows, groups, strict=True):
-        row.group = group or shared_file(row.path)
     if not any(groups):
         raise UsageError(
             f"--group-by {group_by!r} does not match any file name, such as {images.rows[0].path}",
             "the expression is searched for in the file name without its folders",
         )
+    _assign(images, groups, log)
 
 
 def _assign_from_csv(images: ImageList, file: Path, log: Log) -> None:
@@ -58,5 +59,14 @@ def _assign_from_csv(images: ImageList, file: Path, log: Log) -> None:
     if unknown := [path for path in known if path not in listed]:
         files, first = pluralize(len(unknown), "file"), escape_unprintable(unknown[0])
         log(f"--group-by: {file} lists {files} not among the images of the split, such as {first}")
-    for image in images.rows:
-        image.group = known.get(file_of(image.path), ("", 0))[0] or shared_file(image.path)
+    _assign(images, [known.get(file_of(path), ("", 0))[0] for path in images.paths], log)
+
+
+def _assign(images: ImageList, groups: Sequence[str | None], log: Log) -> None:
+    for row, group in zip(images.rows, groups, strict=True):
+        row.group = group or shared_file(row.path)
+    alone = [path for path, group in zip(images.paths, groups, strict=True) if not group]
+    text = f"--group-by: {pluralize(len({*groups} - {None, ''}), 'group')}"
+    if alone:
+        text += f"; {pluralize(len(alone), 'image')} without a group, such as {escape_unprintable(alone[0])}"
+    log(text)

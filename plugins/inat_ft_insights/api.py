@@ -132,7 +132,7 @@ def audit(
     found = auditing.audit(resolved, cache_folder(cache_dir), subsets, heard.progress)
     if found.estimated_errors > len(found.ranking) / 2:
         heard.log(
-            f"warning: the classifier agrees with only {found.accuracy:.0%} of the labels, so most suspects are probably no "
+            f"warning: the classifier agrees with only {found.accuracy:.0%} of the labels, so most suspects are probably not "
             "errors: use another network (--backbone) or more images of each class"
         )
     page, csv = folder / "audit.html", folder / "audit.csv"

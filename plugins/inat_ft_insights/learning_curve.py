@@ -81,8 +81,9 @@ class LearningCurve(Tabular):
         if self.needed is not None:
             smallest, sizes = self.points[0].images_per_class, (self.needed.low, self.needed.value, self.needed.high)
             least, middle, most = (_size(each, smallest) for each in sizes)
+            interval = most if least.startswith("more") else f"{least} to {most}"
             lines.append(
-                f"accuracy {self.target:g}: {middle} training images per class (95% interval {least} to {most}); "
+                f"accuracy {self.target:g}: {middle} training images per class (95% interval {interval}); "
                 f"the split has {self.measured.images_per_class:,.0f}"
             )
         return "\n".join(lines)

@@ -20,7 +20,7 @@ def run(config: RunConfig, directories: Directories, callbacks: TrainCallbacks, 
             render.warn("the loss does not fall at any learning rate, so there is no suggestion")
         else:
             render.echo(f"suggested learning rate: {found.suggestion:.1e}, where the loss falls fastest")
-            render.info(f"next: replace --find-lr by --lr {found.suggestion:.1e}")
+            render.info(f"next: run the same command with --lr {found.suggestion:.1e} instead of --find-lr")
 
     curve = {"lr": found.lrs, "loss": found.losses, "smooth": found.smooth}
     render.emit(json, {"suggestion": found.suggestion, **curve, "picture": file.as_posix()}, show)

@@ -48,7 +48,10 @@ Check = Callable[[Places, Places], Bools]
 class NearDuplicates:
     """The feature `near-duplicates`: near duplicates among `count` images."""
 
-    summary = f"near duplicates found: {', '.join(FOUND_COPIES)}; most others are missed: {', '.join(MISSED_COPIES)}"
+    summary = (
+        f"the search for near duplicates finds copies that are {', '.join(FOUND_COPIES)}; "
+        f"it misses most others: {', '.join(MISSED_COPIES)}"
+    )
 
     def __init__(self, count: int) -> None:
         self.signatures = ImageSignatures.blank(count)

@@ -53,6 +53,6 @@ def rank_table(taxa: dict[str, Any]) -> tuple[Table, str]:
         )
         for each in found.ranks
     ]
-    title = f"ranks; an image is reported at the lowest rank whose taxon has at least {found.rollup:.0%}"
+    title = f"ranks: an image is reported at the lowest rank where a taxon has at least {found.rollup:.0%} probability"
     correct = f"; of the others, {found.accuracy.value:.2%} have the correct taxon" if found.accuracy else ""
     return Table(columns, rows, title), f"unsure at all ranks: {pluralize(found.num_unsure, 'image')}{correct}"

@@ -49,7 +49,7 @@ class Mlflow(Tracker):
     def check(self) -> None:
         """Check that the package is installed and that the server answers. Raises UsageError or InatFtError."""
         if find_spec("mlflow") is None:
-            raise UsageError("the tracker mlflow needs the package mlflow", "pip install inat-ft[mlflow]")
+            raise UsageError("the tracker mlflow needs the package mlflow", "pip install 'inat-ft[mlflow]'")
         uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
         if not uri.startswith(("http://", "https://")):
             return

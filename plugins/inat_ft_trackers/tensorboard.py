@@ -33,7 +33,7 @@ class TensorBoard(Tracker):
         """Check that the package is installed. Raises UsageError."""
         if find_spec("tensorboard") is None:
             raise UsageError(
-                "the tracker tensorboard needs the package tensorboard", "pip install inat-ft[tensorboard]"
+                "the tracker tensorboard needs the package tensorboard", "pip install 'inat-ft[tensorboard]'"
             )
 
     def start(self, config: RunConfig, name: str, directory: Path, history: Sequence[Epoch]) -> None:

@@ -34,7 +34,7 @@ class Trackio(Tracker):
     def check(self) -> None:
         """Check that the package is installed. Raises UsageError."""
         if find_spec("trackio") is None:
-            raise UsageError("the tracker trackio needs the package trackio", "pip install inat-ft[trackio]")
+            raise UsageError("the tracker trackio needs the package trackio", "pip install 'inat-ft[trackio]'")
 
     def start(self, config: RunConfig, name: str, directory: Path, history: Sequence[Epoch]) -> None:
         """Start a run. A resumed training continues its Trackio run, which gets the epochs that it lacks."""

@@ -40,6 +40,14 @@ def test_settings_that_differ_are_shown(cli) -> None:
     assert row[1:] == ["0.01", "0.0001"], "the best first"
 
 
+def test_unknown_settings_do_not_differ(cli, claims: tuple[str, ...]) -> None:
+    make_run("first", 0.6, 1, test=0.55, optim__lr=1e-4)
+    assert "settings that differ" not in cli("compare", "runs/first", claims[0]).out
+    make_run("second", 0.9, 2, test=0.85, optim__lr=1e-2)
+    shown = cli("compare", "runs/first", "runs/second", claims[0]).out
+    assert [line.split()[1:] for line in shown.splitlines() if "unknown" in line] == [["0.01", "0.0001", "unknown"]]
+
+
 def test_only_the_first_notes_are_shown(cli) -> None:
     for number in range(16):
         text = {"name": f"r{number}", "test_accuracy": 0.5 + number / 100}

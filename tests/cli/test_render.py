@@ -64,6 +64,13 @@ def test_a_narrow_terminal_drops_the_least_important_columns(monkeypatch: pytest
         assert err == (f"columns omitted because the terminal is narrow: {', '.join(dropped)}\n" if dropped else "")
 
 
+def test_a_title_can_be_wider_than_its_table(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    title = "confusion matrix: rows are true classes, columns are predicted classes"
+    render.table(Table(("", "a"), [["a", "1"]], title))
+    assert title in capsys.readouterr().out.splitlines()
+
+
 def test_without_a_terminal_no_column_is_lost(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     render.table(Table(COLUMNS, ROWS), drop=("memory", "time"))

@@ -1,5 +1,6 @@
 """What `inat-ft train` prints: settings, stages, results of one and of several runs, and advice."""
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,10 +41,21 @@ def test_several_seeds_are_listed_with_mean_and_deviation(cli, manifest_file: Pa
     assert [line.split(":")[0] for line in lines[:2]] == ["seed 3", "seed 4"]
     values = [float(line.split("validation accuracy ")[1].split()[0]) for line in lines]
     assert values[2] == pytest.approx(sum(values[:2]) / 2, abs=1e-4) and lines[2].startswith("2 seeds: ")
-    assert "±" in lines[2] and "inat-ft compare --group" in ran.err
+    assert "±" in lines[2] and "inat-ft compare RUNS --group" in ran.err
     assert len(list(Path("runs").glob("*/record.json"))) == 2
     ran = cli("train", "--resume", next(Path("runs").iterdir()), "--seeds", 2)
     assert ran.code == 2 and "--seeds starts new runs, but --resume continues one" in ran.err
+
+
+def test_the_newest_of_several_manifests_is_named(cli, images: Path) -> None:
+    for number, name in enumerate(("new", "old")):
+        assert cli("split", images, "--out", f"splits/{name}.csv", "--test-fraction", 0.25).code == 0
+        os.utime(f"splits/{name}.csv", (2e9 - number, 2e9 - number))
+    named = "split: splits/new.csv, the newest in splits/"
+    assert named in cli("train", *SMALL).err
+    assert cli("train", *SMALL, "--folds", 2, "--name", "cv").err.count(named) == 1
+    Path("splits/old.csv").unlink()
+    assert "newest" not in cli("train", *SMALL).err
 
 
 def test_only_the_main_process_of_several_prints_results(cli, monkeypatch: pytest.MonkeyPatch, manifest_file) -> None:

@@ -61,7 +61,9 @@ def test_the_prefix_is_compiled_for_many_images_and_recorded(
     monkeypatch.setattr("inat_ft.cache.loaders._CHECKED_IMAGES", 8)
     directories = type(directories)(directories.runs, directories.cache / "fresh")
     many, _ = train(config(**settings), directories)
-    assert any("compiled with torch.compile, which pays for 36 images" in line for line in many.compute["decisions"])
+    assert any(
+        "compiled with torch.compile, which pays off for 36 images" in line for line in many.compute["decisions"]
+    )
     assert many.history[0].train_loss == pytest.approx(few.history[0].train_loss, rel=0.02)
     exact, _ = train(config(**{**settings, "compute__precision": "fp32"}), directories)
     assert not any("compiled" in line for line in exact.compute["decisions"])

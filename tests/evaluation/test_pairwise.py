@@ -94,7 +94,7 @@ def test_no_conclusion_without_scores_or_with_leaks_or_on_different_images() -> 
     said = conclusion(pair(0.1, 0.05, 0.2, reason=Reason.NO_VARIATION, obstacle="no variation"))
     assert said == "No conclusion: no variation."
     said = conclusion(PairwiseResult("A", "B", reason=Reason.UNKNOWN_SIZE, obstacle="unknown"))
-    assert said.startswith("No conclusion: unknown. To have it checked")
+    assert said.startswith("No conclusion: unknown. To verify it")
 
 
 def test_many_classifiers() -> None:

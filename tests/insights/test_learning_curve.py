@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,6 +57,8 @@ def test_a_target_below_all_measurements_has_the_smallest_size_as_its_limit() ->
     first = Point("measured", 15, 5.0, Estimate(0.9, 0.8, 1.0))
     curve = LearningCurve(Path("splits/a.csv"), "resnet18", "head", 5, 3, [first], None, 0.2, needed)
     assert "accuracy 0.2: at most 5 training images per class (95% interval at most 5 to at most 5)" in curve.summary
+    never = replace(curve, needed=Estimate(math.inf, 2e6, math.inf))
+    assert "more than a million training images per class (95% interval more than a million);" in never.summary
 
 
 @pytest.mark.parametrize(("wrong", "low", "high"), [(0, 0.9179, 1.0), (2, 0.842, 0.9943)])

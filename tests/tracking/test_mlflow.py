@@ -36,7 +36,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(f"inat_ft_trackers.{module}.find_spec", lambda name: None)
         with pytest.raises(UsageError, match=f"needs the package {module}") as refused:
             tracker.check()
-        assert refused.value.hint == f"pip install inat-ft[{module}]"
+        assert refused.value.hint == f"pip install 'inat-ft[{module}]'"
 
 
 class TestWithMlflow:

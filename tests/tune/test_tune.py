@@ -7,7 +7,9 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from inat_ft_tune.candidates import LADDER, chosen_strategies, common_settings, head_params, strategy_params
 from inat_ft_tune.conclusion import interval, standings, summarize
 from inat_ft_tune.measure import extrapolate, measure_costs, sample
-from inat_ft_tune.report import _steps, chart
+from inat_ft_tune.report import _steps, chart, write_report
 from inat_ft_tune.session import Session
 from inat_ft_tune.splitting import make_split
 from inat_ft_tune.stages import confirm
@@ -270,6 +272,14 @@ def test_a_large_difference_is_called_better_and_corrected() -> None:
     assert [each.trial.name for each in found] == ["full", "partial", "lora"]
     assert found[1].p == pytest.approx(2 * 2**-10)  # McNemar's exact p is 2 / 2^10; Holm: the largest is not multiplied
     assert "better than partial, lr 0.001" in summarize(state, found)
+
+
+def test_the_report_has_a_column_of_p_only_if_there_was_a_test(tmp_path: Path) -> None:
+    found = standings(state := tuned({"full": [90], "partial": [80]}))
+    session = SimpleNamespace(state=state, folder=tmp_path)
+    assert "p (Holm)" in write_report(session, found).read_text()
+    page = write_report(session, [replace(each, p=None) for each in found]).read_text()
+    assert "p (Holm)" not in page and "Holm-corrected" not in page and "0.9000" in page
 
 
 def test_images_of_one_group_count_together(tmp_path: Path) -> None:
