@@ -141,7 +141,7 @@ def export_model(exporter: Exporter, trained: LoadedModel, file: Path, images: T
 
 
 def _format_of(file: Path | None) -> str:
-    """Return the exporter that writes the suffix of a file, a built-in one if possible; `onnx` if there is none."""
+    """Return the exporter that writes the suffix of a file, a built-in one if possible; `onnx` without a suffix."""
     found = []
     for name in plugins(EXPORTERS) if file else ():
         try:
@@ -150,4 +150,6 @@ def _format_of(file: Path | None) -> str:
                 found.append((not plugin.is_builtin, name))
         except PluginError:
             continue
+    if file and file.suffix and not found:
+        raise UsageError(f"no format has the suffix of --out {file}", f"add --format: {', '.join(plugins(EXPORTERS))}")
     return min(found, default=(True, "onnx"))[1]

@@ -19,7 +19,7 @@ from inat_ft.engine.fit import epoch_generator
 from inat_ft.engine.plan import TrainingPlan
 from inat_ft.images import augment
 from inat_ft.progress import Log, ProgressBar, ignore_log, no_progress
-from inat_ft.text import format_bytes
+from inat_ft.text import format_bytes, pluralize
 
 _CHECKED_IMAGES = 64
 
@@ -175,7 +175,7 @@ class EpochLoaders:
         stages = names[0] if depth == 1 else f"{names[0]}..{names[depth - 1]}"
         self._log(
             f"prefix cache: {'on' if used else 'off'} for {stages} ({format_bytes(estimate.bytes)}, saves "
-            f"{max(estimate.saved, 0):.0%} of the {estimate.unit} of {epochs} epochs)"
+            f"{max(estimate.saved, 0):.0%} of the {estimate.unit} of {pluralize(epochs, 'epoch')})"
         )
         return bool(used)
 

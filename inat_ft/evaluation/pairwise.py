@@ -221,7 +221,7 @@ def _of_two(pair: PairwiseResult, metric: Metric, margin: float | None, where: s
 
 
 def _no_conclusion(pair: PairwiseResult) -> str:
-    unverified = pair.reason in (Reason.NO_SCORE, Reason.NO_PREDICTIONS, Reason.UNKNOWN_SIZE)
+    unverified = pair.reason in (Reason.NO_PREDICTIONS, Reason.UNKNOWN_SIZE)
     return f"No conclusion: {pair.obstacle}.{f' {_WAY_OUT}' if unverified else ''}"
 
 

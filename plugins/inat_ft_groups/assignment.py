@@ -68,5 +68,5 @@ def _assign(images: ImageList, groups: Sequence[str | None], log: Log) -> None:
     alone = [path for path, group in zip(images.paths, groups, strict=True) if not group]
     text = f"--group-by: {pluralize(len({*groups} - {None, ''}), 'group')}"
     if alone:
-        text += f"; {pluralize(len(alone), 'image')} without a group, such as {escape_unprintable(alone[0])}"
+        text += f"; {pluralize(len(alone), 'file')} without a group, such as {escape_unprintable(alone[0])}"
     log(text)

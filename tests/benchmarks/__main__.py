@@ -6,9 +6,9 @@ The peers, such as the Hugging Face Trainer (peers.py), are measured if they are
 
 All are separate processes, and everything counts: imports, decoding, caching, validation. The time of the two loops for many
 epochs is the overhead of their process plus the median of their measured epochs times the number of epochs; the sweep
-has 165 epochs. ResNet50 with random weights at 224 x 224, batches of 64, on 600 JPEGs of 800 x 600. inat-ft computes in bfloat16 where the
-hardware supports it (--precision bf16): random weights amplify rounding, so `auto` would not use it here. `auto` and `fp32`
-are measured as well.
+has 165 epochs. ResNet50 with random weights at 224 x 224, batches of 64, on 600 JPEGs of 800 x 600. inat-ft computes in
+bfloat16 where the hardware supports it (--precision bf16): random weights amplify rounding, so `auto` would not use it here.
+`auto` and `fp32` are measured as well.
 """
 
 import argparse

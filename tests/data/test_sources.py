@@ -77,7 +77,7 @@ def test_groups_are_matched_by_path_and_unknown_paths_are_reported(tmp_path: Pat
     assign_groups(images, str(listed(images.root, rows, "path,group")), said.append)
     assert [row.group for row in images.rows] == ["A", "", ""]
     assert len(said) == 2 and "lists 2 files not among the images of the split, such as nope/x.png" in said[0]
-    assert said[1] == "--group-by: 1 group; 2 images without a group, such as class0/001.png"
+    assert said[1] == "--group-by: 1 group; 2 files without a group, such as class0/001.png"
 
 
 @pytest.mark.parametrize(

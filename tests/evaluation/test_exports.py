@@ -350,6 +350,13 @@ def test_the_weights_of_the_run_are_not_overwritten(trained: Path, cli) -> None:
     assert (trained / "model.safetensors").read_bytes() == before == Path("copy.safetensors").read_bytes()
 
 
+def test_a_suffix_without_a_format_is_refused(trained: Path, cli) -> None:
+    ran = cli("export", trained, "--out", "model.tflite")
+    assert ran.code == 2 and not Path("model.tflite").exists()
+    assert "no format has the suffix of --out model.tflite" in ran.err and "add --format: " in ran.err
+    assert cli("export", trained, "--out", "model.v2", "--format", "torch-export").code == 0
+
+
 def test_files_of_a_run_are_not_overwritten(tmp_path: Path) -> None:
     for name in ("record.json", "predictions-test.csv", "model.onnx"):
         (tmp_path / name).write_text("{}")

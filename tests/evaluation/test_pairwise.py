@@ -95,6 +95,8 @@ def test_no_conclusion_without_scores_or_with_leaks_or_on_different_images() -> 
     assert said == "No conclusion: no variation."
     said = conclusion(PairwiseResult("A", "B", reason=Reason.UNKNOWN_SIZE, obstacle="unknown"))
     assert said.startswith("No conclusion: unknown. To verify it")
+    said = conclusion(PairwiseResult("A", "B", reason=Reason.NO_SCORE, obstacle="the accuracy of B is unknown"))
+    assert said == "No conclusion: the accuracy of B is unknown."  # a note names the command that evaluates B
 
 
 def test_many_classifiers() -> None:
