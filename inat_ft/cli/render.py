@@ -163,8 +163,7 @@ def open_bar(what: str, unit: str = "images", transient: bool = False) -> Iterat
         task = bar.add_task(_safe(what), total=None, text="", rate="")
 
         def update(done: int, total: int, text: str = "") -> None:
-            rate = f"{done / max(time.monotonic() - start, 1e-6):,.0f} {unit}/s"
-            bar.update(task, completed=done, total=total, text=text, rate=rate)
+            bar.update(task, completed=done, total=total, text=text, rate=_rate(done, start, f" {unit}"))
 
         yield update
 
@@ -177,6 +176,11 @@ def _plain_lines(what: str, unit: str) -> ProgressFn:
         now = time.monotonic()
         if now - last >= _PLAIN_EVERY_S or (done == total and now - start > 1):
             last = now
-            info(f"{what}: {done:,} of {total:,} {unit}, {done / max(now - start, 1e-6):,.0f}/s")
+            info(f"{what}: {done:,} of {total:,} {unit}, {_rate(done, start)}")
 
     return update
+
+
+def _rate(done: int, start: float, unit: str = "") -> str:
+    rate = done / max(time.monotonic() - start, 1e-6)
+    return f"{rate:,.{0 if rate >= 10 else 1}f}{unit}/s"
