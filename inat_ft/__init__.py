@@ -84,6 +84,9 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    if name.islower():  # a function
+        registry = import_module(f"{__name__}.registry")
+        value = registry.get(registry.FEATURES, "arguments").load()(value)
     globals()[name] = value
     return value
 

@@ -105,7 +105,8 @@ def choose_compute(device: str, precision: str) -> Compute:
     return Compute(chosen, resolved, precision != "auto", process_group, warnings)
 
 
-def _parse_device(device: str) -> torch.device:
+def parse_device(device: str) -> torch.device:
+    """Return a device by its name. Raises UsageError if torch does not know it."""
     try:
         return torch.device(device)
     except RuntimeError:
@@ -116,7 +117,7 @@ def _choose_device(device: str) -> torch.device:
     """Return the device of this process. Raises UsageError when it is not available."""
     has_mps = torch.backends.mps.is_available()
     best = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
-    chosen = _parse_device(best if device == "auto" else device)
+    chosen = parse_device(best if device == "auto" else device)
     rank, processes = local_rank(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if chosen.type == "mps":
         if not has_mps:

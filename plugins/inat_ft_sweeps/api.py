@@ -170,5 +170,6 @@ def tune(data: Any = None, budget: str | float | None = None, **options: Any) ->
         UsageError: the data or an option cannot be used, or the budget is too short.
         DataError: an image is missing or has changed since the split.
     """
-    result: TuneResult = get(FEATURES, "tune").load()(data, budget, **options)
+    checked = get(FEATURES, "arguments").load()(get(FEATURES, "tune").load())
+    result: TuneResult = checked(data, budget, **options)
     return result
