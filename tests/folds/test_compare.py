@@ -137,7 +137,7 @@ def test_a_single_run_or_a_repeated_one_is_refused(pair: list[Path]) -> None:
         ((pair[0], pair[1] / "slow-fold-1"), {}, "slow-fold-1 is not a cross-validation"),
         ((pair[0], pair[0] / "cross-validation.json"), {}, "passed twice"),
         ((pair[0],), {}, "at least two cross-validations"),
-        (pair, {"group": True}, "--group cannot be used"),
+        (pair, {"group": True}, "group=True cannot be used"),
     ):
         with pytest.raises(UsageError, match=text):
             inat_ft.compare(*runs, **options)
