@@ -85,7 +85,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     if not isinstance(value, type):
-        value = import_module(f"{__name__}.hints").for_python(value)
+        registry = import_module(f"{__name__}.registry")
+        checked = registry.get(registry.FEATURES, "arguments").load()(value)
+        value = import_module(f"{__name__}.hints").for_python(checked)
     globals()[name] = value
     return value
 

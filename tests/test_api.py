@@ -115,7 +115,7 @@ def test_split_reports_progress_and_warnings(tmp_path: Path) -> None:
 
 
 def test_split_refuses_fractions_without_training_images(images: Path) -> None:
-    with pytest.raises(inat_ft.UsageError, match=r"=0\.5 .*=0\.5"):
+    with pytest.raises(inat_ft.UsageError, match=r"=0\.5 and test_fraction=0\.5"):
         inat_ft.split(images, val_fraction=0.5, test_fraction=0.5)
 
 

@@ -88,8 +88,7 @@ def compare(*runs: RunLike, metric: str = "accuracy", group: bool = False, margi
         comparison = inat_ft.compare(run_a, run_b, margin=0.01)
         print(comparison.summary)
 
-    Evaluate the runs first. A record of another program can be compared too: it requires `name` and `test_accuracy`.
-    Cross-validations are compared on their held-out images.
+    Evaluate the runs first. A record of another program requires `name` and `test_accuracy`.
 
     Args:
         *runs: Runs, run folders, record.json files, or folders of run folders; or folders of cross-validations.

@@ -101,8 +101,7 @@ def evaluate(
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         precision: `fp32`, `bf16`, or `auto`.
         root: folder of the images, if they were moved.
-        taxa: a CSV file (label,genus,family...) with the taxa of the classes, or `folders` to read them from folder names.
-            It adds the results by rank.
+        taxa: a CSV file (label,genus,family...) with the taxa of the classes, or `folders`. It adds the results by rank.
         rollup: smallest probability of a reported taxon, 0 to 1.
         cam: draw Grad-CAM maps. Requires the extra `cam`.
         coverage: calibrate prediction sets on the validation images, and measure them on the test images; see `predict`.
@@ -149,9 +148,8 @@ class PredictionResult(Tabular, Sequence[Prediction]):
     def to_csv(self, file: str | os.PathLike[str]) -> None:
         """Write `path,predicted,confidence,p_<class>...`, one row per image; see `Prediction.columns` for taxa and sets."""
         check_output(Path(file))
-        if os.path.exists(file) and os.path.realpath(file) in {
-            os.path.realpath(file_of(str(each.path))) for each in self
-        }:
+        images = {os.path.realpath(file_of(str(each.path))) for each in self}
+        if os.path.exists(file) and os.path.realpath(file) in images:
             raise UsageError(f"{file} is one of the images", "name another file")
         header = ["path", "predicted", "confidence", *self[0].columns(), *(f"p_{name}" for name in self[0].classes)]
         rows = (
@@ -209,8 +207,7 @@ def predict(
         progress: called with (done, total) images.
 
     Raises:
-        UsageError: a run or an image is missing, the classes of the runs differ, a folder has no files, or there are too few
-            validation images for the coverage.
+        UsageError: a run or an image is missing, the classes differ, a folder is empty, or coverage is impossible.
         DataError: none of the images can be read. If only some cannot be read, the result names them in `skipped`.
         WeightsError: the saved weights are damaged.
     """

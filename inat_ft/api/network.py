@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inat_ft.api.train import RunLike
 from inat_ft.data.batches import ImageInput
+from inat_ft.engine.device import parse_device
 from inat_ft.evaluation.predict import model_file, read_model
 from inat_ft.exporters import ExportResult, export_run
 from inat_ft.images.decode import MAX_PIXELS, load_image
@@ -77,13 +78,13 @@ def load(run: RunLike, device: str | torch.device = "cpu") -> tuple[nn.Module, T
         device: device of the module's parameters.
 
     Raises:
-        UsageError: the run does not exist.
+        UsageError: the run or the device does not exist.
         WeightsError: the saved weights are damaged.
     """
     saved = read_model(model_file(Path(run)))
     size = saved.preprocess.image_size
     classifier = build_classifier(saved.config, len(saved.classes), size, saved.state)
-    return classifier.to(device).eval(), Transform(saved.preprocess)
+    return classifier.to(parse_device(str(device))).eval(), Transform(saved.preprocess)
 
 
 def export(

@@ -103,14 +103,19 @@ def choose_compute(device: str, precision: str) -> Compute:
     return Compute(chosen, resolved, precision != "auto", process_group, warnings)
 
 
+def parse_device(device: str) -> torch.device:
+    """Return a device by its name. Raises UsageError if torch does not know it."""
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"--device {device}: torch does not know this device", "try: --device auto") from None
+
+
 def _choose_device(device: str) -> torch.device:
     """Return the device of this process. Raises UsageError when it is not available."""
     has_mps = torch.backends.mps.is_available()
     best = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
-    try:
-        chosen = torch.device(best if device == "auto" else device)
-    except RuntimeError:
-        raise UsageError(f"--device {device}: torch does not know this device", "try: --device auto") from None
+    chosen = parse_device(best if device == "auto" else device)
     if chosen.type == "cuda":
         return _choose_gpu(device, chosen)
     if chosen.type == "mps" and not has_mps:

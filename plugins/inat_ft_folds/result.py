@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from inat_ft.api.train import Run
+from inat_ft.api.train import Run, RunLike
 from inat_ft.errors import PluginError, RecordError, UsageError
 from inat_ft.evaluation.predictions import read_predictions
 from inat_ft.metrics.base import Predictions, installed_metrics, value_of
@@ -104,9 +104,9 @@ class CrossValidation(Tabular):
     runs: Sequence[Run]
 
     @classmethod
-    def open(cls, path: Path) -> CrossValidation:
+    def open(cls, path: RunLike) -> CrossValidation:
         """Open the folder of a cross-validation or its summary. Raises UsageError if it is unfinished, RecordError."""
-        summary, directory = read_summary(path)
+        summary, directory = read_summary(Path(path))
         if not summary.complete:
             raise UsageError(
                 f"the cross-validation {directory} is not finished", f"resume it: inat-ft train --resume {directory}"

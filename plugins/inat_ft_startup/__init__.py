@@ -1,1 +1,1 @@
-"""What a command does first: it defers imports, and keeps freed memory."""
+"""What comes before a command or a function: imports are deferred, freed memory is kept, arguments are checked."""

@@ -179,5 +179,6 @@ def tune(
         UsageError: the data or an option cannot be used, or the budget is too short.
         DataError: an image is missing or has changed since the split.
     """
-    result: TuneResult = get(FEATURES, "tune").load()(data, budget, out=out, settings=settings, **options)
+    checked = get(FEATURES, "arguments").load()(get(FEATURES, "tune").load())
+    result: TuneResult = checked(data, budget, out=out, settings=settings, **options)
     return result

@@ -277,5 +277,6 @@ def tune(
     with session.lock():
         try:
             return tune_session(session)
-        finally:
+        except KeyboardInterrupt:
             session.save()
+            raise

@@ -74,7 +74,7 @@ def test_wrong_labels_come_first_and_the_test_set_is_untouched(photos: Path, inv
         ({"subsets": ["tset"]}, "unknown subset 'tset'"),
         ({"subsets": "tset"}, "unknown subset 'tset'"),
         ({"subsets": []}, "no subset to audit"),
-        ({"limit": 0}, "limit 0 is not positive"),
+        ({"limit": 0}, "limit=0 is out of range"),
     ):
         with pytest.raises(inat_ft.UsageError, match=message):
             inat_ft.audit("splits/photos.csv", **wrong)
