@@ -24,6 +24,7 @@ from inat_ft.records import MetricValue, RunRecord, predictions_file, read_recor
 from inat_ft.registry import FEATURES, get
 
 _IN_FOLDERS = ("record.json", FOLDS_SUMMARY)  # records that have the name of their folder
+RECORD_NEW = "inat-ft record new predictions.csv --name NAME --out FILE"  # the record of another program
 _FEW = 5  # test images of a class below which macro metrics are uncertain
 
 
@@ -169,7 +170,7 @@ def _candidate(record: RunRecord, file: Path, metric: Metric) -> Candidate:
     elif record.test_accuracy is not None:
         _score_claim(candidate, record.test_accuracy)
     elif "test" not in record.predictions:
-        command = f": inat-ft eval {file.parent}" if record.config else ""
+        command = f": inat-ft eval {file.parent}" if record.config else f"; to use its predictions: {RECORD_NEW}"
         candidate.add(Caveat.NOT_EVALUATED, command=command)
     return candidate
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import NamedTuple
 
-from inat_ft.evaluation.candidates import Candidate, Reason
+from inat_ft.evaluation.candidates import RECORD_NEW, Candidate, Reason
 from inat_ft.evaluation.predictions import align, different_classes
 from inat_ft.metrics.base import Metric, Predictions, contributions_of
 from inat_ft.metrics.bounds import (
@@ -22,7 +22,7 @@ from inat_ft.metrics.bounds import (
 )
 from inat_ft.records import RunRecord
 
-_WAY_OUT = "To verify it, make a record from its predictions: inat-ft record new predictions.csv --name NAME --out FILE"
+_WAY_OUT = f"To verify it, make a record from its predictions: {RECORD_NEW}"
 _SHORT = {
     Reason.DIFFERENT_IMAGES: "which {was} tested on different images, labels or classes",
     Reason.SINGLE_SEED: "which {has} a single seed",
