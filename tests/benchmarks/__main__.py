@@ -4,9 +4,9 @@
 
 The peers, such as the Hugging Face Trainer (peers.py), are measured if they are installed: pip install 'inat-ft[bench]'.
 
-All are separate processes, and everything counts: imports, decoding, caching, validation. The time of the two loops for many
-epochs is the overhead of their process plus the median of their measured epochs times the number of epochs; the sweep
-has 165 epochs. ResNet50 with random weights at 224 x 224, batches of 64, on 600 JPEGs of 800 x 600. inat-ft computes in
+All are separate processes, and everything counts: imports, decoding, caching, validation. The time of the plain loop for
+many epochs is the overhead of its process plus the median of its measured epochs times the number of epochs; the sweep has
+165 epochs. ResNet50 with random weights at 224 x 224, batches of 64, on 600 JPEGs of 800 x 600. inat-ft computes in
 bfloat16 where the hardware supports it (--precision bf16): random weights amplify rounding, so `auto` would not use it here.
 `auto` and `fp32` are measured as well.
 """
@@ -46,16 +46,17 @@ def timed(command: list[str], folder: Path) -> tuple[float, str]:
     return time.perf_counter() - started, ran.stdout
 
 
-def loop(which: str, folder: Path, mode: str, epochs: int) -> tuple[float, float]:
-    """Return the seconds of one epoch (median) and of the rest of the process. which: `plain` or `expert`."""
-    whole, out = timed([sys.executable, "-m", f"tests.benchmarks.{which}", "pictures", mode, str(epochs)], folder)
+def plain_loop(folder: Path, mode: str, epochs: int) -> tuple[float, float]:
+    """Return the seconds of one epoch of the plain loop (median) and of the rest of the process."""
+    whole, out = timed([sys.executable, "-m", "tests.benchmarks.plain", "pictures", mode, str(epochs)], folder)
     seconds = json.loads(out)["seconds"]
     return statistics.median(seconds), whole - sum(seconds)
 
 
-def peer(folder: Path, which: str, mode: str) -> float:
-    """Return the seconds of a whole process."""
-    return timed([sys.executable, "-m", "tests.benchmarks.peers", which, "pictures", mode, str(EPOCHS)], folder)[0]
+def process(which: str, folder: Path, mode: str) -> float:
+    """Return the seconds of a whole process. which: `expert`, or `peers` and the name of the library."""
+    module, *name = which.split()
+    return timed([sys.executable, "-m", f"tests.benchmarks.{module}", *name, "pictures", mode, str(EPOCHS)], folder)[0]
 
 
 def ours(folder: Path, cache: str, *words: str, precision: str = FASTEST) -> float:
@@ -124,11 +125,10 @@ def measure(
         mode, words = CASES[case]
         epochs, overheads, cold, warm, experts = [], [], [], [], []
         for number in range(rounds):  # interleaved, so that a slow minute of the machine affects all of them
-            epoch, overhead = loop("plain", folder, mode, plain_epochs)
+            epoch, overhead = plain_loop(folder, mode, plain_epochs)
             epochs.append(epoch)
             overheads.append(overhead)
-            epoch, overhead = loop("expert", folder, mode, plain_epochs)
-            experts.append(overhead + EPOCHS * epoch)
+            experts.append(process("expert", folder, mode))
             cold.append(ours(folder, f"cache-{mode}-{number}", *words))
             warm.append(ours(folder, f"cache-{mode}-{number}", *words))
         baseline = statistics.median(overheads) + EPOCHS * statistics.median(epochs)
@@ -137,7 +137,7 @@ def measure(
         add(case, "(expert)", statistics.median(experts), baseline)
         for which, package in PACKAGES.items() if peers else ():
             if find_spec(package) and (which != "timm" or mode == "full"):
-                add(case, f"({which})", peer(folder, which, mode), baseline)
+                add(case, f"({which})", process(f"peers {which}", folder, mode), baseline)
         if case == "head":
             add(case, "cold, auto", ours(folder, "cache-auto", *words, precision="auto"), baseline)
             add(case, "cold, fp32 exact", ours(folder, "cache-fp32", *words, precision="fp32"), baseline)
