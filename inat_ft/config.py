@@ -49,7 +49,7 @@ class DataConfig(Section):
     eval_image_size: Annotated[int | None, Field(ge=16, le=1024), Flag()] = None
     """The image size for validation and test, in pixels (FixRes). Default: the image size for training."""
     resize: Annotated[Literal["squash", "crop", "pad", "weights"], Flag()] = "squash"
-    """Resizing to a square: squash stretches, crop keeps the center, pad adds bars, weights uses that of the weights."""
+    """Resizing to a square: squash stretches, crop keeps the center, pad adds bars, weights resizes as the weights expect."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Interpolation for resizing, with antialiasing. With weights, that of the weights."""
     augment: Annotated[Literal["none", "flip", "standard"], Flag()] = "none"

@@ -1,4 +1,4 @@
-"""Name the settings in an error as its caller takes them.
+"""Name the settings in an error in the syntax of its caller.
 
 Errors name settings by the options of the command line. A command without an option of `inat-ft train` takes the key that the
 option sets, and a function of the Python API takes arguments.
@@ -22,11 +22,11 @@ _CALLS = {
 }
 """The commands in hints that have a function, and its name and first words."""
 
-_NO_VALUE = "and|applies|both|by|cannot|continues|does|for|has|if|must|only|or|requires|starts|takes|to|with"
+_NOT_VALUES = "and|applies|both|by|cannot|continues|does|for|has|if|must|only|or|requires|starts|takes|to|with"
 _WORD = r"(?:'[^']*'|[;,](?=\S)|[^\s;,()'`])+"
 _SETTING = re.compile(
     rf"inat-ft(?: ({'|'.join(_CALLS)})\b)?((?: {_WORD})*)"  # a command, and its words
-    rf"|(?<![\w-])--([a-z-]+)(?: (?!(?:{_NO_VALUE})\b)('[^']*'|[\w.:/\\~=+-]*\w))?"  # an option, and its value
+    rf"|(?<![\w-])--([a-z-]+)(?: (?!(?:{_NOT_VALUES})\b)('[^']*'|[\w.:/\\~=+-]*\w))?"  # an option, and its value
 )
 
 
@@ -41,7 +41,7 @@ def name_settings(
 
     arguments = _arguments(function) if function else {}
 
-    def spell(found: re.Match[str]) -> str:
+    def rewrite(found: re.Match[str]) -> str:
         command, words, option, value = found.groups()
         if option is None:
             return (function and command and _call(command, words)) or found[0]
@@ -53,10 +53,10 @@ def name_settings(
         return f"{'--set ' * ('--set' in known)}{ALIASES[name]}={value}" if value else ALIASES[name]
 
     if isinstance(error, InatFtError):
-        error.message, error.hint = (_SETTING.sub(spell, text) for text in (error.message, error.hint))
+        error.message, error.hint = (_SETTING.sub(rewrite, text) for text in (error.message, error.hint))
         error.args = (error.message,)
     if notes := getattr(error, "__notes__", []):
-        error.__notes__ = [_SETTING.sub(spell, note) for note in notes]
+        error.__notes__ = [_SETTING.sub(rewrite, note) for note in notes]
 
 
 def for_python(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,7 +102,7 @@ def _literal(text: str) -> str:
 
 
 def _call(command: str, words: str) -> str:
-    """Return a command as the call of a function, or an empty string if that lacks one of the options."""
+    """Return a command as the call of a function, or an empty string if the function lacks one of the options."""
     import inat_ft
 
     name, _, first = _CALLS[command].partition(" ")

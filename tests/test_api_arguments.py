@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from inat_ft_startup.arguments import _RANGES, _hints, check_arguments
+from inat_ft_arguments.arguments import _RANGES, _hints, check_arguments
 
 import inat_ft
 from inat_ft.cli import commands
@@ -18,7 +18,7 @@ FUNCTIONS = [name for name in inat_ft.__all__ if inspect.isfunction(getattr(inat
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
     # function, arguments, start of the message
-    ("split", {"data": None}, "data=None is not text or a path"),
+    ("split", {"data": None}, "data=None is not a string or a path"),
     ("split", {"data": ""}, "data is an empty path"),
     ("split", {"data": "a\0b"}, "data='a.x00b' contains a null character"),
     ("split", {"data": "photos", "val_fraction": float("nan")}, "val_fraction=nan is not a finite number"),
@@ -29,27 +29,27 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("split", {"data": "photos", "seed": True}, "seed=True is not an integer"),
     ("split", {"data": "photos", "workers": -1}, "workers=-1 is out of range"),
     ("split", {"data": "photos", "leakage": "x"}, "leakage='x' is not 'drop' or 'keep' or 'error'"),
-    ("split", {"data": "photos", "exclude": 3}, "exclude=3 is not a list of text"),
+    ("split", {"data": "photos", "exclude": 3}, "exclude=3 is not a list of strings"),
     ("split", {"data": "photos", "near": "no"}, "near='no' is not True or False"),
-    ("split", {"data": "photos", "progress": 3}, "progress=3 is not an object to call"),
-    ("train", {"config": 3}, "config=3 is not text or a path or a RunConfig"),
+    ("split", {"data": "photos", "progress": 3}, "progress=3 is not a callable"),
+    ("train", {"config": 3}, "config=3 is not a string or a path or a RunConfig"),
     ("train", {"folds": "5"}, "folds='5' is not an integer"),
     ("train", {"settings": ["optim.lr=1"]}, "settings=.* is not a mapping"),
     ("train", {"callbacks": print}, "callbacks=.* is not a TrainCallbacks"),
     ("train", {"resume": ""}, "resume is an empty path"),
-    ("evaluate", {"run": 3}, "run=3 is not text or a path"),
+    ("evaluate", {"run": 3}, "run=3 is not a string or a path"),
     ("evaluate", {"run": "a", "subset": "train"}, "subset='train' is not 'test' or 'val'"),
     ("evaluate", {"run": "a", "image_size": 5000}, "image_size=5000 is out of range"),
     ("evaluate", {"run": "a", "coverage": "0.9"}, "coverage='0.9' is not a finite number"),
-    ("predict", {"run": "a", "images": np.zeros((2, 2))}, "images=.* is not text or a path or a list"),
-    ("predict", {"run": "a", "images": ["b", None]}, "images=.* is not text or a path or a list"),
-    ("compare", {"metric": 3}, "metric=3 is not text"),
-    ("load", {"run": "a", "device": 3}, "device=3 is not text or a device"),
-    ("export", {"run": "a", "out": 3}, "out=3 is not text or a path"),
+    ("predict", {"run": "a", "images": np.zeros((2, 2))}, "images=.* is not a string or a path or a list"),
+    ("predict", {"run": "a", "images": ["b", None]}, "images=.* is not a string or a path or a list"),
+    ("compare", {"metric": 3}, "metric=3 is not a string"),
+    ("load", {"run": "a", "device": 3}, "device=3 is not a string or a device"),
+    ("export", {"run": "a", "out": 3}, "out=3 is not a string or a path"),
     ("sweep", {"count": 0}, "count=0 is out of range"),
-    ("tune", {"data": 3}, "data=3 is not text or a path"),
+    ("tune", {"data": 3}, "data=3 is not a string or a path"),
     ("tune", {"data": "nowhere", "budget": "30m"}, "no such folder or manifest: nowhere"),
-    ("tune", {"data": "photos", "strategies": 3}, "strategies=3 is not a list of text"),
+    ("tune", {"data": "photos", "strategies": 3}, "strategies=3 is not a list of strings"),
     ("audit", {"split": "s.csv", "limit": 0}, "limit=0 is out of range"),
     ("learning_curve", {"target": "most"}, "target='most' is not a finite number"),
     ("suggest", {"run": "a", "photos": "b", "count": 1.5}, "count=1.5 is not an integer"),

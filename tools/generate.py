@@ -132,12 +132,12 @@ def reference() -> str:
     pages = [_HEAD, "\n".join(f"- `inat-ft {name}`: {each.help}" for name, each in commands.listed().items())]
     for name, command in all_commands():
         text = re.sub(r"\[dim\](.*)\[/dim\]", r"    \1", (inspect.getdoc(command.callback) or "").replace("\\[", "["))
-        rows = [f"| `{names}` | {_cell(help, notes)} |" for names, help, notes in parameters(command)]
+        rows = [f"| {_cell(f'`{names}`')} | {_cell(help, notes)} |" for names, help, notes in parameters(command)]
         pages.append("\n".join([f"## inat-ft {name}\n\n{text}\n\n| Option | Description |\n|---|---|", *rows]))
     return "\n\n".join(pages) + "\n"
 
 
-def _cell(text: str, notes: str) -> str:
+def _cell(text: str, notes: str = "") -> str:
     notes = notes.replace("[", "`").replace("]", "`")
     return f"{text} {notes}".strip().replace("|", r"\|")
 

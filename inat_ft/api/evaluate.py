@@ -207,7 +207,7 @@ def predict(
         progress: called with (done, total) images.
 
     Raises:
-        UsageError: a run or an image is missing, the classes differ, a folder is empty, or coverage is impossible.
+        UsageError: a run or an image is missing, classes of the runs differ, or `coverage` has too few validation images.
         DataError: none of the images can be read. If only some cannot be read, the result names them in `skipped`.
         WeightsError: the saved weights are damaged.
     """

@@ -117,8 +117,8 @@ class PrefixCache:
         steps = epochs * (3 * num_train * train.after + num_val * val.after)
         without = epochs * (num_train * train.before + num_val * val.before) + steps
         cached = views * num_train * train.before + num_val * val.before + steps
-        is_free = self.compute.device.type == "cuda" and not self.compute.forced
-        may_reduce = self.compute.precision != "fp32" or is_free
+        is_auto_gpu = self.compute.device.type == "cuda" and not self.compute.forced
+        may_reduce = self.compute.precision != "fp32" or is_auto_gpu
         row_bytes = [(2 if may_reduce else 4) * int(np.prod(cost.row_shape)) for cost in (train, val)]
         size = views * num_train * row_bytes[0] + num_val * row_bytes[1]
         is_resident = size <= self.resident_budget()

@@ -48,7 +48,7 @@ Taxa = Annotated[
     ),
 ]
 Rollup = Annotated[
-    float, typer.Option(min=0, max=1, help="With --taxa: report the lowest rank at which a taxon has this probability.")
+    float, typer.Option(min=0, max=1, help="With --taxa: report the lowest rank with a taxon at least this probable.")
 ]
 Coverage = Annotated[
     float | None,

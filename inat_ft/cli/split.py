@@ -22,7 +22,7 @@ def split(
         typer.Argument(help="Folder of class folders, or of train/ and val/ or test/ folders; or a CSV (path,label)."),
     ] = None,
     val_fraction: Annotated[
-        float, typer.Option(min=0.01, max=0.9, help="Fraction of each class, without its test images, for validation.")
+        float, typer.Option(min=0.01, max=0.9, help="Fraction of each class, test images excluded, for validation.")
     ] = 0.2,
     test_fraction: Annotated[
         float | None,

@@ -86,7 +86,7 @@ def choose_compute(device: str, precision: str) -> Compute:
     best, warnings = best_precision(chosen), []
     if precision == "bf16" and best != "bf16":
         if chosen.type == "cuda":
-            problem = f"--precision bf16: {torch.cuda.get_device_name(chosen)} has no bfloat16 (compute capability 8.0)"
+            problem = f"--precision bf16: {torch.cuda.get_device_name(chosen)} lacks bfloat16 (compute capability 8.0)"
             raise UsageError(problem, f"use --precision auto, which selects {best}")
         warnings = ["this processor emulates bfloat16, so bf16 is probably slower than fp32"]
     if precision == "fp16" and chosen.type != "cuda":
@@ -135,7 +135,7 @@ def _choose_gpu(device: str, chosen: torch.device) -> torch.device:
             raise UsageError(f"--device {device}: {processes} processes cannot share one GPU", "use --device cuda")
         chosen = torch.device("cuda", rank if chosen.index is None else chosen.index)
     if (chosen.index or 0) >= (count := torch.cuda.device_count()):
-        raise UsageError(f"--device {device}: {chosen} does not exist, because {count} GPUs are visible")
+        raise UsageError(f"--device {device}: {chosen} does not exist; visible GPUs: {count}")
     capability, kernels = torch.cuda.get_device_capability(chosen), torch.cuda.get_arch_list()
     if not has_kernels(capability, kernels):
         raise UsageError(
@@ -197,7 +197,7 @@ def reproducible(deterministic: bool) -> Iterator[None]:
     if deterministic:
         if is_started and _CUBLAS_WORKSPACE not in os.environ:
             problem = "--deterministic must be set before this process uses the GPU"
-            raise UsageError(problem, f"start Python again, or with {_CUBLAS_WORKSPACE}=:4096:8")
+            raise UsageError(problem, f"restart Python, or start it with {_CUBLAS_WORKSPACE}=:4096:8")
         os.environ.setdefault(_CUBLAS_WORKSPACE, ":4096:8")  # cuBLAS reads it once per process, so it is kept
         torch.use_deterministic_algorithms(True)
     try:

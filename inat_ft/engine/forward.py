@@ -79,7 +79,7 @@ class StepConfig:
             if self.compile and prefix < len(net.stages):
                 if not has_compiler():
                     problem = "--compile requires a C++ compiler, and none is installed"
-                    raise UsageError(problem, "install g++, or leave it out")
+                    raise UsageError(problem, "install g++, or omit --compile")
                 self._tail.run = torch.compile(self._tail.stages.forward)
             self._parallel = compute.process_group.data_parallel(self._tail)
         return self._parallel

@@ -22,7 +22,7 @@ from inat_ft.metrics.bounds import (
 )
 from inat_ft.records import RunRecord
 
-_WAY_OUT = f"To verify it, make a record from its predictions: {RECORD_NEW}"
+_ADVICE = f"To test it, make a record from its predictions: {RECORD_NEW}"
 _SHORT = {
     Reason.DIFFERENT_IMAGES: "which {was} tested on different images, labels or classes",
     Reason.SINGLE_SEED: "which {has} a single seed",
@@ -177,7 +177,7 @@ def summarize(
 ) -> str:
     """Return the conclusion. candidates: the best first; pairs: one of them against each other one."""
     if candidates[0].score is None:
-        return f"No conclusion: no classifier has been evaluated on a test set or has predictions. {_WAY_OUT}"
+        return f"No conclusion: no classifier has been evaluated on a test set or has predictions. {_ADVICE}"
     if any(candidate.leaks for candidate in candidates):
         return "No conclusion: a classifier was trained on images that it is tested on."
     if len(pairs) == 1:
@@ -201,7 +201,7 @@ def _of_two(pair: PairwiseResult, metric: Metric, margin: float | None, where: s
         chance = "does not exclude" if difference.low <= 0 <= difference.high else "excludes"
         return (
             f"As reported, {first} is ahead of {second} by {size} in {metric.label} (unpaired {interval}, which {chance} 0). "
-            f"This cannot be verified: {pair.obstacle}. {_WAY_OUT}"
+            f"This cannot be verified: {pair.obstacle}. {_ADVICE}"
         )
     over = f" over {pair.num_groups:,} groups of images" if pair.num_groups else ""
     evidence = f"({interval}, p = {pair.p_holm:.2g}{over})"
@@ -222,7 +222,7 @@ def _of_two(pair: PairwiseResult, metric: Metric, margin: float | None, where: s
 
 def _no_conclusion(pair: PairwiseResult) -> str:
     unverified = pair.reason in (Reason.NO_PREDICTIONS, Reason.UNKNOWN_SIZE)
-    return f"No conclusion: {pair.obstacle}.{f' {_WAY_OUT}' if unverified else ''}"
+    return f"No conclusion: {pair.obstacle}.{f' {_ADVICE}' if unverified else ''}"
 
 
 def _of_many(pairs: Sequence[PairwiseResult], metric: Metric, margin: float | None, where: str) -> str:

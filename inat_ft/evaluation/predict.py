@@ -109,7 +109,7 @@ def read_model(file: Path) -> SavedModel:
     except (ValidationError, ConfigError) as error:
         problem = format_validation_error(error, _Metadata) if isinstance(error, ValidationError) else error
         message = f"{file} does not describe its network:\n{problem.message}"
-        raise WeightsError(message, "name the model.safetensors of a run") from error
+        raise WeightsError(message, "specify the model.safetensors of a run") from error
     return SavedModel(state, found.model, found.preprocess, tuple(found.classes))
 
 

@@ -86,7 +86,7 @@ def _adapt_state_dict(backbone: Backbone, pretrained: PretrainedWeights, net: Ne
     with plugin_errors(BACKBONES, type(backbone), "reading its weights"):
         state = pretrained.load()
     named = named_alike(state, mine)
-    # GoogLeNet and Inception have auxiliary outputs, which the network has not
+    # GoogLeNet and Inception have auxiliary outputs that this network lacks
     state = {name: tensor for name, tensor in named.items() if name in mine or not name.lower().startswith("aux")}
     for name in (f"{net.head_name}.{part}" for part, _ in net.head[1].named_parameters()):
         if name not in state or state[name].shape != mine[name].shape:  # another number of classes: keep the new head

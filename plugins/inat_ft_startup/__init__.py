@@ -1,1 +1,1 @@
-"""What comes before a command or a function: imports are deferred, freed memory is kept, arguments are checked."""
+"""Startup work of a command: it defers imports, keeps freed memory, and collects garbage less often."""

@@ -30,7 +30,7 @@ class _StandIn(ModuleType):
 
 
 class _Loaded(MetaPathFinder, Loader):
-    """Finds submodules that a package has imported while it took the place of its stand-in: they are not run again."""
+    """Prevents a second run of submodules that their package has imported while it replaced its stand-in."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         return ModuleSpec(name, self) if name in sys.modules and target is None else None
@@ -55,7 +55,7 @@ def _call(module: str, function: str, *arguments: Any, **settings: Any) -> Any:
 
 
 def defer_imports() -> None:
-    """Replace modules that training does not use by stand-ins. Their import takes as long as the rest of a short run.
+    """Replace rarely needed modules with stand-ins. Importing them takes as long as the rest of a short run.
 
     torch imports its exporter, its hub and its distributions; torchvision imports data sets, detection and `torch.onnx`;
     optimizers import `torch._dynamo` to exclude methods from tracing. The stand-ins provide the few functions that these
@@ -98,7 +98,7 @@ def _skip_last_collections() -> None:
 
 
 def prepare_process() -> None:
-    """Do all of this."""
+    """Apply all of these settings."""
     collect_less_often()
     keep_memory()
     limit_spinning()

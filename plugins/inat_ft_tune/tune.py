@@ -76,7 +76,7 @@ def open_session(
     out = request.out or Path("tunes") / data_name(request.data or Path())
     base = load_config(request.config, request.overrides)
     if odd := [key for key, _ in request.overrides if key.startswith(("strategy.", "name", "seed"))]:
-        raise UsageError(f"{odd[0]} cannot be fixed", "use the options for strategies and the seed")
+        raise UsageError(f"{odd[0]} cannot be set here", "strategies and the seed have options of their own")
     if request.data is None or (out / FILE).exists():
         state = read_state(out)
         if request.data is not None:

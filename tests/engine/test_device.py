@@ -69,7 +69,7 @@ def test_auto_selects_the_precision_that_the_gpu_has(gpus, name: str, precision:
     if precision == "bf16":
         assert choose_compute("cuda", "bf16").precision == "bf16"
     else:
-        with pytest.raises(UsageError, match=f"bf16: {name} has no bfloat16") as caught:
+        with pytest.raises(UsageError, match=f"bf16: {name} lacks bfloat16") as caught:
             choose_compute("cuda", "bf16")
         assert precision in caught.value.hint
 
@@ -77,7 +77,7 @@ def test_auto_selects_the_precision_that_the_gpu_has(gpus, name: str, precision:
 def test_each_gpu_of_a_machine_has_its_own_precision(gpus) -> None:
     gpus("A100", "Tesla T4")
     assert [choose_compute(f"cuda:{number}", "auto").precision for number in (0, 1)] == ["bf16", "fp16"]
-    with pytest.raises(UsageError, match="cuda:2 does not exist, because 2 GPUs"):
+    with pytest.raises(UsageError, match="cuda:2 does not exist; visible GPUs: 2"):
         choose_compute("cuda:2", "auto")
 
 
@@ -143,7 +143,7 @@ def test_processes_do_not_share_a_gpu(gpus, monkeypatch) -> None:
         choose_compute("cuda:0", "auto")
     assert choose_compute("cuda", "auto").device == torch.device("cuda:1")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(UsageError, match="cuda:2 does not exist, because 2 GPUs are visible"):
+    with pytest.raises(UsageError, match="cuda:2 does not exist; visible GPUs: 2"):
         choose_compute("auto", "auto")
 
 

@@ -94,7 +94,7 @@ def test_no_conclusion_without_scores_or_with_leaks_or_on_different_images() -> 
     said = conclusion(pair(0.1, 0.05, 0.2, reason=Reason.NO_VARIATION, obstacle="no variation"))
     assert said == "No conclusion: no variation."
     said = conclusion(PairwiseResult("A", "B", reason=Reason.UNKNOWN_SIZE, obstacle="unknown"))
-    assert said.startswith("No conclusion: unknown. To verify it")
+    assert said.startswith("No conclusion: unknown. To test it")
     said = conclusion(PairwiseResult("A", "B", reason=Reason.NO_SCORE, obstacle="the accuracy of B is unknown"))
     assert said == "No conclusion: the accuracy of B is unknown."  # a note names the command that evaluates B
 

@@ -401,7 +401,7 @@ def test_bad_arguments_are_refused(cli, tmp_path: Path) -> None:
         (("photos", "--out", "other.csv"), "--out other.csv is a file"),
         (("photos", "--out", "other.csv/x"), "other.csv is not a folder"),
         (("photos", "--budget", ""), "cannot read the budget ''"),
-        (("photos", "--set", "strategy.name=full"), "strategy.name cannot be fixed"),
+        (("photos", "--set", "strategy.name=full"), "strategy.name cannot be set here"),
     ):
         ran = cli("tune", *words)
         assert ran.code == 2 and text in ran.err, ran.err

@@ -28,12 +28,11 @@ _WORDS = {
     bool: "True or False",
     int: "an integer",
     float: "a finite number",
-    str: "text",
+    str: "a string",
     os.PathLike: "a path",
-    Mapping: "a mapping of text to values",
+    Mapping: "a mapping with string keys",
 }
 _MAX_SHOWN = 60
-_CALLED = "an object to call"
 
 Function = Callable[..., Any]
 
@@ -41,7 +40,7 @@ Function = Callable[..., Any]
 def check_arguments(function: Function) -> Function:
     """Return the function with checked arguments: a bad value raises UsageError with the name of the argument.
 
-    One value stands for a sequence of one.
+    A single value is accepted where a list is expected.
     """
     signature, hints = inspect.signature(function), _hints(function)
 
@@ -94,7 +93,7 @@ def _accepted(name: str, value: Any, hint: Any) -> Any:
         least, most = _RANGES[name]
         if not least <= value <= most:
             within = f"at least {least:g}" if most >= 2**31 and name != "seed" else f"from {least:.10g} to {most:.10g}"
-            raise UsageError(f"{name}={_shown(value)} is out of range", f"{name} is {within}")
+            raise UsageError(f"{name}={_shown(value)} is out of range", f"{name} must be {within}")
     return value
 
 
@@ -145,9 +144,9 @@ def _expected(hint: Any) -> str:
         if kind is Literal:
             words += [repr(part) for part in parts]
         elif kind in (Sequence, Iterable):
-            words.append(f"a list of {_expected(parts[0])}")
+            words.append(f"a list of {_expected(parts[0])}".replace("list of a string", "list of strings"))
         else:
-            words.append(_WORDS.get(kind) or (_CALLED if kind is Callable else f"a {kind.__name__}"))
+            words.append(_WORDS.get(kind) or ("a callable" if kind is Callable else f"a {kind.__name__}"))
     return " or ".join(words)
 
 
