@@ -85,8 +85,13 @@ class Setup:
 
     @property
     def warnings(self) -> Sequence[str]:
-        """Warnings of the device and of the strategy."""
-        return [*self.compute.warnings, *call_plugin(self.strategy.warnings, self.config.optim.epochs)]
+        """Warnings of the device, of the strategy and about random weights."""
+        own, frozen = [], sum(p.numel() for p in self.plan.net.parameters()) - self.plan.num_trainable
+        if frozen and self.config.model.weights == "none":
+            own = [
+                f"the weights are none, so {frozen:,} frozen parameters keep random values; the strategy full trains all"
+            ]
+        return [*self.compute.warnings, *call_plugin(self.strategy.warnings, self.config.optim.epochs), *own]
 
     @property
     def class_counts(self) -> Tensor:

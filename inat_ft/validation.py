@@ -44,6 +44,8 @@ def format_validation_error(
         elif kind == "literal_error":
             choices = tuple(re.findall(r"'([^']*)'", context["expected"]))
             lines.append(f"{dotted}: {got!r} is not one of {', '.join(choices)}{did_you_mean(str(got), choices)}")
+        elif str(got).strip("+-.").lower() == "nan":
+            lines.append(f"{dotted}: {got} is not a finite number")
         elif kind in _TEXTS:
             lines.append(f"{dotted}: {_TEXTS[kind].format(got=repr(got), **context)}")
         elif kind == "value_error":

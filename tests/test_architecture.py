@@ -9,7 +9,7 @@ import inat_ft
 
 PACKAGE = Path(inat_ft.__file__).parent
 MODULES = sorted([*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "plugins").rglob("*.py")])
-MAX_PACKAGE_LINES = 13_500
+MAX_PACKAGE_LINES = 13_600
 MAX_MODULE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 300, 50, 8
 HEAVY = ("torch", "torchvision", "wandb", "sklearn", "matplotlib", "scipy", "optuna", "timm", "pandas")
 

@@ -39,7 +39,7 @@ COMMAND_LINES: list[tuple[str, int, Says]] = [
     ("train --epochs", 2, "--epochs"),
     ("train --lr 0", 2, "0.0"),
     ("train --lr -1", 2, "-1.0"),
-    ("train --lr nan", 2, "nan"),
+    ("train --lr nan", 2, "nan is not a finite number"),
     ("train --lr inf", 2, "inf"),
     ("train --lr 1e999", 2, "inf"),
     ("train --lr fast", 2, "fast"),

@@ -29,7 +29,7 @@ def check_classes(images: ImageList, test_fraction: float, left_out: Sequence[Le
         counts[row.label]["" if row.subset in divided else row.subset] += 1
     similar = _similar_names(images.classes)
     _require_images(images, counts, skipped)
-    _require_training(counts, similar)
+    _require_training(images, counts, skipped, similar)
     if has_val and (lacking := [name for name, count in counts.items() if not (count["val"] or count[""])]):
         raise DataError(
             f"{_classes(lacking)} no images in the given validation set",
@@ -67,21 +67,30 @@ def _require_images(images: ImageList, counts: dict[str, Counter[str]], skipped:
     if empty := [name for name, count in counts.items() if not count]:
         causes = [skipped[row.path] for row in images.rows if row.label == empty[0]]
         causes += [left for left in images.left_out if empty[0] in left.path.split("/")]
-        why = f": {escape_unprintable(causes[0].path)} is left out ({causes[0].text})" if causes else ""
         raise DataError(
-            f"{_classes(empty)} no usable images{why}",
+            f"{_classes(empty)} no usable images{_why(causes)}",
             f"add images, or leave the class out: --exclude {shlex.quote(escape_unprintable(empty[0]))}",
         )
 
 
-def _require_training(counts: dict[str, Counter[str]], similar: dict[str, str]) -> None:
+def _require_training(
+    images: ImageList, counts: dict[str, Counter[str]], skipped: dict[str, LeftOut], similar: dict[str, str]
+) -> None:
     for subset, title in (("test", "test"), ("val", "validation")):
         if only := [n for n, count in counts.items() if count[subset] and not (count[""] or count["train"])]:
-            why = f" ({similar[only[0]]})" if only[0] in similar else ""
-            raise DataError(
-                f"{_classes(only)} images only in the {title} set, none for training{why}",
-                "use the same name in every subset" if why else "add training images, or leave it out: --exclude",
-            )
+            rows = (row for row in images.rows if row.label == only[0] and row.subset in ("", "train"))
+            causes = [skipped[row.path] for row in rows]
+            hint = "add training images, or leave the class out: --exclude"
+            if causes and causes[0].reason in (Reason.COPY, Reason.GROUP):
+                hint = "form smaller groups with --group-by, or keep these images: --leakage keep"
+            elif only[0] in similar:
+                hint = "use the same name in every subset"
+            why = f" ({similar[only[0]]})" if only[0] in similar else _why(causes)
+            raise DataError(f"{_classes(only)} images only in the {title} set, none for training{why}", hint)
+
+
+def _why(causes: Sequence[LeftOut]) -> str:
+    return f": {escape_unprintable(causes[0].path)} is left out ({causes[0].text})" if causes else ""
 
 
 def _similar_names(classes: Iterable[str]) -> dict[str, str]:

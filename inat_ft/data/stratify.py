@@ -53,9 +53,11 @@ def stratified_group_split(
     for code in (TRAIN, VAL):
         counts = np.bincount(labels[subsets == code], minlength=len(classes))
         if not counts.all():
-            name = escape_unprintable(classes[int(counts.argmin())])
+            label = int(counts.argmin())
+            images, groups = np.sum(labels == label), len(np.unique(units[labels == label]))
             raise DataError(
-                f"class '{name}' has too few images or groups: none would remain for {SUBSETS[code]}",
+                f"class '{escape_unprintable(classes[label])}' has too few images or groups ({images:,} in {groups:,}): "
+                f"none would remain for {SUBSETS[code]}",
                 "add images, leave the class out with --exclude, reserve no test set with --test-fraction 0, "
                 "or do not group near duplicates: --no-near",
             )

@@ -230,8 +230,6 @@ def suggest(
         DataError: an image of the split is missing or has changed.
         WeightsError: pretrained weights cannot be loaded.
     """
-    if count < 1:
-        raise UsageError(f"count {count} is not positive", "use the default: leave out count")
     heard, folder = callbacks or TrainCallbacks(), Path(photos)
     config = load_config(run_settings(run, None))
     found = suggesting.suggest(config, folder, cache_folder(cache_dir), count, heard.progress)

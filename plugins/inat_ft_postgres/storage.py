@@ -35,7 +35,7 @@ def open_storage(url: str, sweep: str) -> Storage:
     try:
         backend = RDBStorage(full, engine_kwargs={"connect_args": _CONNECT, "poolclass": NullPool})
     except ImportError as error:
-        if "psycopg" not in str(error):
+        if "psycopg" not in f"{error} {error.__cause__}":  # Optuna raises an ImportError of its own
             raise
         raise InatFtError("sweeps in PostgreSQL need its driver", "pip install 'inat-ft[postgres]'") from None
     except transient as error:

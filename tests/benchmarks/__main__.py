@@ -13,13 +13,16 @@ bfloat16 where the hardware supports it (--precision bf16): random weights ampli
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from inat_ft_figures.figures import BLUE, GREEN, GREY, ORANGE, logarithmic, new_figure, plotting, save
@@ -31,6 +34,7 @@ from tests.benchmarks.reporting import environment, hardware, report
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 5
+KIB_PER_MIB = 1024
 FASTEST = (
     "bf16" if best_dtype(torch.device("cuda" if torch.cuda.is_available() else "cpu")) is torch.bfloat16 else "auto"
 )
@@ -38,28 +42,44 @@ SWEEP_EPOCHS = 165
 """Of the 22 runs together, half of which have 5 and half 10."""
 
 
-def timed(command: list[str], folder: Path) -> tuple[float, str]:
+class Cost(NamedTuple):
+    """What a process took: its time, and its peak memory without that of its worker processes."""
+
+    seconds: float
+    memory_mib: float
+
+    @classmethod
+    def median(cls, costs: "Sequence[Cost]") -> "Cost":
+        return cls(*map(statistics.median, zip(*costs, strict=True)))
+
+
+def timed(command: list[str], folder: Path) -> tuple[Cost, str]:
     started = time.perf_counter()
-    ran = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
-    if ran.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{ran.stderr}")
-    return time.perf_counter() - started, ran.stdout
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        ran = subprocess.Popen(command, cwd=folder, env=environment(), stdout=out, stderr=err)
+        _, status, usage = os.wait4(ran.pid, 0)
+        seconds, ran.returncode = time.perf_counter() - started, os.waitstatus_to_exitcode(status)
+        for file in (out, err):
+            file.seek(0)
+        if ran.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{err.read()}")
+        return Cost(seconds, usage.ru_maxrss / KIB_PER_MIB), out.read()
 
 
-def plain_loop(folder: Path, mode: str, epochs: int) -> tuple[float, float]:
-    """Return the seconds of one epoch of the plain loop (median) and of the rest of the process."""
+def plain_loop(folder: Path, mode: str, epochs: int) -> tuple[Cost, float]:
+    """Return the cost of the plain loop without its epochs, and the median seconds of an epoch."""
     whole, out = timed([sys.executable, "-m", "tests.benchmarks.plain", "pictures", mode, str(epochs)], folder)
     seconds = json.loads(out)["seconds"]
-    return statistics.median(seconds), whole - sum(seconds)
+    return whole._replace(seconds=whole.seconds - sum(seconds)), statistics.median(seconds)
 
 
-def process(which: str, folder: Path, mode: str) -> float:
-    """Return the seconds of a whole process. which: `expert`, or `peers` and the name of the library."""
+def process(which: str, folder: Path, mode: str) -> Cost:
+    """Return the cost of a whole process. which: `expert`, or `peers` and the name of the library."""
     module, *name = which.split()
     return timed([sys.executable, "-m", f"tests.benchmarks.{module}", *name, "pictures", mode, str(EPOCHS)], folder)[0]
 
 
-def ours(folder: Path, cache: str, *words: str, precision: str = FASTEST) -> float:
+def ours(folder: Path, cache: str, *words: str, precision: str = FASTEST) -> Cost:
     command = [
         sys.executable,
         "-m",
@@ -76,7 +96,7 @@ def ours(folder: Path, cache: str, *words: str, precision: str = FASTEST) -> flo
     return timed([*command, "--epochs", str(EPOCHS), "--cache-dir", cache, *words], folder)[0]
 
 
-def sweep(folder: Path) -> float:
+def sweep(folder: Path) -> Cost:
     """The built-in sweep from cold, without early stopping."""
     settings = ("model.weights=none", f"compute.precision={FASTEST}", "stop.patience=0")
     create = [
@@ -88,7 +108,8 @@ def sweep(folder: Path) -> float:
         *(word for each in settings for word in ("--set", each)),
     ]
     run = [sys.executable, "-m", "inat_ft", "sweep", "run", "--quiet", "--cache-dir", "cache-sweep"]
-    return timed(create, folder)[0] + timed(run, folder)[0]
+    costs = [timed(command, folder)[0] for command in (create, run)]
+    return Cost(sum(cost.seconds for cost in costs), max(cost.memory_mib for cost in costs))
 
 
 CASES = {
@@ -104,20 +125,21 @@ def measure(
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
 
-    def add(case: str, how: str, seconds: float, baseline: float, passes: int = EPOCHS) -> None:
+    def add(case: str, how: str, cost: Cost, baseline: float, passes: int = EPOCHS) -> None:
         rows.append(
             {
                 "case": case,
                 "ours": how,
-                "seconds": round(seconds, 1),
+                "seconds": round(cost.seconds, 1),
                 "plain": round(baseline, 1),
-                "ratio": round(baseline / seconds, 1),
-                "images_per_s": round(images * passes / seconds, 1),
+                "ratio": round(baseline / cost.seconds, 1),
+                "images_per_s": round(images * passes / cost.seconds, 1),
+                "memory_mib": round(cost.memory_mib),
             }
         )
         print(
-            f"{case:22} {how:18} {seconds:8.1f} s {images * passes / seconds:8.0f} images/s   "
-            f"plain loop {baseline:9.1f} s   {baseline / seconds:7.1f} x",
+            f"{case:22} {how:18} {cost.seconds:8.1f} s {images * passes / cost.seconds:8.0f} images/s   "
+            f"plain loop {baseline:9.1f} s   {baseline / cost.seconds:7.1f} x   {cost.memory_mib:7.0f} MiB",
             flush=True,
         )
 
@@ -125,23 +147,26 @@ def measure(
         mode, words = CASES[case]
         epochs, overheads, cold, warm, experts = [], [], [], [], []
         for number in range(rounds):  # interleaved, so that a slow minute of the machine affects all of them
-            epoch, overhead = plain_loop(folder, mode, plain_epochs)
+            overhead, epoch = plain_loop(folder, mode, plain_epochs)
             epochs.append(epoch)
             overheads.append(overhead)
             experts.append(process("expert", folder, mode))
             cold.append(ours(folder, f"cache-{mode}-{number}", *words))
             warm.append(ours(folder, f"cache-{mode}-{number}", *words))
-        baseline = statistics.median(overheads) + EPOCHS * statistics.median(epochs)
-        add(case, f"cold, {FASTEST}", statistics.median(cold), baseline)
-        add(case, f"warm, {FASTEST}", statistics.median(warm), baseline)
-        add(case, "(expert)", statistics.median(experts), baseline)
+        around, epoch = Cost.median(overheads), statistics.median(epochs)
+        plain = around._replace(seconds=around.seconds + EPOCHS * epoch)
+        baseline = plain.seconds
+        add(case, f"cold, {FASTEST}", Cost.median(cold), baseline)
+        add(case, f"warm, {FASTEST}", Cost.median(warm), baseline)
+        add(case, "(plain loop)", plain, baseline)
+        add(case, "(expert)", Cost.median(experts), baseline)
         for which, package in PACKAGES.items() if peers else ():
             if find_spec(package) and (which != "timm" or mode == "full"):
                 add(case, f"({which})", process(f"peers {which}", folder, mode), baseline)
         if case == "head":
             add(case, "cold, auto", ours(folder, "cache-auto", *words, precision="auto"), baseline)
             add(case, "cold, fp32 exact", ours(folder, "cache-fp32", *words, precision="fp32"), baseline)
-            whole = statistics.median(overheads) + SWEEP_EPOCHS * statistics.median(epochs)
+            whole = around.seconds + SWEEP_EPOCHS * epoch
             add("sweep of 22 runs", f"cold, {FASTEST}", sweep(folder), whole, SWEEP_EPOCHS)
     return rows
 
@@ -151,7 +176,8 @@ def draw(rows: list[dict[str, object]], file: Path) -> None:
     head = {str(row["ours"]): float(str(row["seconds"])) for row in rows if row["case"] == "head"}
     plain_s = next(float(str(row["plain"])) for row in rows if row["case"] == "head")
     lines = {"plain loop": (plain_s, plain_s), "inat-ft": (head[f"cold, {FASTEST}"], head[f"warm, {FASTEST}"])}
-    lines |= {name.strip("()"): (head[name], head[name]) for name in head if name.startswith("(")}
+    others = [name for name in head if name.startswith("(") and name != "(plain loop)"]
+    lines |= {name.strip("()"): (head[name], head[name]) for name in others}
     runs = range(1, 23)
     with plotting():
         figure, axes = new_figure(6.4, 3.6)

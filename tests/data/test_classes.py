@@ -109,6 +109,18 @@ class TestBeforeTheScan:
         assert "differ only in Unicode form" in ran.err and "Ka\\u0308fer" in ran.err and "K\\xe4fer" in ran.err
 
 
+def test_a_class_that_loses_its_training_images_to_a_group_is_named_with_one_of_them(invoke, tmp_path: Path) -> None:
+    make_images(tmp_path / "photos" / "train", classes=2, each=4, seed=1)
+    make_images(tmp_path / "photos" / "test", classes=2, each=4, seed=2)
+    for file in (tmp_path / "photos").rglob("class0/*"):
+        file.rename(file.with_name(f"site1_{file.name}"))
+    ran = invoke("split", "photos", "--group-by", "site[0-9]")
+    assert ran.code == 1 and "images only in the test set, none for training: train/class0/site1_" in ran.err
+    assert "in one group with a test image" in ran.err and "--leakage keep" in ran.err
+    kept = invoke("split", "photos", "--group-by", "site[0-9]", "--leakage", "keep")
+    assert kept.code == 1 and "class 'class0' has too few images or groups (8 in 1)" in kept.err
+
+
 def test_similar_names_and_small_classes_cause_warnings() -> None:
     warnings = check_classes(
         listed({("Fox", ""): 20, ("fox", ""): 9, (NFC, ""): 20, (NFD, ""): 20, ("hen", ""): 20}), 0.2

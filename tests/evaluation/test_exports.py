@@ -410,3 +410,14 @@ def test_a_full_disk_is_named_also_when_a_library_hides_it(tmp_path: Path, text:
     with pytest.raises(StorageError, match=r"cannot write .*model: No space left"), Files().writing(tmp_path / "model"):
         raise error
     assert not list(tmp_path.iterdir())
+
+
+def test_the_root_of_the_file_system_is_not_replaced() -> None:
+    with pytest.raises(UsageError, match="/ cannot be replaced"), Files().writing(Path("/")):
+        raise AssertionError
+
+
+def test_a_network_that_timm_lacks_is_not_written_for_timm(trained: Path, cli) -> None:
+    ran = cli("export", trained, "--format", "timm", "--out", "model")
+    assert ran.code == 2 and "timm has no architecture with the weights of cnn" in ran.err
+    assert not Path("model").exists()

@@ -39,7 +39,10 @@ def test_wandb_history_and_summary(tmp_path: Path) -> None:
     (tmp_path / "h.csv").write_text(
         '"Step","run-7 - epoch","run-7 - val_accuracy","run-7 - train_loss"\n0,1,0.5,2.0\n1,2,0.7,1.0\n2,3,0.6,0.9\n'
     )
-    record = from_wandb(tmp_path / "h.csv", "A")
+    record = from_wandb(tmp_path / "h.csv", "A", run="run-7")
+    with pytest.raises(UsageError, match="has no run 'run-8'") as caught:
+        from_wandb(tmp_path / "h.csv", "A", run="run-8")
+    assert caught.value.hint == "it has: run-7"
     assert [epoch.val_accuracy for epoch in record.history] == [0.5, 0.7, 0.6] and record.best_epoch == 2
     (tmp_path / "s.json").write_text(json.dumps({"epoch": 5, "val_acc": 0.8, "test_acc": 0.79, "_step": 5}))
     record = from_wandb(tmp_path / "s.json", "B")

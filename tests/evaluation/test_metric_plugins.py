@@ -112,3 +112,16 @@ def test_a_jackknife_of_a_mean_is_the_mean() -> None:
     again, known = Again().contributions(p), get_metric("accuracy").contributions(p)
     np.testing.assert_allclose(again.values, known.values, atol=1e-9)
     assert again.interval() == pytest.approx(known.interval(), abs=0.002)
+
+
+def test_a_jackknife_of_one_image_has_one_contribution_and_nan_is_an_error() -> None:
+    p = drawn(np.random.default_rng(1), 1, 1.0)
+    found = Kappa().contributions(p)
+    assert found.values.tolist() == [Kappa().value(p)] and found.least <= found.values[0] <= found.most
+
+    class Undefined(Kappa):
+        def value(self, predictions: Predictions) -> float:
+            return float("nan")
+
+    with pytest.raises(ValueError, match=r"value\(\) returned nan"):
+        Undefined().contributions(p)

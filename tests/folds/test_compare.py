@@ -1,6 +1,7 @@
 """Comparing cross-validations: the corrected test on the folds, the pooled test, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from scipy.stats import binomtest, t
 import inat_ft
 from inat_ft.errors import RecordError, UsageError
 from inat_ft.evaluation.predictions import from_probabilities, read_predictions, write_predictions
+from inat_ft.metrics import Predictions
 from inat_ft.records import RunRecord, SplitInfo, write_record
 
 IMAGES = 120
@@ -137,6 +139,7 @@ def test_a_single_run_or_a_repeated_one_is_refused(pair: list[Path]) -> None:
         ((pair[0], pair[1] / "slow-fold-1"), {}, "slow-fold-1 is not a cross-validation"),
         ((pair[0], pair[0] / "cross-validation.json"), {}, "passed twice"),
         ((pair[0],), {}, "at least two cross-validations"),
+        ((pair[0], "runs/slwo"), {}, "run not found: runs/slwo"),
         (pair, {"group": True}, "group=True cannot be used"),
     ):
         with pytest.raises(UsageError, match=text):
@@ -175,3 +178,24 @@ def test_a_fold_without_predictions_is_named() -> None:
     run = inat_ft.Run(RunRecord(name="a"), Path("runs/a"))
     with pytest.raises(RecordError, match="runs/a has no predictions, because its outputs are not finite"):
         read_fold(run)
+
+
+def test_a_metric_of_probabilities_needs_them(pair: list[Path]) -> None:
+    """Predictions of another program can consist of classes only."""
+    for file in pair[1].glob("*/predictions-val.csv"):
+        rows = [line.split(",")[:3] for line in file.read_text().splitlines()]
+        file.write_text("".join(f"{','.join(row)}\n" for row in rows))
+    assert inat_ft.compare(*pair).metric == "accuracy"
+    with pytest.raises(UsageError, match="have no probabilities"):
+        inat_ft.compare(*pair, metric="log_loss")
+    assert "log_loss" not in spreads([replace(each, probabilities=None) for each in folds_of(pair[0])])[0]
+
+
+def folds_of(folder: Path) -> list[Predictions]:
+    return [read_predictions(file) for file in sorted(folder.glob("*/predictions-val.csv"))]
+
+
+@pytest.mark.parametrize("name", ["", "..", "../other", "/tmp", "a\0b"])
+def test_a_fold_is_inside_its_cross_validation(name: str) -> None:
+    with pytest.raises(ValueError, match="is not the name of a folder inside the cross-validation"):
+        FoldEntry(fold=1, run=name, num_train=1, num_val=1)

@@ -172,10 +172,12 @@ def test_verdicts_apply_to_unusual_paths(tmp_path: Path, invoke) -> None:
         ("path,verdict\nclass0/001.png,ok\nclass0/001.png,drop\n", 1, "line 3: class0/001.png has two different"),
         ("path,label\nclass0/001.png,a\n", 1, "requires the columns path and verdict"),
         ("path,verdict\nelsewhere.png,drop\n", 2, "does not list any of the images"),
+        ("", 2, "--corrections: no such file: verdicts.csv"),
     ],
 )
 def test_verdicts_that_cannot_be_used_are_refused(photos: Path, invoke, text: str, code: int, message: str) -> None:
-    Path("verdicts.csv").write_text(text)
+    if text:
+        Path("verdicts.csv").write_text(text)
     made = invoke("split", photos, "--no-near", "--corrections", "verdicts.csv", "--out", "splits/new.csv")
     assert made.code == code
     assert message in made.err
@@ -224,3 +226,23 @@ def test_groups_are_in_one_fold() -> None:
     folds = fold_numbers(labels, groups, seed=0)
     assert len(np.unique(folds)) == 5
     assert all(len(np.unique(folds[groups == group])) == 1 for group in range(20))
+
+
+def test_verdicts_on_files_outside_the_split_are_counted(photos: Path, invoke) -> None:
+    Path("verdicts.csv").write_text("path,verdict\nclass0/001.png,drop\nclass0/gone.png,drop\n")
+    made = invoke("split", photos, "--no-near", "--corrections", "verdicts.csv", "--out", "splits/new.csv")
+    assert made.code == 0 and "1 verdict for files that are not images of the split" in made.err + made.out
+
+
+def test_a_class_with_the_name_of_a_verdict_is_ambiguous(tmp_path: Path, invoke) -> None:
+    root = make_images(tmp_path / "photos", each=6)
+    (root / "class0").rename(root / "ok")
+    Path("verdicts.csv").write_text("path,verdict\nclass1/001.png,ok\n")
+    made = invoke("split", root, "--no-near", "--corrections", "verdicts.csv")
+    assert made.code == 1 and "'ok' is a verdict and a class" in made.err and "rename the class" in made.err
+
+
+def test_a_subset_without_images_cannot_be_audited(photos: Path, invoke) -> None:
+    assert invoke("split", photos, "--no-near", "--test-fraction", "0", "--out", "splits/no-test.csv").code == 0
+    found = invoke("audit", "splits/no-test.csv", *NETWORK, "--subset", "test")
+    assert found.code == 2 and "no-test.csv has no test images" in found.err

@@ -2,6 +2,7 @@ import sys
 
 import pytest
 import torch
+from inat_ft_timm.backbone import Timm
 from safetensors.torch import save_file
 
 from inat_ft.config import ModelConfig
@@ -83,3 +84,15 @@ def test_without_the_package_the_message_says_how_to_install_it(monkeypatch) -> 
 def test_what_cannot_be_used_is_named(name: str, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         build_model(model_config(name, "none"), 3, 0)
+
+
+def test_other_weights_are_selected_by_their_tag() -> None:
+    with pytest.raises(WeightsError, match="timm:resnet10t has no weights 'imagenet21k'") as caught:
+        Timm(variant="resnet10t").weights("imagenet21k")
+    assert "--backbone timm:resnet10t.TAG" in caught.value.hint
+
+
+def test_a_network_without_weights_of_timm_says_so() -> None:
+    name = next(name for name in timm.list_models() if not (timm.get_pretrained_cfg(name).hf_hub_id or ""))
+    with pytest.raises(WeightsError, match=f"timm does not provide weights for {name}"):
+        Timm(variant=name).weights("imagenet")

@@ -29,6 +29,13 @@ def test_it_ends_with_code_2_before_anything_is_written(
     assert not list((tmp_path / "runs").glob("*"))
 
 
+@pytest.mark.parametrize(("mode", "is_warned"), [("head", True), ("partial", True), ("full", False)])
+def test_layers_that_stay_random_cause_a_warning(config, directories, mode: str, is_warned: bool) -> None:
+    lines: list[str] = []
+    train(config(strategy__name=mode, optim__epochs=1), directories, TrainCallbacks(log=lines.append))
+    assert any("frozen parameters keep random values" in line for line in lines) == is_warned
+
+
 class Interrupted(Exception):
     pass
 

@@ -5,6 +5,7 @@ import math
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -305,6 +306,26 @@ def test_sweeps_are_found_by_id_or_alone(tmp_path: Path) -> None:
         open_sweep("smal", tmp_path)
     with pytest.raises(UsageError, match="exists already"):
         small(tmp_path)
+
+
+def test_a_sweep_whose_creation_was_interrupted_is_named(tmp_path: Path) -> None:
+    journal = small(tmp_path).folder / "journal.log"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text(lines[0])  # the study without its specification
+    with pytest.raises(RecordError, match=r"creating .*small was interrupted"):
+        open_sweep("small", tmp_path)
+    journal.write_text("")
+    with pytest.raises(UsageError, match="no sweep 'small' in"):
+        open_sweep("small", tmp_path)
+
+
+def test_postgresql_without_its_driver_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.partition(".")[0] == "psycopg"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(InatFtError, match="sweeps in PostgreSQL need its driver") as caught:
+        create(read_spec(None), tmp_path, "remote", storage="postgresql://nobody@127.0.0.1:9/sweeps")
+    assert caught.value.hint == "pip install 'inat-ft[postgres]'" and not (tmp_path / "remote").exists()
 
 
 def test_sqlite_is_refused_with_its_reason(tmp_path: Path) -> None:

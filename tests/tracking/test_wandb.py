@@ -13,7 +13,7 @@ from inat_ft_wandb.tracker import WandbTracker, require_server
 
 from inat_ft.config import TrackConfig
 from inat_ft.errors import InatFtError, UsageError
-from inat_ft.records import read_record
+from inat_ft.records import Epoch, read_record
 from inat_ft.settings import load_config
 from inat_ft.training import train
 from tests.fake_wandb import KEY, FakeWandb
@@ -219,6 +219,15 @@ def test_a_server_that_is_down_or_mute_is_named(at) -> None:
 def test_the_variable_decides_how_a_run_is_logged(monkeypatch, configured: str, variable: str, expected) -> None:
     monkeypatch.setenv("WANDB_MODE", variable)
     assert WandbTracker(mode=configured).effective_mode == expected
+
+
+def test_a_disabled_tracker_starts_nothing(monkeypatch, config, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    tracker = WandbTracker(mode="online")
+    tracker.check()
+    tracker.start(config(), "run", tmp_path / "run", [])
+    tracker.log(Epoch(epoch=1, lr=1e-3, seconds=1.0))
+    assert tracker.finish(None) == "" and not (tmp_path / "run").exists()
 
 
 def test_an_unknown_mode_is_refused_before_a_run_folder_is_made(invoke, manifest_file: Path, monkeypatch) -> None:

@@ -648,6 +648,14 @@ def test_the_name_of_the_final_run_is_valid_whatever_that_of_the_folder(session,
     assert len(tuning.config(tuning.free_name(), []).name or "") == 85
 
 
+def test_a_file_that_is_not_a_manifest_is_refused_where_the_manifest_would_be(cli) -> None:
+    Path("splits").mkdir()
+    Path("splits/photos.csv").write_text("path,label\na.jpg,a\n")
+    ran = cli("tune", "splits/photos.csv", "--budget", "60s", *WORDS)
+    assert ran.code == 2 and "splits/photos.csv is not a manifest of inat-ft" in ran.err
+    assert Path("splits/photos.csv").read_text() == "path,label\na.jpg,a\n"
+
+
 def test_an_evaluation_without_test_images_is_refused_before_the_search(images: Path, cli) -> None:
     inat_ft.split(images, "splits/none.csv", test_fraction=0, near=False)
     ran = cli("tune", "splits/none.csv", "--budget", "60s", *WORDS, "--eval")
