@@ -159,7 +159,7 @@ def measure(
         add(case, f"cold, {FASTEST}", Cost.median(cold), baseline)
         add(case, f"warm, {FASTEST}", Cost.median(warm), baseline)
         add(case, "(plain loop)", plain, baseline)
-        add(case, "(expert)", Cost.median(experts), baseline)
+        add(case, "(expert's loop)", Cost.median(experts), baseline)
         for which, package in PACKAGES.items() if peers else ():
             if find_spec(package) and (which != "timm" or mode == "full"):
                 add(case, f"({which})", process(f"peers {which}", folder, mode), baseline)
