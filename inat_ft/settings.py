@@ -45,13 +45,18 @@ ALIASES = {
 """The short keys, which are the names of the flags, and the dotted key of each: `lr` is `optim.lr`."""
 
 
+_MAX_CHARACTERS = 10_000_000
 _TEXT_FILE = "write lines of the form `key: value`, in UTF-8"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises UsageError if the file is missing or is not a mapping."""
     try:
-        loaded = parse_yaml(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_CHARACTERS + 1)  # a device has no end
+        if len(text) > _MAX_CHARACTERS:
+            raise UsageError(f"{path} has more than {_MAX_CHARACTERS:,} characters", _TEXT_FILE)
+        loaded = parse_yaml(text)
     except FileNotFoundError:
         raise UsageError(f"no such file: {path}", f"paths are relative to {Path.cwd()}") from None
     except IsADirectoryError:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -244,3 +245,19 @@ def test_every_key_is_documented_and_every_short_key_exists() -> None:
     lines = {line["key"]: line for line in describe(load_config(None, [("strategy.name", "partial")]))}
     assert all(line["help"] for line in lines.values())
     assert set(ALIASES.values()) <= set(lines)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="the system has no such device")
+def test_a_file_without_an_end_is_refused() -> None:
+    with pytest.raises(UsageError, match="/dev/zero has more than 10,000,000 characters"):
+        load_config("/dev/zero")
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="the system has no such folder")
+def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
+    """As of `--config <(command)` in a shell."""
+    reader, writer = os.pipe()
+    os.write(writer, b"optim: {epochs: 7}")
+    os.close(writer)
+    assert load_config(f"/dev/fd/{reader}").optim.epochs == 7
+    os.close(reader)
