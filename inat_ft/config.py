@@ -4,21 +4,13 @@ A docstring below a field is its documentation, which `--show-config` and, for a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from inat_ft.errors import ConfigError, PluginError, did_you_mean
 from inat_ft.registry import BACKBONES, OPTIMIZERS, STRATEGIES, TRACKERS, get, plugins, split_backbone
-from inat_ft.validation import LIST_KEYS, format_validation_error
-
-
-@dataclass(frozen=True)
-class Flag:
-    """Metadata that makes a field a flag of `inat-ft train`, and a short key of `--set`: run `make generate`."""
-
-    names: tuple[str, ...] = ()
+from inat_ft.validation import LIST_KEYS, Allowed, Flag, format_validation_error
 
 
 class Section(BaseModel):
@@ -179,7 +171,9 @@ class TrackConfig(PluginSection):
 class ComputeConfig(Section):
     """Device, precision and caches."""
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"), Flag()] = "auto"
+    device: Annotated[
+        str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"), Allowed("auto, cpu, cuda, cuda:N or mps"), Flag()
+    ] = "auto"
     """Device: auto, cpu, cuda, cuda:N, or mps."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Flag()] = "auto"
     """Numeric precision; auto selects bf16, fp16 or fp32 by the hardware. fp32 is exact on a CPU."""
@@ -198,7 +192,12 @@ class ComputeConfig(Section):
 class RunConfig(Section):
     """Everything that decides what a run computes."""
 
-    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"), Flag()] = None
+    name: Annotated[
+        str | None,
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"),
+        Allowed("letters, digits, dots, hyphens and underscores, at most 100, with a letter or digit first"),
+        Flag(),
+    ] = None
     """Name of the run and its folder. Default: backbone, strategy and a number."""
     seed: Annotated[int, Field(ge=0, lt=2**32), Flag()] = 0
     """Random seed of the new output layer, the order of images, dropout and augmentation."""

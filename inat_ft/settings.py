@@ -16,11 +16,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from inat_ft.config import BUILDERS, Flag, OptimConfig, RunConfig, build_tracker
+from inat_ft.config import BUILDERS, OptimConfig, RunConfig, build_tracker
 from inat_ft.errors import ConfigError, UsageError, did_you_mean
 from inat_ft.paths import ensure_home
 from inat_ft.registry import STRATEGIES
-from inat_ft.validation import LIST_KEYS, format_validation_error
+from inat_ft.validation import LIST_KEYS, Flag, format_validation_error
 from inat_ft.yaml_io import dump_yaml, parse_yaml, quote_yaml
 
 Override = tuple[str, Any]

@@ -1,10 +1,13 @@
-"""Pydantic's validation errors as sentences for the user."""
+"""Metadata of the fields of the configuration, and pydantic's validation errors as sentences for the user."""
 
 import re
+from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from inat_ft.errors import ConfigError, did_you_mean
 
@@ -23,6 +26,20 @@ _TEXTS = {
 """Sentences for pydantic's types of errors."""
 
 
+@dataclass(frozen=True)
+class Flag:
+    """Metadata that makes a field a flag of `inat-ft train`, and a short key of `--set`: run `make generate`."""
+
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Metadata of a field with a pattern: what it accepts, in words."""
+
+    text: str
+
+
 def format_validation_error(
     error: ValidationError, model: type[BaseModel], where: str = "", also: tuple[str, ...] = (), owner: str = "it"
 ) -> ConfigError:
@@ -33,30 +50,40 @@ def format_validation_error(
     lines = []
     for finding in error.errors():
         *sections, key = [str(part) for part in finding["loc"]] or [""]
-        dotted = ".".join(part for part in (where, *sections, key) if part)
-        got, kind, context = finding["input"], finding["type"], finding.get("ctx", {})
-        if kind == "extra_forbidden":
-            home = dotted.rpartition(".")[0]
-            own = _fields(model, sections)
-            near = did_you_mean(key, (*own, *(also if not sections else ())))
-            near = near or f": {owner} has {', '.join(own) or 'no options'}"
+        fields = _fields(model, sections)
+        if finding["type"] == "extra_forbidden":
+            home = ".".join(part for part in (where, *sections) if part)
+            near = did_you_mean(key, (*fields, *(also if not sections else ())))
+            near = near or f": {owner} has {', '.join(fields) or 'no options'}"
             lines.append(f"unknown key '{key}'{f' in {home}' if home else ''}{near}")
-        elif kind == "literal_error":
-            choices = tuple(re.findall(r"'([^']*)'", context["expected"]))
-            lines.append(f"{dotted}: {got!r} is not one of {', '.join(choices)}{did_you_mean(str(got), choices)}")
-        elif str(got).strip("+-.").lower() == "nan":
-            lines.append(f"{dotted}: {got} is not a finite number")
-        elif kind in _TEXTS:
-            lines.append(f"{dotted}: {_TEXTS[kind].format(got=repr(got), **context)}")
-        elif kind == "value_error":
-            lines.append(str(context["error"]))
         else:
-            lines.append(f"{dotted}: {finding['msg'][0].lower()}{finding['msg'][1:]} (got {got!r})")
+            dotted = ".".join(part for part in (where, *sections, key) if part)
+            lines.append(_sentence(finding, dotted, fields.get(key)))
     return ConfigError("\n".join(lines), LIST_KEYS)
 
 
-def _fields(model: type[BaseModel], sections: list[str]) -> tuple[str, ...]:
-    """Return the keys of the section at a path. Sections can be optional, and values of a mapping."""
+def _sentence(finding: ErrorDetails, key: str, field: FieldInfo | None) -> str:
+    """Return why the value of a dotted key was rejected."""
+    got, kind, context = finding["input"], finding["type"], finding.get("ctx", {})
+    allowed = [each.text for each in (field.metadata if field else ()) if isinstance(each, Allowed)]
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "literal_error":
+        choices = tuple(re.findall(r"'([^']*)'", context["expected"]))
+        problem = f"{got!r} is not one of {', '.join(choices)}{did_you_mean(str(got), choices)}"
+    elif str(got).strip("+-.").lower() == "nan":
+        problem = f"{got} is not a finite number"
+    elif kind in _TEXTS:
+        problem = _TEXTS[kind].format(got=repr(got), **context)
+    elif kind == "string_pattern_mismatch" and allowed:
+        problem = f"{got!r} is not allowed; expected {allowed[0]}"
+    else:
+        problem = f"{finding['msg'][0].lower()}{finding['msg'][1:]} (got {got!r})"
+    return f"{key}: {problem}"
+
+
+def _fields(model: type[BaseModel], sections: list[str]) -> dict[str, FieldInfo]:
+    """Return the fields of the section at a path. Sections can be optional, and values of a mapping."""
     here: Any = model
     for name in sections:
         if get_origin(here) is dict:
@@ -65,4 +92,4 @@ def _fields(model: type[BaseModel], sections: list[str]) -> tuple[str, ...]:
             here = getattr(getattr(here, "model_fields", {}).get(name), "annotation", None)
         if get_origin(here) in (Union, UnionType):
             here = next((inner for inner in get_args(here) if hasattr(inner, "model_fields")), None)
-    return tuple(getattr(here, "model_fields", ()))
+    return dict(getattr(here, "model_fields", {}))

@@ -69,6 +69,9 @@ def test_a_network_without_weights_is_trained_whole() -> None:
         ("model.filters=3", "unknown key 'filters' in model: 'resnet50' has "),
         ("warmup_epochs=9", "optim.warmup_epochs is greater than optim.epochs, 5"),
         ("optim=3", "unknown key 'optim': did you mean"),
+        ("compute.device=tpu", "compute.device: 'tpu' is not allowed; expected auto, cpu, cuda, cuda:N or mps"),
+        ("name=my run", "name: 'my run' is not allowed; expected letters, digits, dots, hyphens and underscores"),
+        ("optim.lr=nan", "optim.lr: nan is not a finite number"),
     ],
 )
 def test_errors_name_key_value_and_the_nearest_right_one(override: str, message: str) -> None:

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from inat_ft.config import Flag, RunConfig
+from inat_ft.config import RunConfig
 from inat_ft.records import RunRecord
 from inat_ft.registry import BACKBONES, OPTIMIZERS, STRATEGIES, TRACKERS, get, plugins
+from inat_ft.validation import Flag
 
 ROOT = Path(__file__).parents[1]
 CONFIGURATION = ROOT / "docs" / "reference" / "configuration.md"
