@@ -86,8 +86,9 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     if not isinstance(value, type):
         registry = import_module(f"{__name__}.registry")
-        checked = registry.get(registry.FEATURES, "arguments").load()(value)
-        value = import_module(f"{__name__}.hints").for_python(checked)
+        for feature in ("arguments", "memory"):
+            value = registry.get(registry.FEATURES, feature).load()(value)
+        value = import_module(f"{__name__}.hints").for_python(value)
     globals()[name] = value
     return value
 

@@ -11,13 +11,14 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from inat_ft_startup.memory import keep_memory
+
 _PACKAGE, _UTILS = "torch._dynamo", "torch._dynamo.utils"
 _EXPORT, _ONNX, _HUB = "torch.export", "torchvision.ops._register_onnx_ops", "torch.hub"
 _TASKS = ("detection", "optical_flow", "segmentation", "video")
 _UNUSED = ("torch.distributions", "torchvision.datasets", *(f"torchvision.models.{task}" for task in _TASKS))
 _NOT_PACKAGES = (_UTILS, _ONNX, _HUB)
 _MAX_NEW_OBJECTS = 100_000
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 
 
 class _StandIn(ModuleType):
@@ -103,22 +104,6 @@ def prepare_process() -> None:
     keep_memory()
     limit_spinning()
     defer_imports()
-
-
-def keep_memory() -> None:
-    """Make glibc reuse freed memory instead of returning it to the system, unless the user has set its parameters.
-
-    Every training step frees and allocates hundreds of MiB. The system clears each page before it is used again, which takes
-    a quarter of the time of full fine-tuning on a CPU.
-    """
-    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        return
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_TRIM_THRESHOLD, 2**30)
-        mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25)  # the limit of old versions
 
 
 def limit_spinning() -> None:

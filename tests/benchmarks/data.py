@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from inat_ft_startup.startup import keep_memory
+from inat_ft_startup.memory import keep_memory
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from inat_ft.cache.packed_images import Pixels

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 
 import torch
 from inat_ft_runtimes.frozen import RUNTIMES
+from inat_ft_startup.memory import keep_memory
 from torch import Tensor
 
 from inat_ft.cache.prefix_forward import Compiled, folded_prefix, reduced_prefix
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--precisions", nargs="*", choices=("bf16", "fp32"), default=("bf16", "fp32"))
     chosen = parser.parse_args()
+    keep_memory()  # as the command line does
     torch.set_num_threads(chosen.threads)
     net = build_model(ModelConfig(backbone="resnet50", weights="none"), 10, 0, 224, False).net
     net = net.to(memory_format=torch.channels_last).eval()

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from inat_ft_startup.memory import keep_memory
 
 from inat_ft.cache.frozen_prefix import IDENTITY, PrefixCache
 from inat_ft.cache.packed_images import Pixels
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
+    keep_memory()  # as the command line does
     compute = choose_compute("auto", FASTEST)
     model = build_model(ModelConfig(backbone="resnet50", weights="none"), 10, 0, 224, False)
     net = model.net.to(compute.device).to(memory_format=torch.channels_last)
