@@ -86,12 +86,12 @@ class Setup:
     @property
     def warnings(self) -> Sequence[str]:
         """Warnings of the device, of the strategy and about random weights."""
-        own, frozen = [], sum(p.numel() for p in self.plan.net.parameters()) - self.plan.num_trainable
+        warnings = [*self.compute.warnings, *call_plugin(self.strategy.warnings, self.config.optim.epochs)]
+        frozen = sum(parameter.numel() for parameter in self.plan.net.parameters()) - self.plan.num_trainable
         if frozen and self.config.model.weights == "none":
-            own = [
-                f"the weights are none, so {frozen:,} frozen parameters keep random values; the strategy full trains all"
-            ]
-        return [*self.compute.warnings, *call_plugin(self.strategy.warnings, self.config.optim.epochs), *own]
+            what = f"the weights are none, so {frozen:,} frozen parameters keep random values"
+            warnings.append(f"{what}; the strategy full trains all")
+        return warnings
 
     @property
     def class_counts(self) -> Tensor:

@@ -71,7 +71,7 @@ def _sentence(finding: ErrorDetails, key: str, field: FieldInfo | None) -> str:
     if kind == "literal_error":
         choices = tuple(re.findall(r"'([^']*)'", context["expected"]))
         problem = f"{got!r} is not one of {', '.join(choices)}{did_you_mean(str(got), choices)}"
-    elif str(got).strip("+-.").lower() == "nan":
+    elif kind.startswith(("greater", "less", "finite")) and str(got).strip("+-.").lower() == "nan":
         problem = f"{got} is not a finite number"
     elif kind in _TEXTS:
         problem = _TEXTS[kind].format(got=repr(got), **context)
