@@ -224,6 +224,11 @@ def missing_run(path: Path, text: str, hint: str) -> UsageError:
         text, hint = f"{path} is a cross-validation, not a single run", "pass the folder of a fold inside it"
     elif (path / "config.yaml").is_file() and not (path / "record.json").is_file():
         text, hint = f"the training of {path} is not finished", f"resume it: inat-ft train --resume {path}"
+    elif not path.exists():
+        runs = Path(os.environ.get("INAT_FT_RUNS_DIR") or "runs")
+        names = [each.name for each in runs.iterdir()] if runs.is_dir() else []
+        if near := difflib.get_close_matches(path.name, names, 1, 0.7):
+            text += f": did you mean '{runs / near[0]}'?"
     return UsageError(text, hint)
 
 

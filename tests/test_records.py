@@ -52,3 +52,13 @@ def test_the_code_of_a_library_s_error_decides_and_not_its_words(tmp_path: Path,
     with pytest.raises(RuntimeError), atomic_write(tmp_path / "model"):
         raise RuntimeError("this is not about No space left on device")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [("eval", "birsd"), ("predict", "birds", "."), ("compare", "runs/brids", "x")])
+def test_a_run_that_is_not_found_is_suggested(invoke, words: tuple[str, ...]) -> None:
+    Path("runs/birds").mkdir(parents=True)
+    Path("runs/other").mkdir()
+    Path("a.jpg").touch()
+    ran = invoke(*words)
+    assert ran.code == 2 and "not found: " in ran.err and "did you mean 'runs/birds'?" in ran.err
+    assert "did you mean" not in invoke("eval", "runs/mice").err

@@ -259,12 +259,13 @@ def model_file(run: Path) -> Path:
     """Return the weights of a run directory, its record.json or a model.safetensors. Raises UsageError if missing."""
     if run.suffix == ".safetensors":
         return run
-    if not run.exists():
-        raise UsageError(f"run not found: {run}", "pass the folder of a run, such as runs/NAME")
-    file = (run if run.is_dir() else run.parent) / "model.safetensors"
+    file, hint = (
+        (run.parent if run.is_file() else run) / "model.safetensors",
+        "pass the folder of a run, such as runs/NAME",
+    )
     if not file.is_file():
-        text = f"{run} is not a run: it has no model.safetensors"
-        raise missing_run(run, text, "pass the folder of a run, such as runs/NAME")
+        text = f"{run} is not a run: it has no model.safetensors" if run.exists() else f"run not found: {run}"
+        raise missing_run(run, text, hint)
     return file
 
 
