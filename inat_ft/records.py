@@ -226,9 +226,9 @@ def missing_run(path: Path, text: str, hint: str) -> UsageError:
         text, hint = f"the training of {path} is not finished", f"resume it: inat-ft train --resume {path}"
     elif not path.exists():
         runs = Path(os.environ.get("INAT_FT_RUNS_DIR") or "runs")
-        names = [each.name for each in runs.iterdir()] if runs.is_dir() else []
-        if near := difflib.get_close_matches(path.name, names, 1, 0.7):
-            text += f": did you mean '{runs / near[0]}'?"
+        with suppress(OSError):  # no such folder, or not readable
+            if near := difflib.get_close_matches(path.name, os.listdir(runs), 1, 0.7):
+                text += f": did you mean '{runs / near[0]}'?"
     return UsageError(text, hint)
 
 

@@ -1,7 +1,7 @@
 """Memory that is freed and taken again many times: glibc keeps it instead of returning it to the system.
 
 Every training step frees and allocates hundreds of MiB. The system clears each page before it is used again, which takes a
-quarter of the time of full fine-tuning on a CPU, and almost half of that of the extraction of features in bfloat16.
+quarter of the time of full fine-tuning on a CPU, and a third of that of the extraction of features in bfloat16.
 """
 
 import ctypes

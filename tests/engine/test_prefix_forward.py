@@ -1,5 +1,6 @@
 """The ways to compute frozen stages give the same features within their tolerance."""
 
+import copy
 import shutil
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from inat_ft.cache.frozen_prefix import PrefixCache
-from inat_ft.cache.prefix_forward import Compiled, exact_prefix, folded_prefix
+from inat_ft.cache.prefix_forward import Compiled, _fold, exact_prefix, folded_prefix, reduced_prefix
 from inat_ft.config import ModelConfig
 from inat_ft.models.build import build_net
 from inat_ft.setup import TrainCallbacks, make_loaders, prepare
@@ -123,3 +124,16 @@ def test_stages_whose_bits_depend_on_the_position_of_an_image_are_not_cached(con
     assert (
         PrefixCache(net, model.preprocess, setup.compute, directories.cache / "new").exact_depth(len(net.stages)) == 1
     )
+
+
+def test_reduced_precision_has_no_in_place_activations_and_the_same_bits() -> None:
+    net = build_net(ModelConfig(backbone="resnet18", weights="none"), 3, 64, seed=0).eval()
+    stages = _fold(copy.deepcopy(nn.Sequential(*net.stages.values())).eval()).bfloat16()
+    stages = stages.to(memory_format=torch.channels_last)
+    assert any(getattr(module, "inplace", False) for module in stages.modules())
+    replaced = reduced_prefix(net, len(net.stages), torch.bfloat16).build()
+    assert not any(getattr(module, "inplace", False) for module in replaced.modules())
+    images = torch.randn(4, 3, 64, 64).bfloat16().contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert torch.equal(replaced(images.clone()), stages(images.clone()))
+    assert any(getattr(module, "inplace", False) for stage in net.stages.values() for module in stage.modules())
